@@ -1,0 +1,217 @@
+"""The nouns of perdure: Example, Dataset, Task, Stream, Query, Method.
+
+Knows what a continual or test-time problem is made of. Does not know files, models, optimisers or
+metrics, and imports neither torch nor numpy, so that recipes can be checked in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from perdure.runtime import Runtime
+
+Kind = Literal[
+    "classify", "retrieve", "caption", "instruct", "localize-events", "parse-video", "segment", "answer"
+]
+"""What is asked: the eight kinds of question that a method may answer."""
+
+Batch = Mapping[str, Any]
+"""Named tensors (or lists) of several examples: what `preprocess` gave for each, stacked."""
+
+Predictions = Any
+"""What a predictor returns for a batch, one entry an example: a score matrix ``[examples, candidates]``
+for `classify` and `retrieve`, a list of strings for `caption`, `instruct`; see `perdure.metrics`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One item as it is on disk: nothing is decoded, resized or tokenised yet."""
+
+    id: str
+    """Unique within its data set, the same on every machine (a relative path, an annotation id)."""
+    inputs: Mapping[str, Any]
+    """Raw inputs by name: ``{"image": Path | uint8 array [height, width, 3]}``, ``{"text": str}`` ..."""
+    target: Any = None
+    """The truth: a class label, a list of captions, an answer ..."""
+
+
+class Examples(Sequence[Example]):
+    """A lazy, read-only sequence of Examples whose targets are known without making them.
+
+    ``make(i, target)`` builds the i-th Example. `select` and `relabel` give views in O(n) integers.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int, Any], Example],
+        targets: Sequence[Any],
+        *,
+        indices: Sequence[int] | None = None,
+    ) -> None:
+        self._make = make
+        self.targets: list[Any] = list(targets)
+        """One target an example, in order."""
+        self._indices = list(range(len(self.targets))) if indices is None else list(indices)
+        assert len(self._indices) == len(self.targets)
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Examples:
+        """Examples that exist already."""
+        items = list(examples)
+        return cls(_Listed(items), [e.target for e in items])
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index):  # type: ignore[override]
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        return self._make(self._indices[index], self.targets[index])
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    def select(self, positions: Sequence[int]) -> Examples:
+        """The examples at these positions, in this order."""
+        return Examples(
+            self._make,
+            [self.targets[i] for i in positions],
+            indices=[self._indices[i] for i in positions],
+        )
+
+    def relabel(self, new: Callable[[Any], Any]) -> Examples:
+        """The same examples with ``new(target)`` as target."""
+        return Examples(self._make, [new(t) for t in self.targets], indices=self._indices)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Makes Examples out of a list (a class, not a closure, so that loader workers can receive it)."""
+
+    items: list[Example]
+
+    def __call__(self, index: int, target: Any) -> Example:
+        item = self.items[index]
+        return item if item.target is target else Example(id=item.id, inputs=item.inputs, target=target)
+
+
+NO_EXAMPLES = Examples.of([])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a reader of `perdure.data` returns: splits of Examples as they are on disk."""
+
+    name: str
+    kind: Kind
+    candidates: tuple[str, ...] = ()
+    """Class names by label for `classify`; what may be answered, in general."""
+    train: Examples = NO_EXAMPLES
+    validation: Examples = NO_EXAMPLES
+    test: Examples = NO_EXAMPLES
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-ready facts worth a line in the result card (source, counts, fingerprint of the file list)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One step of a stream. For test-time adaptation `train` is empty."""
+
+    index: int
+    name: str
+    kind: Kind
+    candidates: tuple[str, ...] = ()
+    """The answers that this task brings (class names)."""
+    offset: int = 0
+    """Label of ``candidates[0]``: targets of this task lie in offset .. offset + len(candidates) - 1."""
+    train: Examples = NO_EXAMPLES
+    validation: Examples = NO_EXAMPLES
+    test: Examples = NO_EXAMPLES
+    metrics: tuple[str, ...] = ("accuracy",)
+    """Names in `perdure.metrics`; the first is the headline."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What a method may know of the task beyond its examples (vocabularies, domain, severity)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What evaluation asks of a method: hashable, so that a predictor is made once per distinct query."""
+
+    kind: Kind
+    candidates: tuple[str, ...] = ()
+    """The permitted answers, by label: score column i stands for label ``offset + i``."""
+    offset: int = 0
+    task: str | None = None
+    """The task's name where the protocol reveals it (task-incremental), else None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """An ordered sequence of tasks and two facts of the protocol."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    shared_candidates: bool = True
+    """Class-incremental: every test asks among all candidates of `scope`."""
+    task_revealed: bool = False
+    """Task-incremental: the query names the task and offers only its candidates."""
+    scope: Literal["seen", "all"] = "seen"
+    """Candidates of a query: of the tasks learned so far (and the asked one), or of all tasks."""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-ready: all that is needed to build the same stream again (order, cuts, example ids)."""
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def query(self, asked: Task, *, after: int) -> Query:
+        """The question put to a method that has learned tasks 0..after when `asked` is tested (-1: none)."""
+        if self.task_revealed or not self.shared_candidates:
+            name = asked.name if self.task_revealed else None
+            return Query(kind=asked.kind, candidates=asked.candidates, offset=asked.offset, task=name)
+        last = len(self.tasks) - 1 if self.scope == "all" else max(after, asked.index)
+        merged: list[str] = []
+        for task in self.tasks[: last + 1]:
+            if task.kind == asked.kind:
+                merged[task.offset : task.offset + len(task.candidates)] = task.candidates
+        return Query(kind=asked.kind, candidates=tuple(merged))
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Settings, models and what has been learned. See docs/add-a-method.md."""
+
+    Config: ClassVar[type]
+    """Frozen keyword-only dataclass: every setting, with a docstring under each field."""
+    answers: ClassVar[frozenset[Kind]]
+    """The kinds of Query it can answer."""
+    # Optional, read with getattr:
+    #   adapts = True         prediction needs gradients
+    #   carries_state = True  state survives from test sample to test sample
+    #   collate(items) -> Batch    where stacking is not enough
+    #   export(folder)             writes what plain transformers / peft load
+    #   facts() -> dict            JSON-ready extras for the result card (extra parameters, bytes)
+
+    def __init__(self, config: Any, **roles: Any) -> None: ...
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        """Raw example -> tensors without a batch axis. Runs in loader workers; no model, no device.
+        Its randomness comes from torch's global generator, which the loader keys per sample."""
+        ...
+
+    def learn(self, task: Task, runtime: Runtime) -> None: ...
+
+    def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
+        """A function of a batch; all that depends on the query alone is done here, once."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nested dicts and lists of tensors and JSON values: all that `learn` changed."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
