@@ -1,0 +1,148 @@
+"""Saving and loading of state: tensors and JSON in one safetensors file, written aside and renamed.
+
+Knows nested dicts, lists, tuples, tensors and JSON values, checksums, and what a damaged or foreign file
+looks like. Does not know methods, tasks or runs, and never unpickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from perdure.errors import CheckpointError
+
+FORMAT = "perdure-1"
+
+
+def save(path: Path, state: Any) -> None:
+    """Write `state` so that a kill at any moment leaves the old file or the new one, never a part.
+
+    Args:
+        path: the file; its folder is made.
+        state: nested dicts, lists and tuples of tensors and JSON values; dict keys may be int or str.
+
+    Raises:
+        CheckpointError: a value is neither a tensor nor JSON (an object, a function, an array).
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_pack(state, "", tensors))
+    metadata = {"format": FORMAT, "tree": tree, "checksum": _checksum(tree, tensors)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, str(aside), metadata=metadata)
+    _sync(aside)
+    os.replace(aside, path)
+    _sync(path.parent)
+
+
+def load(path: Path) -> Any:
+    """Read what `save` wrote.
+
+    Raises:
+        CheckpointError: absent, damaged, a pickle, or not written by perdure.
+    """
+    if not path.is_file():
+        raise CheckpointError("no such checkpoint", where=str(path))
+    if path.open("rb").read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise CheckpointError(
+            "this is a pickle, which can run code when it is loaded",
+            where=str(path),
+            expected="a safetensors file written by perdure",
+        )
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as fault:
+        raise CheckpointError(
+            f"damaged ({fault})", where=str(path), todo="Delete it to start again from the one before."
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError("not a checkpoint of perdure", where=str(path))
+    if metadata["checksum"] != _checksum(metadata["tree"], tensors):
+        raise CheckpointError(
+            "damaged (the checksum does not match)", where=str(path), todo="Delete it to start again."
+        )
+    return _unpack(json.loads(metadata["tree"]), tensors)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON, written aside and renamed, with a final newline."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 text, written aside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    _sync(aside)
+    os.replace(aside, path)
+
+
+def stored_bytes(state: Any) -> int:
+    """Bytes of all tensors in a state."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    values = state.values() if isinstance(state, Mapping) else state
+    return sum(map(stored_bytes, values)) if isinstance(state, Mapping | list | tuple) else 0
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A JSON tree in which tensors are named; `$` marks what JSON itself cannot say."""
+    if isinstance(value, Tensor):
+        # A copy: safetensors refuses tensors that share memory, and a later step must not move the saved one.
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"$tensor": name}
+    if isinstance(value, Mapping):
+        pairs = [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]
+        plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
+        return dict(pairs) if plain else {"$items": pairs}
+    if isinstance(value, list | tuple):
+        items = [_pack(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+        return {"$tuple": items} if isinstance(value, tuple) else items
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise CheckpointError(
+        f"a state holds a {type(value).__name__} at '{name}'", expected="tensors and JSON values only"
+    )
+
+
+def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_unpack(item, tensors) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "$tensor" in tree:
+        return tensors[tree["$tensor"]]
+    if "$items" in tree:
+        return {key: _unpack(item, tensors) for key, item in tree["$items"]}
+    if "$tuple" in tree:
+        return tuple(_unpack(item, tensors) for item in tree["$tuple"])
+    return {key: _unpack(item, tensors) for key, item in tree.items()}
+
+
+def _checksum(tree: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.blake2b(tree.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

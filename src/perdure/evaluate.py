@@ -1,0 +1,180 @@
+"""From a predictor and a task to records on disk and numbers.
+
+Knows batches, records, metrics, processes, and how to go on with a part of the records already there.
+Does not know methods, models or streams.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from perdure import metrics
+from perdure.checkpoint import write_text
+from perdure.errors import DataError, Interrupted, RecipeError
+from perdure.loading import ExampleBatches
+from perdure.progress import Progress
+from perdure.runtime import Runtime
+from perdure.types import Batch, Examples, Predictions, Query, Task
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How tasks are tested."""
+
+    batch_size: int = 128
+    """Test examples at a time."""
+    split: Literal["test", "validation"] = "test"
+    """Which examples of a task are used."""
+    save_predictions: bool = True
+    """Keep the records as JSON lines."""
+
+
+def evaluate(
+    method: Any,
+    predict: Callable[[Batch], Predictions],
+    task: Task,
+    query: Query,
+    settings: Evaluation,
+    *,
+    runtime: Runtime,
+    after: int,
+) -> tuple[dict[str, Any], int]:
+    """Test `predict` on a task.
+
+    Returns:
+        metric name -> value, and the number of examples scored.
+
+    Raises:
+        DataError: no example could be read.
+        RecipeError: a method whose state goes from sample to sample is run on several processes.
+    """
+    carries = getattr(method, "carries_state", False)
+    if carries and runtime.processes > 1:
+        raise RecipeError("the method carries state from sample to sample", expected="one process")
+    examples: Examples = getattr(task, settings.split)
+    name = f"{after}_{task.index}"
+    part = _Part(runtime, name if settings.save_predictions else None, resumable=not carries)
+    done = part.read()
+    todo = (
+        [i for i, example in enumerate(examples) if example.id not in done] if done else range(len(examples))
+    )
+    own = _predict(
+        method, predict, examples.select(list(todo)), query, settings, runtime, part, label=task.name
+    )
+    fresh = {record["id"]: record for record in runtime.gather(own)}
+    found = [record for e in examples if (record := done.get(e.id) or fresh.get(e.id)) is not None]
+    if len(examples) and not found:
+        raise DataError("no example could be read", where=f"task '{task.name}', split {settings.split}")
+    part.finish(found)
+    return {metric: metrics.compute(metric, found) for metric in task.metrics}, len(found)
+
+
+def _predict(
+    method: Any,
+    predict: Callable[[Batch], Predictions],
+    examples: Examples,
+    query: Query,
+    settings: Evaluation,
+    runtime: Runtime,
+    part: _Part,
+    *,
+    label: str,
+) -> list[Record]:
+    """Records of this process's share of `examples`, appended to its part file batch by batch."""
+    batches = ExampleBatches(
+        examples,
+        method.preprocess,
+        batch_size=settings.batch_size,
+        runtime=runtime,
+        stage=f"test {label}",
+        training=False,
+        collate=getattr(method, "collate", None),
+    )
+    records: list[Record] = []
+    show = runtime.main and not runtime.quiet
+    with Progress(f"test {label}", total=len(batches), show=show) as progress:
+        for step, (batch, _) in enumerate(batches.epoch(0)):
+            if batch is not None:
+                torch.manual_seed(runtime.key("test", label, step))
+                with torch.set_grad_enabled(getattr(method, "adapts", False)), runtime.autocast():
+                    predictions = predict(batch)
+                chosen = [examples[i] for i in batch["position"].tolist()]
+                new = metrics.records(query.kind, predictions, chosen, query)
+                part.append(new)
+                records += new
+            progress.advance()
+            if runtime.stop_requested:
+                raise Interrupted(f"stopped while testing {label}")
+    return records
+
+
+class _Part:
+    """Records of a test pass that is under way, one file a process; a torn last line is ignored."""
+
+    def __init__(self, runtime: Runtime, name: str | None, *, resumable: bool) -> None:
+        self.runtime, self.resumable = runtime, resumable
+        folder = runtime.out / "predictions" if runtime.out is not None and name else None
+        self.final = folder and folder / f"{name}.jsonl"
+        self.file = folder and folder / f"{name}.part{runtime.rank}"
+
+    def read(self) -> dict[str, Record]:
+        """Records by id that earlier processes have left."""
+        if self.file is None:
+            return {}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        found = [record for path in self._parts() for record in read_records(path)]
+        self.runtime.wait()
+        if self.resumable:
+            if found and self.runtime.main:
+                _write_records(self.file, found)
+        elif self.file.exists():
+            self.file.unlink()
+            found = []
+        self.runtime.wait()
+        return {record["id"]: record for record in found}
+
+    def append(self, records: Sequence[Record]) -> None:
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.writelines(_line(record) for record in records)
+                file.flush()
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """All records in the examples' order; the parts go."""
+        self.runtime.wait()
+        if self.final is not None and self.runtime.main:
+            _write_records(self.final, records)
+            for path in self._parts():
+                path.unlink()
+        self.runtime.wait()
+
+    def _parts(self) -> list[Path]:
+        assert self.final is not None
+        return sorted(self.final.parent.glob(f"{self.final.stem}.part*"))
+
+
+def read_records(path: Path) -> list[Record]:
+    """Records of a JSON-lines file up to the first line that is torn."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _write_records(path: Path, records: Sequence[Record]) -> None:
+    write_text(path, "".join(map(_line, records)))
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"

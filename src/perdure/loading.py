@@ -1,0 +1,204 @@
+"""Batches in a keyed order: from Examples through `preprocess`, or from tensors in memory.
+
+Knows order, shards of processes, loader workers, per-sample seeds and unreadable examples. Does not know
+models, losses or what is in a batch. Every batch carries ``position``: int64 [examples], the places of its
+examples in the sequence that it was made from.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from perdure.errors import DataError, UnreadableExample
+from perdure.runtime import Runtime, key_seed
+from perdure.types import Batch, Example
+
+Preprocess = Callable[[Example, bool], Batch]
+Collate = Callable[[list[Any]], Batch]
+
+
+class Batches(Protocol):
+    """What `training.fit` goes through: the same steps in every epoch, in an order of its own."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch | None, float]]:
+        """(batch on the device, its share of the step's examples) from step `start` on.
+
+        A process whose part of a step is empty gets (None, 0.0)."""
+        ...
+
+
+class ExampleBatches:
+    """Batches of preprocessed Examples.
+
+    Args:
+        examples: any sequence of Examples.
+        preprocess: ``(example, training) -> dict of tensors`` without a batch axis.
+        stage: part of the key of order and augmentation.
+        training: passed to `preprocess`; also shuffles, unless `shuffle` says otherwise.
+        collate: items -> batch; torch's default stacks equal shapes.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        preprocess: Preprocess,
+        *,
+        batch_size: int,
+        runtime: Runtime,
+        stage: str,
+        training: bool,
+        shuffle: bool | None = None,
+        drop_last: bool = False,
+        collate: Collate | None = None,
+    ) -> None:
+        self.examples, self.batch_size, self.runtime, self.stage = examples, batch_size, runtime, stage
+        self.shuffle = training if shuffle is None else shuffle
+        self.drop_last = drop_last
+        seed = (runtime.seed, runtime.task, stage)
+        self._prepare = _Prepare(examples, preprocess, training, seed)
+        self._collate = _Collate(collate or default_collate, runtime.unreadable == "skip")
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.examples), self.batch_size)
+        return whole + bool(rest and not self.drop_last)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch | None, float]]:
+        runtime = self.runtime
+        parts = _parts(self, len(self.examples), epoch)[start:]
+        mine = [[(int(i), epoch) for i in part[runtime.rank :: runtime.processes]] for part in parts]
+        loader = iter(self._loader([keys for keys in mine if keys]))
+        for part, keys in zip(parts, mine):
+            if not keys:
+                yield None, 0.0
+                continue
+            batch, skipped = next(loader)
+            for name, reason in skipped:
+                skip(runtime, name, reason)
+            batch = None if batch is None else to_device(batch, runtime.device)
+            yield batch, len(keys) / len(part) if batch is not None else 0.0
+
+    def _loader(self, keys: list[list[tuple[int, int]]]) -> DataLoader:
+        workers = min(self.runtime.workers, len(keys))
+        return DataLoader(
+            self._prepare,
+            batch_sampler=keys,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=self._collate,
+            pin_memory=self.runtime.device.type == "cuda",
+            multiprocessing_context=_context() if workers else None,
+        )
+
+
+class TensorBatches:
+    """Batches of tensors in memory: ``{"features": [examples dim], "label": [examples]}``.
+
+    With ``shuffle=True`` (the default) the order is `runtime.permutation(n, stage, epoch)`.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        batch_size: int,
+        runtime: Runtime,
+        stage: str,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        self.tensors = {name: tensor.to(runtime.device) for name, tensor in tensors.items()}
+        self.examples = range(len(next(iter(self.tensors.values()))))
+        assert all(len(tensor) == len(self.examples) for tensor in self.tensors.values())
+        self.batch_size, self.runtime, self.stage = batch_size, runtime, stage
+        self.shuffle, self.drop_last = shuffle, drop_last
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.examples), self.batch_size)
+        return whole + bool(rest and not self.drop_last)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch | None, float]]:
+        runtime = self.runtime
+        for part in _parts(self, len(self.examples), epoch)[start:]:
+            positions = part[runtime.rank :: runtime.processes]
+            index = positions.to(runtime.device)
+            batch = {name: tensor[index] for name, tensor in self.tensors.items()} | {"position": positions}
+            yield (batch, len(positions) / len(part)) if len(positions) else (None, 0.0)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with its tensors on `device`; ``position`` stays on the CPU."""
+    return {
+        name: value.to(device, non_blocking=True)
+        if isinstance(value, Tensor) and name != "position"
+        else value
+        for name, value in batch.items()
+    }
+
+
+def skip(runtime: Runtime, name: str, reason: str) -> None:
+    """Count an unreadable example once, and log it."""
+    if name not in runtime.skipped:
+        runtime.skipped[name] = reason
+        runtime.log("skipped", example=name, reason=reason)
+
+
+def _parts(batches: Any, n: int, epoch: int) -> list[Tensor]:
+    """Positions of each step, over all processes."""
+    order = batches.runtime.permutation(n, batches.stage, epoch) if batches.shuffle else torch.arange(n)
+    return list(order.split(batches.batch_size))[: len(batches)] if n else []
+
+
+@dataclass(frozen=True)
+class _Skipped:
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Prepare(Dataset):
+    """Runs `preprocess` in a loader worker, with torch's global generator seeded for the sample."""
+
+    examples: Sequence[Example]
+    preprocess: Preprocess
+    training: bool
+    seed: tuple[Any, ...]
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch | _Skipped:
+        position, epoch = key
+        example = self.examples[position]
+        try:
+            if not self.training:
+                return {**self.preprocess(example, False), "position": position}
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(key_seed(*self.seed, "sample", epoch, example.id))
+                return {**self.preprocess(example, True), "position": position}
+        except UnreadableExample as fault:
+            return _Skipped(example.id, str(fault))
+
+
+@dataclass(frozen=True)
+class _Collate:
+    collate: Collate
+    may_skip: bool
+
+    def __call__(self, items: list[Any]) -> tuple[Batch | None, list[tuple[str, str]]]:
+        skipped = [(item.name, item.reason) for item in items if isinstance(item, _Skipped)]
+        if skipped and not self.may_skip:
+            raise DataError(
+                skipped[0][1], todo="Repair or remove it, or set run.unreadable=skip to go on without it."
+            )
+        items = [item for item in items if not isinstance(item, _Skipped)]
+        return (self.collate(items) if items else None), skipped
+
+
+def _context() -> str | None:
+    """Workers are forked where that exists: models and examples need not be pickled."""
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None

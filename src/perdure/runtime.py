@@ -1,0 +1,328 @@
+"""Where and how a run takes place: device, precision, processes, keyed randomness, log, resumable steps.
+
+A thin face over `accelerate`. Knows nothing of methods, models or data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from perdure import checkpoint
+from perdure.errors import CheckpointError, Interrupted, MissingExtra, RecipeError
+from perdure.progress import Progress
+
+Precision = Literal["float32", "bf16", "fp16"]
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
+
+
+def key_seed(*key: Any) -> int:
+    """A 63-bit seed from any key of ints and strings: the same on every machine and Python."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class Runtime:
+    """Device, precision, processes, randomness, log and stages of one run.
+
+    Args:
+        seed: all randomness derives from it and from keys.
+        device: ``auto`` (accelerate's choice), ``cpu``, ``cuda`` or ``cuda:1``.
+        precision: autocast of forward passes; weights stay as they were loaded.
+        out: the run's folder; None keeps nothing on disk.
+        save_every: seconds between mid-task checkpoints.
+        unreadable: what to do with an example that cannot be decoded: ``stop`` or ``skip``.
+        workers: loader processes.
+        threads: CPU threads of torch; None leaves torch's choice.
+        trackers: names of experiment trackers that accelerate knows; none by default.
+        quiet: no progress.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        precision: Precision = "float32",
+        out: Path | None = None,
+        save_every: float = 300.0,
+        unreadable: Literal["stop", "skip"] = "stop",
+        workers: int = 0,
+        threads: int | None = None,
+        trackers: Sequence[str] = (),
+        quiet: bool = False,
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.seed, self.precision, self.workers, self.unreadable = seed, precision, workers, unreadable
+        self.out, self.save_every, self.quiet = out, save_every, quiet
+        self.accelerator = _accelerator(device, precision, out, trackers)
+        self.device: torch.device = self.accelerator.device
+        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
+        self.task = -1
+        """Index of the task being learned: a part of every key."""
+        self.skipped: dict[str, str] = {}
+        """Unreadable examples by id, with the reason."""
+        self.stop_requested = False
+        """Set by a signal handler: the next step saves and raises `Interrupted`."""
+        self._events: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        if trackers:
+            self.accelerator.init_trackers("perdure")
+
+    # -- randomness -------------------------------------------------------------------------------------
+
+    def key(self, *key: Any) -> int:
+        """Seed of (run's seed, task, key)."""
+        return key_seed(self.seed, self.task, *key)
+
+    def generator(self, *key: Any) -> torch.Generator:
+        """A CPU generator of (seed, task, key)."""
+        return torch.Generator().manual_seed(self.key(*key))
+
+    def permutation(self, n: int, *key: Any) -> Tensor:
+        """An order of 0..n-1. Every shuffled order of a run comes from here."""
+        return torch.randperm(n, generator=self.generator("order", *key))
+
+    def normal(self, shape: Sequence[int], *key: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard Gaussian noise on the CPU. All Gaussian noise of a method comes from here."""
+        return torch.randn(*shape, generator=self.generator("normal", *key), dtype=dtype)
+
+    # -- numbers ----------------------------------------------------------------------------------------
+
+    def autocast(self):
+        """Context of a forward pass in the run's precision."""
+        return self.accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass, scaled where fp16 needs it."""
+        self.accelerator.backward(loss)
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> tuple[Any, dict[str, Any]]:
+        """The optimizer as this runtime steps it, and what else of its stage must be saved (the fp16 scaler).
+
+        One optimizer is in use at a time: accelerate would unscale the gradients of all that it has seen."""
+        self.accelerator._optimizers.clear()
+        if self.accelerator.scaler is None:
+            return self.accelerator.prepare_optimizer(optimizer), {}
+        self.accelerator.scaler = torch.amp.GradScaler(self.device.type)
+        return self.accelerator.prepare_optimizer(optimizer), {"scaler": self.accelerator.scaler}
+
+    def add_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Sum gradients over processes, in place. Absent gradients count as zero."""
+        if self.processes == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """Lists of all processes, joined in order of rank."""
+        if self.processes == 1:
+            return items
+        parts: list[Any] = [None] * self.processes
+        torch.distributed.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def wait(self) -> None:
+        """Barrier of all processes."""
+        if self.processes > 1:
+            self.accelerator.wait_for_everyone()
+
+    def peak_memory(self) -> dict[str, int]:
+        """Peak bytes: resident set of this process and, on a GPU, torch's allocations."""
+        scale = 1 if sys.platform == "darwin" else 1024
+        peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
+        if self.device.type == "cuda":
+            peak["gpu"] = torch.cuda.max_memory_allocated(self.device)
+        return peak
+
+    # -- log --------------------------------------------------------------------------------------------
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append an event to ``events.jsonl``. Tensors are read only when the log is flushed."""
+        entry = {"time": round(time.time(), 3), "event": event, "task": self.task}
+        self._events.append(
+            entry | {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
+        )
+        if len(self._events) >= 500 or time.monotonic() - self._flushed > 5:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write and sync all events that wait."""
+        events, self._events, self._flushed = self._events, [], time.monotonic()
+        if not (events and self.main):
+            return
+        lines = [{k: _plain(v) for k, v in event.items()} for event in events]
+        if self.accelerator.trackers:
+            for line in lines:
+                numbers = {k: v for k, v in line.items() if isinstance(v, float)}
+                self.accelerator.log({f"{line['event']}/{k}": v for k, v in numbers.items() if k != "time"})
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with (self.out / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def say(self, text: str) -> None:
+        """One line for the person who waits, on standard error."""
+        if self.main and not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    # -- stages -----------------------------------------------------------------------------------------
+
+    def steps(self, stage: str, *, total: int, state: Mapping[str, Any], every: str = "") -> Steps:
+        """Resumable steps of one stage: see `Steps`."""
+        return Steps(self, stage, total=total, state=state, label=every or stage)
+
+    def stage_file(self, stage: str) -> Path | None:
+        """Where the mid-task checkpoint of a stage lies."""
+        return self.out and self.out / "checkpoint" / f"task_{self.task:04}" / f"{stage}.safetensors"
+
+    def finish(self) -> None:
+        """Flush the log and close trackers."""
+        self.flush()
+        if self.accelerator.trackers:
+            self.accelerator.end_training()
+
+
+class Steps:
+    """Iterates over the steps of a stage that are still to do, seeded and saved.
+
+    Before step i torch's global generator is seeded from (seed, task, stage, i). After it, `state` is saved if
+    `save_every` seconds have passed, and at the end. A finished stage restores its state and yields nothing.
+
+    Args:
+        state: name -> object with `state_dict`/`load_state_dict`, or dict of tensors that are filled in place.
+    """
+
+    def __init__(
+        self, runtime: Runtime, stage: str, *, total: int, state: Mapping[str, Any], label: str
+    ) -> None:
+        self.runtime, self.stage, self.total, self.state = runtime, stage, total, state
+        self.file = runtime.stage_file(stage)
+        self.begin, self.finished = self._restore()
+        self.shown: dict[str, Any] = {}
+        """Values beside the progress bar."""
+        self.before_save = lambda: None
+        """Called before a save; may raise to keep the last good checkpoint."""
+        show = runtime.main and not runtime.quiet
+        prefix = f"task {runtime.task + 1} " if runtime.task >= 0 else ""
+        self.progress = Progress(prefix + label, total=total, start=self.begin, show=show)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.finished:
+            return
+        saved = time.monotonic()
+        with self.progress:
+            for step in range(self.begin, self.total):
+                torch.manual_seed(self.runtime.key(self.stage, step))
+                yield step
+                self.progress.advance(**self.shown)
+                if self.finished:
+                    break
+                if self.runtime.stop_requested:
+                    self._save(step + 1)
+                    raise Interrupted(f"stopped in stage {self.stage} at step {step + 1} of {self.total}")
+                if time.monotonic() - saved > self.runtime.save_every:
+                    self._save(step + 1)
+                    saved = time.monotonic()
+        self.finished = True
+        self._save(self.total)
+
+    def stop(self) -> None:
+        """The stage ends with the present step."""
+        self.finished = True
+
+    def _save(self, step: int) -> None:
+        self.before_save()
+        if self.file is not None and self.runtime.main:
+            state = {name: _state_of(item) for name, item in self.state.items()}
+            checkpoint.save(self.file, {"step": step, "finished": self.finished, "state": state})
+        self.runtime.flush()
+
+    def _restore(self) -> tuple[int, bool]:
+        if self.file is None or not self.file.exists():
+            return 0, False
+        saved = checkpoint.load(self.file)
+        if set(saved["state"]) != set(self.state):
+            raise CheckpointError(
+                f"stage '{self.stage}' saved {sorted(saved['state'])}, now {sorted(self.state)}",
+                where=str(self.file),
+                todo="Delete the run's folder to start again.",
+            )
+        for name, item in self.state.items():
+            _restore_into(item, saved["state"][name], where=f"{self.file}: {name}")
+        return saved["step"], saved["finished"]
+
+
+def _state_of(item: Any) -> Any:
+    return dict(item) if isinstance(item, Mapping) else item.state_dict()
+
+
+def _restore_into(item: Any, saved: Any, *, where: str) -> None:
+    if not isinstance(item, Mapping):
+        item.load_state_dict(saved)
+        return
+    if {k: tuple(v.shape) for k, v in item.items()} != {k: tuple(v.shape) for k, v in saved.items()}:
+        raise CheckpointError("the tensors have other names or shapes", where=where)
+    with torch.no_grad():
+        for name, tensor in item.items():
+            tensor.copy_(saved[name])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 else value.tolist()
+    return value
+
+
+def _accelerator(device: str, precision: Precision, out: Path | None, trackers: Sequence[str]):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    for name in trackers:
+        _check_tracker(name)
+    mixed = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise RecipeError(
+                f"run.device is {device}",
+                expected="a CUDA device, but torch sees none",
+                todo="Set run.device=cpu.",
+            )
+        if device != "cuda":
+            torch.cuda.set_device(device)
+    # accelerate keeps one global state a process; a second run in the same process may want another precision.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=mixed,
+        log_with=list(trackers) or None,
+        project_dir=str(out) if out and trackers else None,
+    )
+
+
+def _check_tracker(name: str) -> None:
+    from importlib.util import find_spec
+
+    if name not in TRACKERS:
+        raise RecipeError(f"run.trackers names '{name}'", expected=f"one of {', '.join(TRACKERS)}")
+    if find_spec(name) is None:
+        raise MissingExtra(
+            f"the tracker '{name}' is not installed", todo='Type: pip install "perdure[track]"'
+        )

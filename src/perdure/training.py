@@ -1,0 +1,303 @@
+"""Fitting parameters: optimizer, schedule, clipping, accumulation, several processes, mid-task checkpoints.
+
+Knows parameters, losses and batches. Does not know methods, models or tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from perdure.errors import TrainingError
+from perdure.loading import Batches, ExampleBatches
+from perdure.runtime import Runtime, Steps
+from perdure.types import Batch
+
+Loss = Callable[[Batch], Tensor | Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Settings of one fit."""
+
+    lr: float
+    """Learning rate at factor 1 of the schedule; a Group may have its own."""
+    epochs: int = 1
+    """Passes over the batches."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    """Of SGD."""
+    weight_decay: float = 0.0
+    """Coupled L2 for adam and sgd, decoupled for adamw."""
+    schedule: Literal[
+        "constant", "cosine_epoch", "cosine_step", "multistep", "cosine_warmup", "linear_warmup"
+    ] = "constant"
+    """`cosine_*` falls to `floor` of lr at the end; `*_warmup` rises linearly over `warmup_steps` first."""
+    floor: float = 0.01
+    """Lowest factor of `cosine_epoch` and `cosine_step`."""
+    period: int | None = None
+    """Epochs (or steps) over which the cosine falls; None: all of this fit."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which `multistep` multiplies by `gamma`."""
+    gamma: float = 0.1
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    """Largest norm of the gradient of all parameters."""
+    accumulate: int = 1
+    """A batch is cut into this many parts whose gradients are summed: the same step in less memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters with settings of their own; None takes the Fit's."""
+
+    parameters: Mapping[str, Tensor]
+    lr: float | None = None
+    weight_decay: float | None = None
+
+
+Parameters = Mapping[str, Tensor] | Sequence[Group]
+
+
+class History:
+    """Loss of every step of a stage, kept on the device until it is read."""
+
+    def __init__(self) -> None:
+        self._saved: list[float] = []
+        self._new: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        self._new.append(loss.detach())
+
+    @property
+    def losses(self) -> list[float]:
+        """One float a step, since the stage began (also across a resume)."""
+        if self._new:
+            self._saved += torch.stack(self._new).tolist()
+            self._new = []
+        return self._saved
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return {"losses": self.losses}
+
+    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
+        self._saved, self._new = list(state["losses"]), []
+
+
+def fit(
+    loss: Loss,
+    parameters: Parameters,
+    batches: Batches,
+    settings: Fit,
+    *,
+    runtime: Runtime,
+    stage: str,
+    keep: Mapping[str, Any] | None = None,
+    until: Callable[[int], bool] | None = None,
+) -> list[float]:
+    """Minimize `loss` over `parameters`.
+
+    Args:
+        loss: batch -> mean over the batch's examples, or a dict with that under "loss"; the rest is logged.
+            With several processes or parts, the step uses the mean of the parts weighted by their examples:
+            the mean over all examples, which is exact for losses that are means of per-example terms.
+        parameters: name -> parameter, or Groups.
+        stage: unit of resuming and part of all keys; unique within a task.
+        keep: other objects that change meanwhile, saved and restored with the stage.
+        until: called with the epoch's index after each epoch; true ends the fit.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        TrainingError: the loss is not finite; the last good checkpoint is kept.
+    """
+    groups = [Group(parameters=parameters)] if isinstance(parameters, Mapping) else list(parameters)
+    tensors = [p for group in groups for p in group.parameters.values()]
+    optimizer, scaler = runtime.prepare(make_optimizer(groups, settings))
+    history = History()
+    trained = {f"{i}/{n}": p for i, group in enumerate(groups) for n, p in group.parameters.items()}
+    moments = _FlatOptimizer(optimizer)
+    state = {"parameters": trained, "optimizer": moments, "history": history, **scaler, **(keep or {})}
+    per_epoch = len(batches)
+    steps = runtime.steps(stage, total=settings.epochs * per_epoch, state=state)
+    guard = _Finite(stage, runtime, steps)
+    epoch_batches = None
+    for step in steps:
+        epoch, within = divmod(step, per_epoch)
+        if epoch_batches is None or within == 0:
+            epoch_batches = batches.epoch(epoch, start=within)
+        _set_lr(optimizer, groups, settings, step, per_epoch)
+        values = _step(loss, *next(epoch_batches), optimizer, tensors, settings, runtime)
+        history.add(values["loss"])
+        guard.check(values["loss"], step)
+        steps.shown = {"loss": values["loss"]}
+        runtime.log("step", stage=stage, step=step, epoch=epoch, **values)
+        if within == per_epoch - 1 and until is not None and until(epoch):
+            steps.stop()
+    return history.losses
+
+
+def make_optimizer(groups: Sequence[Group], settings: Fit) -> torch.optim.Optimizer:
+    """The optimizer of `settings` over `groups`."""
+    decay = settings.weight_decay
+    lists = [
+        {
+            "params": list(group.parameters.values()),
+            "lr": settings.lr if group.lr is None else group.lr,
+            "weight_decay": decay if group.weight_decay is None else group.weight_decay,
+        }
+        for group in groups
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(lists, lr=settings.lr, momentum=settings.momentum)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(lists, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+
+def lr_factor(settings: Fit, step: int, per_epoch: int) -> float:
+    """Factor of the learning rate at a step (0-based).
+
+    Cosine: ``floor + (1 - floor)/2 (1 + cos(pi k/period))`` with k the epoch or the step.
+    """
+    epoch, total = step // per_epoch, settings.epochs * per_epoch
+    match settings.schedule:
+        case "constant":
+            return 1.0
+        case "cosine_epoch" | "cosine_step":
+            by_epoch = settings.schedule == "cosine_epoch"
+            period = settings.period or (settings.epochs if by_epoch else total)
+            turn = math.cos(math.pi * (epoch if by_epoch else step) / period)
+            return settings.floor + (1 - settings.floor) / 2 * (1 + turn)
+        case "multistep":
+            return settings.gamma ** sum(epoch >= milestone for milestone in settings.milestones)
+        case "cosine_warmup" | "linear_warmup":
+            warm = settings.warmup_steps
+            if step < warm:
+                return step / warm
+            share = (step - warm) / max(total - warm, 1)
+            return (
+                0.5 * (1 + math.cos(math.pi * share)) if settings.schedule == "cosine_warmup" else 1 - share
+            )
+
+
+def features(
+    encode: Callable[[Batch], Mapping[str, Tensor]], batches: ExampleBatches, *, runtime: Runtime
+) -> dict[str, Tensor]:
+    """Run a frozen `encode` over all examples once: name -> [examples, ...] on the CPU, in the examples' order.
+
+    The pass is shared over processes. Unreadable examples are left out; ``position`` says which are there.
+    """
+    rows: list[dict[str, Tensor]] = []
+    with torch.no_grad():
+        for batch, _ in batches.epoch(0):
+            if batch is not None:
+                with runtime.autocast():
+                    out = encode(batch)
+                rows.append({n: v.detach().cpu() for n, v in out.items()} | {"position": batch["position"]})
+    rows = runtime.gather(rows)
+    if not rows:
+        raise TrainingError("there is no example to encode", where=f"stage {batches.stage}")
+    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    order = joined["position"].argsort(stable=True)
+    return {name: tensor[order] for name, tensor in joined.items()}
+
+
+def _step(
+    loss: Loss,
+    batch: Batch | None,
+    share: float,
+    optimizer: Any,
+    tensors: Sequence[Tensor],
+    settings: Fit,
+    runtime: Runtime,
+) -> dict[str, Tensor]:
+    """One optimizer step; returns detached values. A value is the mean over the step's examples here."""
+    optimizer.zero_grad(set_to_none=True)
+    total: dict[str, Tensor] = {}
+    for part, weight in _cut(batch, settings.accumulate):
+        with runtime.autocast():
+            values = loss(part)
+        values = values if isinstance(values, Mapping) else {"loss": values}
+        runtime.backward(values["loss"] * (weight * share))
+        for name, value in values.items():
+            total[name] = total.get(name, 0) + value.detach() * weight
+    runtime.add_gradients(tensors)
+    if settings.clip_norm is not None:
+        runtime.accelerator.clip_grad_norm_(tensors, settings.clip_norm)
+    optimizer.step()
+    return _mean_over_processes(total, share, runtime)
+
+
+def _mean_over_processes(values: dict[str, Tensor], share: float, runtime: Runtime) -> dict[str, Tensor]:
+    if runtime.processes == 1:
+        return values or {"loss": torch.zeros(())}
+    parts = runtime.gather([({n: v.item() for n, v in values.items()}, share)])
+    names = next(part for part, weight in parts if weight > 0)
+    return {n: torch.tensor(sum(part.get(n, 0.0) * weight for part, weight in parts)) for n in names}
+
+
+def _cut(batch: Batch | None, parts: int) -> list[tuple[Batch, float]]:
+    """Parts of a batch with their share of its examples."""
+    if batch is None:
+        return []
+    if parts == 1:
+        return [(batch, 1.0)]
+    n = len(batch["position"])
+    size = math.ceil(n / parts)
+    spans = [(i, min(i + size, n)) for i in range(0, n, size)]
+    return [({name: value[i:j] for name, value in batch.items()}, (j - i) / n) for i, j in spans]
+
+
+def _set_lr(optimizer: Any, groups: Sequence[Group], settings: Fit, step: int, per_epoch: int) -> None:
+    factor = lr_factor(settings, step, per_epoch)
+    for entry, group in zip(optimizer.param_groups, groups):
+        entry["lr"] = (settings.lr if group.lr is None else group.lr) * factor
+
+
+class _FlatOptimizer:
+    """An optimizer's state without the parts that the next step sets anew."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.optimizer.state_dict()["state"]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["state"]})
+
+
+class _Finite:
+    """Stops on a loss that is NaN or infinite, without a host-device sync in every step on a GPU."""
+
+    EVERY = 20
+
+    def __init__(self, stage: str, runtime: Runtime, steps: Steps) -> None:
+        self.stage, self.task = stage, runtime.task
+        self.bad: Tensor | None = None
+        self.step = 0
+        self.eager = runtime.device.type == "cpu"
+        steps.before_save = self.raise_if_bad
+
+    def check(self, loss: Tensor, step: int) -> None:
+        bad = ~torch.isfinite(loss.detach())
+        self.bad = bad if self.bad is None else self.bad | bad
+        self.step = step
+        if self.eager or step % self.EVERY == 0:
+            self.raise_if_bad()
+
+    def raise_if_bad(self) -> None:
+        if self.bad is not None and bool(self.bad):
+            raise TrainingError(
+                f"the loss is not finite at step {self.step}",
+                where=f"task {self.task + 1}, stage {self.stage}",
+                todo="Lower the learning rate or use run.precision=float32; the last checkpoint is kept.",
+            )
