@@ -1,0 +1,83 @@
+"""Metrics by name, and the records that they read.
+
+Knows which module makes the records of a kind of task, and which function computes a metric. Does not
+know models or files; imports neither torch nor numpy, so that `perdure list metrics` is quick.
+
+A kind joins by one line in `RECORDERS`: the module here that has ``records(predictions, examples, query)
+-> list[dict]``, JSON-ready. A metric joins by one line in `METRICS`: a function of the same name in that
+line's module, from an iterable of records to a float (or to a dict of floats by name).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from perdure.errors import RecipeError
+
+if TYPE_CHECKING:
+    from perdure.types import Example, Kind, Query
+
+RECORDERS: dict[str, str] = {
+    "classify": "classification",
+}
+"""Kind of task -> module with `records`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """Where a metric is computed, and what a reader should know of its number."""
+
+    module: str
+    """Module in this package with a function of the metric's name."""
+    unit: str
+    """Unit of the number: "%" for all accuracies."""
+    direction: Literal["up", "down"]
+    """Is more better ("up") or less?"""
+    docs: str
+    """One line for `perdure list metrics`."""
+    needs: str = ""
+    """What must be installed beyond the core, if anything."""
+
+    @property
+    def arrow(self) -> str:
+        return "↑" if self.direction == "up" else "↓"
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("classification", "%", "up", "examples whose highest score is the target"),
+    "top5": Metric("classification", "%", "up", "examples whose target is among the five highest scores"),
+    "per_class_accuracy": Metric("classification", "%", "up", "accuracy of each class, as a table"),
+    "mean_per_class": Metric("classification", "%", "up", "mean over classes of their accuracy"),
+}
+"""Name -> metric. What a task may list in `metrics`."""
+
+
+def records(kind: Kind, predictions: Any, examples: Sequence[Example], query: Query) -> list[dict[str, Any]]:
+    """One JSON-ready record an example, from what a predictor of this kind returned for a batch."""
+    assert kind in RECORDERS, f"no records for tasks of kind {kind}"
+    return import_module(f"{__name__}.{RECORDERS[kind]}").records(predictions, examples, query)
+
+
+def compute(name: str, records: Iterable[dict[str, Any]]) -> Any:
+    """The metric's number (or a dict of numbers by name) over these records.
+
+    Raises RecipeError for a name that no metric has.
+    """
+    return getattr(import_module(f"{__name__}.{metric(name).module}"), name)(records)
+
+
+def metric(name: str) -> Metric:
+    """The entry of `METRICS`; RecipeError with the nearest name if there is none."""
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, n=1)
+        raise RecipeError(
+            f"there is no metric `{name}`",
+            where="metrics",
+            expected=f"one of {', '.join(sorted(METRICS))}",
+            todo=f"Did you mean `{near[0]}`?" if near else "See: perdure list metrics",
+        )
+    return METRICS[name]
