@@ -1,0 +1,150 @@
+"""Saved predictions and annotation files -> the records that `vqa` scores.
+
+Knows upstream's ``merge.jsonl`` and CoIN's annotation layouts. Knows no models and does no scoring.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import DataError
+
+
+def read_predictions(path: str | Path) -> list[dict[str, Any]]:
+    """Prediction lines, ``{"question_id", "text", "prompt"?}`` (upstream) or perdure's own records.
+
+    Raises DataError that names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError("there is no such file", where=str(path), expected="one JSON object a line")
+    lines = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"this is no JSON ({error.msg})", where=where) from None
+        lines.append(_prediction(row, where))
+    return lines
+
+
+def read_annotations(path: str | Path, scorer: str) -> dict[str, Any]:
+    """Targets by question id, in the order of the file.
+
+    A list of CoIN test records, TextVQA's ``{"data": [...]}``, GQA's ``{id: question}``, or, for ScienceQA,
+    a folder with ``problems.json`` and ``pid_splits.json``.
+    """
+    path = Path(path)
+    if scorer == "scienceqa" and path.is_dir():
+        problems, splits = read_json(path / "problems.json"), read_json(path / "pid_splits.json")
+        return {pid: _science_target(problems, pid, path) for pid in splits["test"]}
+    content = read_json(path)
+    if scorer == "gqa" and isinstance(content, Mapping):
+        return dict(content)
+    rows = content["data"] if isinstance(content, Mapping) and "data" in content else content
+    if not isinstance(rows, list):
+        raise DataError("the annotations are no list", where=str(path), expected="a list of records")
+    return _by_id([(r, f"{path}, record {i}") for i, r in enumerate(rows)])
+
+
+def join(
+    predictions: Sequence[Mapping[str, Any]],
+    targets: Mapping[str, Any],
+    scorer: str,
+    *,
+    official: bool = False,
+) -> list[dict[str, Any]]:
+    """One record a question (None where there is no prediction), in the order of the annotations.
+
+    Raises DataError for predictions of unknown or repeated ids, and names them. Officially: ImageNet pairs the
+    i-th line with the i-th annotation whatever the ids; ScienceQA takes every question, and keeps unknown ids
+    without a target; the others give one record a prediction line (GQA: the last line of an id).
+    """
+    if official and scorer == "imagenet":
+        if len(predictions) > len(targets):
+            raise DataError(f"{len(predictions)} predictions for {len(targets)} annotations")
+        pairs = zip(predictions, targets.items())
+        return [_record(p["id"], p, target) for p, (_, target) in pairs]
+    if not official:
+        _refuse_repeated(predictions)
+    unknown = [p["id"] for p in predictions if p["id"] not in targets]
+    if unknown and not (official and scorer == "scienceqa"):
+        raise DataError(
+            f"predictions for {len(unknown)} unknown ids: {_some(unknown)}", expected="annotated ids"
+        )
+    by_id = {p["id"]: p for p in predictions}
+    if official and scorer == "gqa":
+        return [_record(i, p, targets[i]) for i, p in by_id.items()]
+    if official and scorer != "scienceqa":
+        return [_record(p["id"], p, targets[p["id"]]) for p in predictions]
+    known = [_record(i, by_id.get(i), target) for i, target in targets.items()]
+    return known + [_record(i, by_id[i], None) for i in dict.fromkeys(unknown)]
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; DataError if it is absent or damaged."""
+    if not path.is_file():
+        raise DataError("there is no such file", where=str(path))
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"this is no JSON ({error})", where=str(path)) from None
+
+
+def _record(identity: str, prediction: Mapping[str, Any] | None, target: Any) -> dict[str, Any]:
+    prompt = "Unknown" if prediction is None else prediction.get("prompt", "")
+    text = None if prediction is None else prediction["text"]
+    return {"id": identity, "prediction": text, "target": target, "question": prompt}
+
+
+def _prediction(row: Any, where: str) -> dict[str, Any]:
+    identity = row.get("question_id", row.get("id")) if isinstance(row, Mapping) else None
+    text = row.get("text", row.get("prediction")) if isinstance(row, Mapping) else None
+    if identity is None or not isinstance(text, str):
+        raise DataError("no id or no text", where=where, expected='{"question_id": ..., "text": "..."}')
+    return {"id": str(identity), "text": text, "prompt": row.get("prompt", "")}
+
+
+def _science_target(problems: Mapping[str, Any], pid: str, folder: Path) -> dict[str, Any]:
+    if pid not in problems:
+        raise DataError(f"question {pid} of pid_splits.json is not in problems.json", where=str(folder))
+    problem = problems[pid]
+    return {"letter": "ABCDE"[problem["answer"]], "choices": len(problem["choices"])}
+
+
+def _by_id(rows: list[tuple[Any, str]]) -> dict[str, Any]:
+    targets: dict[str, Any] = {}
+    for row, where in rows:
+        if not isinstance(row, Mapping) or "question_id" not in row:
+            raise DataError("the record has no question_id", where=where)
+        identity = str(row["question_id"])
+        if identity in targets:
+            raise DataError(f"question_id {identity} occurs twice", where=where)
+        if "answer_bbox" in row:
+            targets[identity] = {"box": row["answer_bbox"], "size": row.get("size", (1, 1))}
+        elif "answers" in row:
+            targets[identity] = row["answers"]
+        elif "answer" in row:
+            targets[identity] = row["answer"]
+        else:
+            raise DataError(
+                "the record has no answer", where=where, expected="answer, answers or answer_bbox"
+            )
+    return targets
+
+
+def _refuse_repeated(predictions: Sequence[Mapping[str, Any]]) -> None:
+    repeated = [i for i, n in Counter(p["id"] for p in predictions).items() if n > 1]
+    if repeated:
+        raise DataError(f"{len(repeated)} ids are predicted more than once: {_some(repeated)}")
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")
