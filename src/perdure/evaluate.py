@@ -63,12 +63,8 @@ def evaluate(
     name = f"{after}_{task.index}"
     part = _Part(runtime, name if settings.save_predictions else None, resumable=not carries)
     done = part.read()
-    todo = (
-        [i for i, example in enumerate(examples) if example.id not in done] if done else range(len(examples))
-    )
-    own = _predict(
-        method, predict, examples.select(list(todo)), query, settings, runtime, part, label=task.name
-    )
+    todo = [i for i, example in enumerate(examples) if example.id not in done] if done else range(len(examples))
+    own = _predict(method, predict, examples.select(list(todo)), query, settings, runtime, part, label=task.name)
     fresh = {record["id"]: record for record in runtime.gather(own)}
     found = [record for e in examples if (record := done.get(e.id) or fresh.get(e.id)) is not None]
     if len(examples) and not found:

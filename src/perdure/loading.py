@@ -95,6 +95,7 @@ class ExampleBatches:
             collate_fn=self._collate,
             pin_memory=self.runtime.device.type == "cuda",
             multiprocessing_context=_context() if workers else None,
+            generator=torch.Generator(),  # else the loader would draw from the global one, wherever it stands
         )
 
 
@@ -136,9 +137,7 @@ class TensorBatches:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch with its tensors on `device`; ``position`` stays on the CPU."""
     return {
-        name: value.to(device, non_blocking=True)
-        if isinstance(value, Tensor) and name != "position"
-        else value
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) and name != "position" else value
         for name, value in batch.items()
     }
 
@@ -192,9 +191,7 @@ class _Collate:
     def __call__(self, items: list[Any]) -> tuple[Batch | None, list[tuple[str, str]]]:
         skipped = [(item.name, item.reason) for item in items if isinstance(item, _Skipped)]
         if skipped and not self.may_skip:
-            raise DataError(
-                skipped[0][1], todo="Repair or remove it, or set run.unreadable=skip to go on without it."
-            )
+            raise DataError(skipped[0][1], todo="Repair or remove it, or set run.unreadable=skip to go on without it.")
         items = [item for item in items if not isinstance(item, _Skipped)]
         return (self.collate(items) if items else None), skipped
 

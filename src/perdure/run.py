@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from perdure import checkpoint
-from perdure.errors import CheckpointError, RecipeError
+from perdure.errors import CheckpointError, Interrupted, RecipeError
 from perdure.evaluate import Evaluation, evaluate
 from perdure.runtime import Runtime, key_seed
 from perdure.types import Method, Query, Stream, Task
@@ -87,9 +87,7 @@ def run(
         done = -1
         if start:
             runtime.task = -1
-            _test(
-                method, stream, PLANS[plan](stream, -1) or stream.tasks[:1], -1, scores, evaluation, runtime
-            )
+            _test(method, stream, PLANS[plan](stream, -1) or stream.tasks[:1], -1, scores, evaluation, runtime)
     for task in stream.tasks[done + 1 :]:
         runtime.task = task.index
         torch.manual_seed(runtime.key("learn"))
@@ -100,6 +98,8 @@ def run(
         tested = time.perf_counter()
         runtime.log("task", name=task.name, learn_seconds=learned - began, test_seconds=tested - learned)
         _save(method, scores, task, runtime)
+        if runtime.stop_requested and task.index < len(stream) - 1:
+            raise Interrupted(f"stopped after task {task.index + 1} of {len(stream)}")
     runtime.finish()
     return scores
 

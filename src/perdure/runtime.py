@@ -155,9 +155,7 @@ class Runtime:
     def log(self, event: str, **values: Any) -> None:
         """Append an event to ``events.jsonl``. Tensors are read only when the log is flushed."""
         entry = {"time": round(time.time(), 3), "event": event, "task": self.task}
-        self._events.append(
-            entry | {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        self._events.append(entry | {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()})
         if len(self._events) >= 500 or time.monotonic() - self._flushed > 5:
             self.flush()
 
@@ -210,9 +208,7 @@ class Steps:
         state: name -> object with `state_dict`/`load_state_dict`, or dict of tensors that are filled in place.
     """
 
-    def __init__(
-        self, runtime: Runtime, stage: str, *, total: int, state: Mapping[str, Any], label: str
-    ) -> None:
+    def __init__(self, runtime: Runtime, stage: str, *, total: int, state: Mapping[str, Any], label: str) -> None:
         self.runtime, self.stage, self.total, self.state = runtime, stage, total, state
         self.file = runtime.stage_file(stage)
         self.begin, self.finished = self._restore()
@@ -323,6 +319,4 @@ def _check_tracker(name: str) -> None:
     if name not in TRACKERS:
         raise RecipeError(f"run.trackers names '{name}'", expected=f"one of {', '.join(TRACKERS)}")
     if find_spec(name) is None:
-        raise MissingExtra(
-            f"the tracker '{name}' is not installed", todo='Type: pip install "perdure[track]"'
-        )
+        raise MissingExtra(f"the tracker '{name}' is not installed", todo='Type: pip install "perdure[track]"')

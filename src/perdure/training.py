@@ -36,9 +36,9 @@ class Fit:
     """Of SGD."""
     weight_decay: float = 0.0
     """Coupled L2 for adam and sgd, decoupled for adamw."""
-    schedule: Literal[
-        "constant", "cosine_epoch", "cosine_step", "multistep", "cosine_warmup", "linear_warmup"
-    ] = "constant"
+    schedule: Literal["constant", "cosine_epoch", "cosine_step", "multistep", "cosine_warmup", "linear_warmup"] = (
+        "constant"
+    )
     """`cosine_*` falls to `floor` of lr at the end; `*_warmup` rises linearly over `warmup_steps` first."""
     floor: float = 0.01
     """Lowest factor of `cosine_epoch` and `cosine_step`."""
@@ -183,9 +183,7 @@ def lr_factor(settings: Fit, step: int, per_epoch: int) -> float:
             if step < warm:
                 return step / warm
             share = (step - warm) / max(total - warm, 1)
-            return (
-                0.5 * (1 + math.cos(math.pi * share)) if settings.schedule == "cosine_warmup" else 1 - share
-            )
+            return 0.5 * (1 + math.cos(math.pi * share)) if settings.schedule == "cosine_warmup" else 1 - share
 
 
 def features(

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 if TYPE_CHECKING:
     from perdure.runtime import Runtime
 
-Kind = Literal[
-    "classify", "retrieve", "caption", "instruct", "localize-events", "parse-video", "segment", "answer"
-]
+Kind = Literal["classify", "retrieve", "caption", "instruct", "localize-events", "parse-video", "segment", "answer"]
 """What is asked: the eight kinds of question that a method may answer."""
 
 Batch = Mapping[str, Any]

@@ -1,0 +1,109 @@
+"""check_method passes a sound method and catches each kind of fault."""
+
+import pytest
+import torch
+
+from perdure import testing
+from tests.toy import Config, Toy
+
+
+def make(kind: type = Toy):
+    return lambda: kind(Config())
+
+
+def test_a_sound_method_passes_every_check():
+    assert testing.check_method(make()) == list(testing.CHECKS)
+
+
+class ForgetsItsState(Toy):
+    def state_dict(self):
+        return {"net": {"weight": self.net.weight}}
+
+    def load_state_dict(self, state):
+        self.net.weight.data.copy_(state["net"]["weight"])
+
+
+class LooksAtBatchMates(Toy):
+    def predictor(self, query):
+        inner = super().predictor(query)
+        return lambda batch: inner({"x": batch["x"] - batch["x"].mean(0)})
+
+
+class ReplaysWithoutSaving(Toy):
+    """Keeps a buffer of seen inputs that changes training, and leaves it out of its state."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.buffer = torch.zeros(12)
+
+    def learn(self, task, runtime):
+        self.net.weight.data += self.buffer
+        super().learn(task, runtime)
+        self.buffer = self.buffer + 0.1
+
+
+class LooksAhead(Toy):
+    stream = testing.tiny_stream()
+
+    def learn(self, task, runtime):
+        _ = [e.target for later in self.stream.tasks[task.index + 1 :] for e in later.train]
+        super().learn(task, runtime)
+
+
+class ReadsTheTest(Toy):
+    def learn(self, task, runtime):
+        _ = task.test[0]
+        super().learn(task, runtime)
+
+
+class DrawsInPassing(Toy):
+    generator = torch.Generator()
+
+    def learn(self, task, runtime):
+        self.net.weight.data += torch.randn(6, 12, generator=self.generator)
+        super().learn(task, runtime)
+
+
+class LearnsWhilePredicting(Toy):
+    def predictor(self, query):
+        inner = super().predictor(query)
+
+        def predict(batch):
+            self.net.bias.data += 0.01
+            return inner(batch)
+
+        return predict
+
+
+class KeepsAnObject(Toy):
+    def state_dict(self):
+        return {**super().state_dict(), "config": self.config}
+
+
+@pytest.mark.parametrize(
+    ("mutant", "check"),
+    [
+        (ForgetsItsState, "state_is_tensors_and_json_and_complete"),
+        (LooksAtBatchMates, "answers_do_not_depend_on_batch_mates"),
+        (ReplaysWithoutSaving, "resuming_between_tasks_equals_never_stopping"),
+        (LooksAhead, "learning_reads_no_future_task_and_no_test_example"),
+        (ReadsTheTest, "learning_reads_no_future_task_and_no_test_example"),
+        (DrawsInPassing, "same_seed_same_scores"),
+        (LearnsWhilePredicting, "predicting_leaves_the_state_unchanged"),
+    ],
+)
+def test_a_mutant_is_caught_by_the_check_made_for_it(mutant, check):
+    with pytest.raises(AssertionError, match=f"^{check}"):
+        testing.check_method(make(mutant), allow=[name for name in testing.CHECKS if name != check])
+
+
+def test_an_object_in_the_state_is_refused():
+    from perdure.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match="holds a Config at '/config'"):
+        testing.check_method(make(KeepsAnObject))
+
+
+def test_an_unknown_exception_to_the_checks_is_refused():
+    with pytest.raises(ValueError, match="allow names no check"):
+        testing.check_method(make(), allow=["no_such_check"])
