@@ -1,0 +1,1 @@
+"""Disk layouts to Examples: one file per data set."""

@@ -1,0 +1,133 @@
+"""Styles: shifts of the distribution that leave the label as it is.
+
+Knows ten ways to change how a scene looks, and how strongly at severity 1 to 5. Does not know classes
+or words. `plain` is what pretraining sees; the others play the parts that ImageNet-A, -R, -Sketch, -V2
+and -C play for real models. Here too every operation is exactly rounded, so pictures are the same on
+every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perdure.data.microworld import draws, render, scenes
+from perdure.data.microworld.scenes import Scenes
+
+Canvas = NDArray[np.float32]
+"""``[scenes, h, w, 3]`` in 0..255, before rounding."""
+
+STYLES = (
+    *("plain", "sketch", "inverted", "noise", "blur"),
+    *("pixelated", "contrast", "textured", "rotated", "tinted"),
+)
+
+_LUMA = np.asarray((0.299, 0.587, 0.114), np.float32)
+_TANGENT = (0.1051, 0.1584, 0.2126, 0.2679, 0.3640)
+"""Tangent of half of 12, 18, 24, 30 and 40 degrees, by severity."""
+
+
+def pictures(world: Scenes, style: str = "plain", severity: int = 3, image_size: int = 32) -> render.Pictures:
+    """``[scenes, image_size, image_size, 3]`` uint8 of the scenes in a style; `severity` is 1 .. 5."""
+    if style == "plain":
+        return render.pictures(world, image_size)
+    canvas, cover = render.canvases(shown(world, style, severity), image_size)
+    if style != "rotated":
+        canvas = _CHANGES[style](canvas, cover, world.key, severity - 1)
+    return np.clip(canvas + np.float32(0.5), 0, 255).astype(np.uint8)
+
+
+def shown(world: Scenes, style: str, severity: int = 3) -> Scenes:
+    """The scenes as a style shows them: `rotated` moves objects, the others leave them where they are."""
+    if style != "rotated":
+        return world
+    sign = np.where(draws.uniform(world.key, 30)[:, 0] < 0.5, -1.0, 1.0)
+    return scenes.turned(world, sign * _TANGENT[severity - 1])
+
+
+def _sketch(canvas: Canvas, cover, key, s: int) -> Canvas:
+    """Edges in light gray on dark; at lower severities some of the picture shines through."""
+    share = np.float32((0.5, 0.65, 0.8, 0.9, 1.0)[s])
+    luma = _luma(canvas)
+    wide = np.pad(luma, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    dx, dy = wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2], wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]
+    edges = np.minimum(np.sqrt(dx * dx + dy * dy), 235)[..., None]
+    return canvas * (1 - share) + edges * share
+
+
+def _inverted(canvas: Canvas, cover, key, s: int) -> Canvas:
+    """The ground turns light and the objects dark, hues are kept."""
+    share = np.float32((0.3, 0.45, 0.6, 0.75, 0.9)[s])
+    luma = _luma(canvas)
+    return canvas + (share * (np.float32(235) - 2 * luma))[..., None] * (1 - cover * np.float32(0.6))[..., None]
+
+
+def _noise(canvas: Canvas, cover, key, s: int) -> Canvas:
+    deviation = np.float32((12, 20, 30, 42, 56)[s])
+    n, size = canvas.shape[:2]
+    return canvas + deviation * draws.normal(key, 31, size * size * 3).reshape(n, size, size, 3)
+
+
+def _blur(canvas: Canvas, cover, key, s: int) -> Canvas:
+    """[w, 1 - 2w, w] along both axes, repeated; more often for larger pictures, so that the width scales."""
+    side = np.float32((0.12, 0.18, 0.25, 0.25, 0.25)[s])
+    times = (1, 1, 1, 2, 3)[s] * (canvas.shape[1] // 32) ** 2
+    for _ in range(times):
+        wide = np.pad(canvas, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
+        canvas = canvas * (1 - 2 * side) + (wide[:, :-2] + wide[:, 2:]) * side
+        wide = np.pad(canvas, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="edge")
+        canvas = canvas * (1 - 2 * side) + (wide[:, :, :-2] + wide[:, :, 2:]) * side
+    return canvas
+
+
+def _pixelated(canvas: Canvas, cover, key, s: int) -> Canvas:
+    """Sampled on a coarse grid of this many pixels a side."""
+    side, size = (26, 22, 19, 16, 13)[s], canvas.shape[1]
+    coarse = ((np.arange(side) + 0.5) * size / side).astype(np.int64)
+    back = np.arange(size) * side // size
+    rows = coarse[back]
+    return canvas[:, rows][:, :, rows]
+
+
+def _contrast(canvas: Canvas, cover, key, s: int) -> Canvas:
+    """Less contrast around a middle gray."""
+    share = np.float32((0.6, 0.48, 0.38, 0.28, 0.2)[s])
+    return np.float32(72) + (canvas - np.float32(72)) * share
+
+
+def _textured(canvas: Canvas, cover, key, s: int) -> Canvas:
+    """A busy, colored ground of random blocks of two sizes behind the objects."""
+    height = np.float32((30, 45, 65, 90, 120)[s])
+    n, size = canvas.shape[:2]
+    texture = np.zeros_like(canvas)
+    for channel, cells in ((32, 8), (33, 16)):
+        blocks = draws.uniform(key, channel, cells * cells * 3).astype(np.float32)
+        index = np.arange(size) * cells // size
+        texture += blocks.reshape(n, cells, cells, 3)[:, index][:, :, index] * np.float32(0.5)
+    return canvas + height * texture * (1 - cover)[..., None]
+
+
+def _tinted(canvas: Canvas, cover, key, s: int) -> Canvas:
+    """Colored light: each picture has its own color, that is multiplied in and also lifts the ground."""
+    share = np.float32((0.25, 0.4, 0.55, 0.7, 0.85)[s])
+    light = draws.uniform(key, 34, 3).astype(np.float32)[:, None, None, :]
+    return canvas * (1 - share + share * light) + share * 50 * light
+
+
+def _luma(canvas: Canvas) -> Canvas:
+    """Brightness ``[scenes, h, w]``; summed in a fixed order."""
+    return canvas[..., 0] * _LUMA[0] + canvas[..., 1] * _LUMA[1] + canvas[..., 2] * _LUMA[2]
+
+
+_CHANGES: dict[str, Callable[..., Canvas]] = {
+    "sketch": _sketch,
+    "inverted": _inverted,
+    "noise": _noise,
+    "blur": _blur,
+    "pixelated": _pixelated,
+    "contrast": _contrast,
+    "textured": _textured,
+    "tinted": _tinted,
+}
