@@ -1,0 +1,171 @@
+"""One image, from wherever it is, as a PIL image in RGB.
+
+Knows files, bytes and arrays, and every way in which a picture can be broken. Does not know data sets,
+labels or transforms, and imports no torch.
+
+Pixels are those of ``PIL.Image.open(path).convert("RGB")``, as in the code that published numbers come
+from: an alpha channel is dropped (not blended with a background) and EXIF orientation is **not** applied.
+The one exception: 16-bit grey, which that conversion turns almost white, is scaled to 8 bits.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import UnreadableExample
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PIXEL_LIMIT = 89_478_485
+"""Most pixels an image may have (a quarter GiB of RGB): above, a small file is probably made to fill memory."""
+
+
+def open_image(value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
+    """The image as RGB, decoded.
+
+    Args:
+        value: a path; the bytes of a file; a uint8 array ``[height, width]``, ``[height, width, 1 | 3 | 4]``;
+            or a PIL image.
+        where: what to call it in an error (an example's id); a path is named without it.
+        pixel_limit: refuse images of more pixels, before they are decoded.
+
+    Raises:
+        UnreadableExample: missing, empty, truncated, not an image, or too large.
+    """
+    from PIL import Image
+
+    if isinstance(value, (str, os.PathLike, bytes, bytearray, memoryview)):
+        source, where = _source(value, where)
+        with _opened(source, where, pixel_limit) as image:
+            return _rgb(image, where, pixel_limit)
+    if isinstance(value, Image.Image):
+        return _rgb(value, where or "image", pixel_limit)
+    return _from_array(value, where or "image", pixel_limit)
+
+
+def image_size(value: Path | bytes, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -> tuple[int, int]:
+    """``(width, height)`` from the header alone; no pixel is decoded. Raises as `open_image` does."""
+    source, where = _source(value, where)
+    with _opened(source, where, pixel_limit) as image:
+        return image.size
+
+
+def _source(value: Any, where: str) -> tuple[Any, str]:
+    """What Pillow opens, and what to call it in an error."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        data = bytes(value)
+        where = where or f"image of {len(data)} bytes"
+        if not data:
+            raise UnreadableExample("there are no bytes", where=where, expected="an image file's bytes")
+        return io.BytesIO(data), where
+    path = Path(value)
+    where = str(path) if str(path).endswith(where) else f"{where} ({path})"
+    _check_file(path, where)
+    return path, where
+
+
+def _check_file(path: Path, where: str) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise UnreadableExample(
+            "there is no such file", where=where, expected="an image", todo="Check the data's root."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UnreadableExample(f"the file cannot be reached ({error})", where=where) from None
+    if path.is_dir():
+        raise UnreadableExample("this is a folder", where=where, expected="an image file")
+    if size == 0:
+        raise UnreadableExample(
+            "the file is empty (0 bytes)", where=where, expected="an image", todo="Copy it again, or remove it."
+        )
+
+
+# What Pillow's decoders raise for damaged input, besides its own errors.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError)
+
+
+@cache
+def _quiet() -> None:
+    """Pillow warns of sizes (an error here) and of palettes with transparency (as good as any other)."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", message="Palette images with Transparency")
+
+
+def _opened(source: Any, where: str, pixel_limit: int) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    _quiet()
+    try:
+        image = Image.open(source)
+    except UnidentifiedImageError:
+        raise UnreadableExample("this is not an image", where=where, expected="a JPEG, PNG, ...") from None
+    except Image.DecompressionBombError:
+        raise _too_large("too many pixels to open", where, pixel_limit) from None
+    except PermissionError:
+        raise UnreadableExample("the file may not be read", where=where, todo=f"Try: chmod +r {where}") from None
+    except _BROKEN as error:
+        raise UnreadableExample(f"the header is damaged ({error})", where=where) from None
+    width, height = image.size
+    if width * height > pixel_limit:
+        raise _too_large(f"{width} x {height} pixels", where, pixel_limit)
+    if width * height == 0:
+        raise UnreadableExample(f"{width} x {height} pixels", where=where, expected="at least one pixel")
+    return image
+
+
+def _too_large(found: str, where: str, limit: int) -> UnreadableExample:
+    return UnreadableExample(
+        found, where=where, expected=f"at most {limit:,} pixels", todo="Make it smaller before use."
+    )
+
+
+def _rgb(image: Image.Image, where: str, pixel_limit: int) -> Image.Image:
+    try:
+        if image.mode.startswith("I"):
+            return _eight_bits(image).convert("RGB")
+        return image.convert("RGB")  # loads all pixels; of an animation, the first frame
+    except MemoryError:
+        raise _too_large("not enough memory to decode it", where, pixel_limit) from None
+    except _BROKEN as error:
+        raise UnreadableExample(
+            f"the image is truncated or damaged ({error})", where=where, expected="a whole image"
+        ) from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey (modes I;16, I) to 8 bits by the high byte: 65535 -> 255, 256 -> 1."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.int64)
+    if values.max(initial=0) > 255 or image.mode != "I":
+        values = values >> 8
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _from_array(value: Any, where: str, pixel_limit: int) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    expected = "a path, bytes, or a uint8 array [height, width, 3]"
+    if not isinstance(value, np.ndarray):
+        raise UnreadableExample(f"a {type(value).__name__} is not an image", where=where, expected=expected)
+    array = value[..., 0] if value.ndim == 3 and value.shape[-1] == 1 else value
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))
+    if array.dtype != np.uint8 or not shaped or array.size == 0:
+        found = f"an array of {value.dtype} {list(value.shape)}"
+        raise UnreadableExample(found, where=where, expected=expected)
+    if array.shape[0] * array.shape[1] > pixel_limit:
+        raise _too_large(f"{array.shape[1]} x {array.shape[0]} pixels", where, pixel_limit)
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
