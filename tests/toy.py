@@ -24,6 +24,7 @@ class Config:
     batch_size: int = 5
     classes: int = 6
     accumulate: int = 1
+    dropout: float = 0.1
 
 
 class Toy:
@@ -43,7 +44,7 @@ class Toy:
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(self.net(F.dropout(batch["x"], 0.1)), batch["label"])
+            return F.cross_entropy(self.net(F.dropout(batch["x"], self.config.dropout)), batch["label"])
 
         batches = loading.ExampleBatches(
             task.train,

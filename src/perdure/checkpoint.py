@@ -52,20 +52,12 @@ def load(path: Path) -> Any:
     """
     if not path.is_file():
         raise CheckpointError("no such checkpoint", where=str(path))
-    if path.open("rb").read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise CheckpointError(
-            "this is a pickle, which can run code when it is loaded",
-            where=str(path),
-            expected="a safetensors file written by perdure",
-        )
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as fault:
-        raise CheckpointError(
-            f"damaged ({fault})", where=str(path), todo="Delete it to start again from the one before."
-        ) from None
+        raise _not_ours(path, fault) from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError("not a checkpoint of perdure", where=str(path))
     if metadata["checksum"] != _checksum(metadata["tree"], tensors):
@@ -73,6 +65,15 @@ def load(path: Path) -> Any:
             "damaged (the checksum does not match)", where=str(path), todo="Delete it to start again."
         )
     return _unpack(json.loads(metadata["tree"]), tensors)
+
+
+def _not_ours(path: Path, fault: Exception) -> CheckpointError:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start == b"PK" or (start[:1] == b"\x80" and start[1:] <= b"\x05"):
+        what, expected = "this is a pickle, which can run code when it is loaded", "a safetensors file of perdure"
+        return CheckpointError(what, where=str(path), expected=expected)
+    return CheckpointError(f"damaged ({fault})", where=str(path), todo="Delete it to start again.")
 
 
 def write_json(path: Path, value: Any) -> None:

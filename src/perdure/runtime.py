@@ -210,6 +210,7 @@ class Steps:
 
     def __init__(self, runtime: Runtime, stage: str, *, total: int, state: Mapping[str, Any], label: str) -> None:
         self.runtime, self.stage, self.total, self.state = runtime, stage, total, state
+        self._rank = (runtime.rank,) if runtime.rank else ()  # dropout must differ between processes
         self.file = runtime.stage_file(stage)
         self.begin, self.finished = self._restore()
         self.shown: dict[str, Any] = {}
@@ -226,7 +227,7 @@ class Steps:
         saved = time.monotonic()
         with self.progress:
             for step in range(self.begin, self.total):
-                torch.manual_seed(self.runtime.key(self.stage, step))
+                torch.manual_seed(self.runtime.key(self.stage, step, *self._rank))
                 yield step
                 self.progress.advance(**self.shown)
                 if self.finished:
