@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYER_0 = {"types", "errors", "nearest"}
 LAYER_1 = {
     *("registry", "config", "runtime", "progress", "checkpoint", "losses", "memory", "nn", "metrics"),
-    *("loading", "training", "images", "augment"),
+    *("loading", "training", "images", "augment", "rehearsal"),
 }
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(LAYER_0, LAYER_0),
@@ -44,8 +44,9 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, ...]]:
     """Modules of ours that a file imports, anywhere in it, as names below ``perdure``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            node.body.clear()
-        elif isinstance(node, ast.Import):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
             yield from (tuple(name.split(".")[1:]) for name in names if name.split(".")[0] == "perdure")
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "perdure":

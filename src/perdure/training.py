@@ -106,8 +106,7 @@ def fit(
 
     Args:
         loss: batch -> mean over the batch's examples, or a dict with that under "loss"; the rest is logged.
-            With several processes or parts, the step uses the mean of the parts weighted by their examples:
-            the mean over all examples, which is exact for losses that are means of per-example terms.
+            Parts of a step (processes, `accumulate`) are weighted by their examples, which is exact for such means.
         parameters: name -> parameter, or Groups.
         stage: unit of resuming and part of all keys; unique within a task.
         keep: other objects that change meanwhile, saved and restored with the stage.
@@ -122,11 +121,10 @@ def fit(
     groups = [Group(parameters=parameters)] if isinstance(parameters, Mapping) else list(parameters)
     tensors = [p for group in groups for p in group.parameters.values()]
     optimizer, scaler = runtime.prepare(make_optimizer(groups, settings))
-    history = History()
+    history, per_epoch = History(), len(batches)
     trained = {f"{i}/{n}": p for i, group in enumerate(groups) for n, p in group.parameters.items()}
     moments = _FlatOptimizer(optimizer)
     state = {"parameters": trained, "optimizer": moments, "history": history, **scaler, **(keep or {})}
-    per_epoch = len(batches)
     steps = runtime.steps(stage, total=settings.epochs * per_epoch, state=state)
     guard = _Finite(stage, runtime, steps)
     epoch_batches = None
