@@ -1,0 +1,147 @@
+"""Where weights lie: a path, an embedded model, or the Hugging Face hub; and what exactly was found there.
+
+Knows places and file names. Opens no weights and knows no architecture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from perdure.errors import WeightsError
+from perdure.models.clip.archive import check_present
+
+ALIASES = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}
+"""OpenAI's names -> the same weights on the hub."""
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+"""Files of weights in a folder, the best first."""
+_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder or a file on this machine, and what it was asked for as."""
+
+    name: str
+    """What the settings said."""
+    path: Path
+    revision: str | None = None
+    """Commit on the hub."""
+
+    @property
+    def folder(self) -> Path:
+        """Where configuration, tokenizer and preprocessing lie."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every weights file by name; reads the files once, when first asked."""
+        return {path.name: _sha256(path) for path in self.weight_files()}
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights."""
+        if self.path.is_file():
+            return [self.path]
+        first = next((n for n in WEIGHT_FILES if (self.path / n).is_file()), None)
+        if first is None:
+            return []
+        if first.endswith(".index.json"):
+            stem, _, suffix = first.removesuffix(".index.json").rpartition(".")
+            return sorted(self.path.glob(f"{stem}-*.{suffix}"))
+        return [self.path / first]
+
+    def provenance(self) -> dict[str, Any]:
+        """JSON-ready facts for the result card."""
+        return {"weights": self.name, "revision": self.revision, "sha256": self.files}
+
+
+def find(weights: str, *, revision: str | None = None) -> Source:
+    """The source that `weights` names: existing path, embedded model, OpenAI's name, hub id, in this order.
+
+    A model in the hub's cache is taken without asking the network.
+
+    Raises:
+        WeightsError: nothing there, or the hub cannot be reached and has no cached copy.
+    """
+    path = Path(weights).expanduser()
+    embedded = Path(str(resources.files("perdure.models"))) / "micro" / weights
+    if path.exists():
+        source = Source(weights, path)
+    elif "/" not in weights and embedded.is_dir():
+        source = Source(weights, embedded)
+    elif path.suffix in _SUFFIXES or weights.startswith(("/", ".", "~")) or weights.count("/") > 1:
+        raise WeightsError("no such file or folder", where=weights)
+    else:
+        repository = ALIASES.get(weights, weights)
+        folder = _from_hub(repository, revision, asked=weights)
+        source = Source(weights, folder, revision=folder.name)
+    files = source.weight_files()
+    if not files:
+        raise WeightsError(
+            "the folder holds no weights", where=str(source.path), expected=f"one of {', '.join(WEIGHT_FILES)}"
+        )
+    for file in files:
+        check_present(file)
+    return source
+
+
+def _from_hub(repository: str, revision: str | None, *, asked: str) -> Path:
+    if "/" not in repository:
+        raise WeightsError(
+            "no such file, folder or embedded model",
+            where=asked,
+            expected="a path, a hub id such as openai/clip-vit-base-patch16, or " + ", ".join(ALIASES),
+        )
+    settings_files = ["*.json", "*.txt"]
+    wanted = [["*model.safetensors", "model-*.safetensors"], ["pytorch_model*.bin", "open_clip_pytorch_model.bin"]]
+    try:
+        cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        if Source(asked, cached).weight_files():
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise WeightsError(f"neither a path nor a hub id ({error})", where=asked) from None
+    try:
+        for weights in wanted:
+            folder = Path(
+                snapshot_download(
+                    repository, revision=revision, allow_patterns=[*settings_files, *weights], etag_timeout=5
+                )
+            )
+            if Source(asked, folder).weight_files():
+                return folder
+    except LocalEntryNotFoundError:
+        raise WeightsError(
+            f"{repository} is not in the cache of this machine, and huggingface.co cannot be reached",
+            where=asked,
+            todo=f"On a machine with network type: hf download {repository}; then copy its folder and give its path.",
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise WeightsError(f"the hub refused {repository} ({first})", where=asked) from None
+    raise WeightsError(f"{repository} holds no weights that can be read", where=asked)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

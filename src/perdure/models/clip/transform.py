@@ -1,0 +1,139 @@
+"""OpenAI's image preprocessing as a picklable function: bicubic resize, centre crop, RGB, normalise.
+
+Knows pixels and the settings in ``preprocessor_config.json``. Does not know models, augmentation or data sets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from perdure.errors import WeightsError
+from perdure.images import open_image
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""OpenAI's channel means (red, green, blue) of pixels in 0..1."""
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTransform:
+    """Image -> normalised tensor ``[3 size size]``.
+
+    The image becomes RGB first, as the data loaders of published code do it; OpenAI's own function does so after
+    cropping, which differs only where PIL resizes a mode in its own way (palettes, alpha).
+
+    ``transform(image)`` equals ``transform.normalize(transform.pixels(image))`` to the bit, so that loader workers
+    may send the four times smaller ``pixels`` and a whole batch is normalised at once on the device.
+    """
+
+    size: int
+    """Side of the square that the model takes, in pixels."""
+    shorter_side: int | None = None
+    """Length of the shorter side after resizing; None: `size`."""
+    keep_aspect: bool = True
+    """False: squeeze the image to ``size x size`` instead of cropping."""
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+
+    def __call__(self, image: Any) -> Float[Tensor, "3 size size"]:
+        """Whatever `perdure.images.open_image` takes (PIL image, path, uint8 array ...), ready for the model."""
+        return self.normalize(self.pixels(image))
+
+    def pixels(self, image: Any) -> UInt8[Tensor, "3 size size"]:
+        """Resized, cropped RGB pixels 0..255."""
+        opened = open_image(image)
+        if self.keep_aspect:
+            cropped = _center_crop(_resize_shorter(opened, self.shorter_side or self.size), self.size)
+        else:
+            cropped = opened.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        array = torch.frombuffer(bytearray(cropped.tobytes()), dtype=torch.uint8)
+        return array.view(self.size, self.size, 3).permute(2, 0, 1).contiguous()
+
+    def normalize(self, pixels: UInt8[Tensor, "... 3 height width"]) -> Float[Tensor, "... 3 height width"]:
+        """``(pixels / 255 - mean) / std`` in float32, on the device of `pixels`."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+
+
+def from_folder(folder: Path, *, size: int) -> ClipTransform:
+    """The transform that a model folder describes, else OpenAI's at `size` pixels.
+
+    Reads Hugging Face's ``preprocessor_config.json`` or the means in ``open_clip_config.json``.
+    """
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        return _from_huggingface(read_json(path), size=size, where=str(path))
+    path = folder / "open_clip_config.json"
+    if path.is_file():
+        facts = read_json(path).get("preprocess_cfg", {})
+        return ClipTransform(
+            size=size,
+            mean=_three(facts.get("mean", MEAN), str(path)),
+            std=_three(facts.get("std", STD), str(path)),
+            keep_aspect=facts.get("resize_mode", "shortest") == "shortest",
+        )
+    return ClipTransform(size=size)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder, or a WeightsError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"not JSON ({error})", where=str(path)) from None
+    if not isinstance(content, dict):
+        raise WeightsError("not a JSON object", where=str(path))
+    return content
+
+
+def _from_huggingface(facts: Mapping[str, Any], *, size: int, where: str) -> ClipTransform:
+    if facts.get("resample", 3) != 3:
+        raise WeightsError(f"resample is {facts['resample']}", where=where, expected="3 (bicubic)")
+    crop, resize = facts.get("crop_size", size), facts.get("size", size)
+    crop = crop.get("height", size) if isinstance(crop, Mapping) else crop
+    squeeze = isinstance(resize, Mapping) and "height" in resize
+    shorter = resize.get("shortest_edge", size) if isinstance(resize, Mapping) else resize
+    if crop != size and not squeeze:
+        raise WeightsError(f"crops to {crop} pixels", where=where, expected=f"the model's {size}")
+    return ClipTransform(
+        size=size,
+        shorter_side=None if squeeze or shorter == size else int(shorter),
+        keep_aspect=not squeeze,
+        mean=_three(facts.get("image_mean", MEAN), where),
+        std=_three(facts.get("image_std", STD), where),
+    )
+
+
+def _three(values: Any, where: str) -> tuple[float, float, float]:
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise WeightsError(f"channel statistics {values!r}", where=where, expected="three numbers")
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _resize_shorter(image: Image.Image, length: int) -> Image.Image:
+    """The shorter side becomes `length`, the longer one is rounded down, as torchvision does."""
+    width, height = image.size
+    if min(width, height) == length:
+        return image
+    if width <= height:
+        size = length, int(length * height / width)
+    else:
+        size = int(length * width / height), length
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _center_crop(image: Image.Image, side: int) -> Image.Image:
+    width, height = image.size
+    left, top = round((width - side) / 2.0), round((height - side) / 2.0)
+    return image.crop((left, top, left + side, top + side))
