@@ -1,0 +1,263 @@
+"""What rehearsal methods and their baselines share: images in memory, steps over them, a predictor.
+
+Knows a task's images and labels as tensors, batches in a keyed (or the stream's own) order, and one descent
+step. Does not know any method's loss, nor what a memory holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perdure import augment as augmentation
+from perdure.augment import Augment
+from perdure.errors import DataError, RecipeError, TrainingError
+from perdure.images import open_image
+from perdure.loading import ExampleBatches
+from perdure.memory import Draws
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The training images of a task, on the device."""
+
+    images: Tensor
+    """uint8 (or floating, in [0, 1]) [images, channels, height, width]"""
+    labels: Tensor
+    """int64 [images]"""
+    cuts: tuple[int, ...] | None = None
+    """Sizes of the batches, where the stream says so (general continual learning): one pass, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class At:
+    """Where in a task's training a step is."""
+
+    step: int
+    epoch: int
+
+
+Step = Callable[[Tensor, Tensor, At], Mapping[str, Tensor]]
+"""(raw images, labels, where) -> values to log; "loss" must be finite. Does the descent itself."""
+
+
+def preprocess(example: Example, training: bool) -> Batch:
+    """uint8 [channels, height, width] and the label. A floating tensor stays as it is."""
+    image = example.inputs["image"]
+    if not isinstance(image, Tensor):
+        if not isinstance(image, np.ndarray):
+            image = np.array(open_image(image, where=example.id))
+        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return {"image": image, "label": -1 if example.target is None else int(example.target)}
+
+
+def read(task: Task, net: nn.Module, runtime: Runtime) -> Images:
+    """All training images of a task, decoded once.
+
+    Raises:
+        DataError: images of unequal sizes, or a label that the network has no output for.
+        RecipeError: more than one process.
+    """
+    if runtime.processes > 1:
+        raise RecipeError("rehearsal methods keep one memory", expected="one process")
+    batches = ExampleBatches(
+        task.train, preprocess, batch_size=512, runtime=runtime, stage="read", training=False, collate=_stack
+    )
+    parts = [batch for batch, _ in batches.epoch(0) if batch is not None]
+    if not parts:
+        raise TrainingError("there is no training image", where=f"task {task.index + 1} ({task.name})")
+    _one_size([part["image"] for part in parts])
+    labels = torch.cat([part["label"] for part in parts])
+    check_labels(labels, classes=net.classes, where=task.name)
+    cuts = task.facts.get("batches")
+    return Images(
+        images=torch.cat([part["image"] for part in parts]),
+        labels=labels,
+        cuts=tuple(cuts) if cuts is not None else None,
+    )
+
+
+def check_labels(labels: Tensor, *, classes: int, where: str) -> None:
+    """Every label has an output of the head."""
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise DataError(
+            f"label {int(wrong[0])}",
+            where=where,
+            expected=f"0 to {classes - 1}: the network has {classes} outputs",
+            todo="Set the model's `classes` to all classes of the stream.",
+        )
+
+
+def train(
+    step: Step,
+    data: Images,
+    *,
+    epochs: int,
+    batch_size: int,
+    runtime: Runtime,
+    stage: str,
+    state: Mapping[str, Any],
+) -> None:
+    """Call `step` for every batch of every epoch, resumably.
+
+    Args:
+        state: all that `step` changes: network, optimizer, memory ...
+
+    Raises:
+        TrainingError: the loss is not finite; the last good checkpoint is kept.
+    """
+    count = len(data.labels)
+    if data.cuts is not None and epochs != 1:
+        raise RecipeError(f"{epochs} epochs over a stream without tasks", expected="epochs: 1")
+    cuts = data.cuts or batch_sizes(count, batch_size)
+    ends = np.cumsum(cuts)
+    steps = runtime.steps(stage, total=epochs * len(cuts), state=state)
+    guard = _Finite(runtime, stage, state)
+    steps.before_save = guard.raise_if_bad
+    order, of_epoch = torch.empty(0), -1
+    for number in steps:
+        epoch, within = divmod(number, len(cuts))
+        if epoch != of_epoch:
+            shuffled = data.cuts is None
+            order = runtime.permutation(count, stage, epoch) if shuffled else torch.arange(count)
+            of_epoch = epoch
+        index = order[ends[within] - cuts[within] : ends[within]].to(data.labels.device)
+        values = step(data.images[index], data.labels[index], At(step=number, epoch=epoch))
+        guard.check(values["loss"], number, data.images[index])
+        steps.shown = {"loss": values["loss"].detach()}
+        runtime.log("step", stage=stage, step=number, epoch=epoch, **values)
+
+
+def batch_sizes(count: int, batch_size: int) -> tuple[int, ...]:
+    """Whole batches and the rest."""
+    whole, rest = divmod(count, batch_size)
+    return (batch_size,) * whole + ((rest,) if rest else ())
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, runtime: Runtime) -> None:
+    """One step of the optimizer down the gradient of `loss`.
+
+    On the CPU a loss that is not finite changes nothing, so that `train` can say where it arose.
+    """
+    if not loss.is_cuda and not math.isfinite(loss.item()):
+        return
+    optimizer.zero_grad(set_to_none=True)
+    runtime.backward(loss)
+    optimizer.step()
+
+
+def sgd(net: nn.Module, lr: float) -> torch.optim.SGD:
+    """Plain SGD over all parameters: no momentum, no weight decay."""
+    return torch.optim.SGD(net.parameters(), lr=lr)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, milestones: Sequence[int], epoch: int) -> None:
+    """`lr`, a tenth of it from each milestone (an epoch) on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * 0.1 ** sum(epoch >= m for m in milestones)
+
+
+def view(images: Tensor, kind: Augment, draws: Draws, net: nn.Module) -> Tensor:
+    """What the network is trained on: raw images, augmented afresh, in the network's type."""
+    if kind == "crop_flip":
+        images = augmentation.crop_and_flip(images, draws.uniforms(len(images), 3, of="augment"))
+    return network_input(images, net)
+
+
+def network_input(images: Tensor, net: nn.Module) -> Tensor:
+    """Raw images in the type and on the device of the network's weights."""
+    weight = next(net.parameters())
+    return augmentation.as_float(images.to(weight.device, non_blocking=True), weight.dtype)
+
+
+def predictor(net: nn.Module, query: Query) -> Callable[[Batch], Tensor]:
+    """Logits of the query's candidates from the plain network in evaluation mode."""
+    net.eval()
+    columns = slice(query.offset, query.offset + len(query.candidates))
+    return lambda batch: net(network_input(batch["image"], net))[:, columns]
+
+
+def network_state(net: nn.Module) -> dict[str, Tensor]:
+    """A copy of parameters and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+
+def _stack(items: list[Mapping[str, Any]]) -> Batch:
+    _one_size([item["image"][None] for item in items])
+    return {
+        "image": torch.stack([item["image"] for item in items]),
+        "label": torch.tensor([item["label"] for item in items]),
+        "position": torch.tensor([item["position"] for item in items]),
+    }
+
+
+def _one_size(images: Sequence[Tensor]) -> None:
+    sizes = list(dict.fromkeys(tuple(image.shape[1:]) for image in images))
+    if len(sizes) > 1:
+        raise DataError(
+            f"images of {len(sizes)} sizes: {list(sizes[0])} and {list(sizes[1])}",
+            expected="one size",
+            todo="Resize the images of the data set to one size.",
+        )
+
+
+class _Finite:
+    """Stops on a loss that is NaN or infinite; on a GPU it looks only every 20 steps and before a save."""
+
+    def __init__(self, runtime: Runtime, stage: str, state: Mapping[str, Any]) -> None:
+        self.runtime, self.stage = runtime, stage
+        self.net = next((item for item in state.values() if isinstance(item, nn.Module)), None)
+        self.bad: Tensor | None = None
+        self.step = 0
+        self.images: Tensor | None = None
+
+    def check(self, loss: Tensor, step: int, images: Tensor) -> None:
+        self.step, self.images = step, images
+        bad = ~torch.isfinite(loss.detach())
+        self.bad = bad if self.bad is None else self.bad | bad
+        if not loss.is_cuda or step % 20 == 0:
+            self.raise_if_bad()
+
+    def raise_if_bad(self) -> None:
+        if self.bad is None or not bool(self.bad):
+            return
+        layer = self.net is not None and self.images is not None and first_bad_layer(self.net, self.images)
+        raise TrainingError(
+            f"the loss is not finite at step {self.step}" + (f"; first in layer {layer}" if layer else ""),
+            where=f"task {self.runtime.task + 1}, stage {self.stage}",
+            todo="Lower the learning rate; the last checkpoint is kept.",
+        )
+
+
+@torch.no_grad()
+def first_bad_layer(net: nn.Module, images: Tensor) -> str | None:
+    """The first layer of the plain network with a weight or an output that is not finite."""
+    found: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _: Any, output: Tensor) -> None:
+            tensors = [output, *module.parameters()]
+            if not found and not all(bool(torch.isfinite(t).all()) for t in tensors):
+                found.append(name)
+
+        return hook
+
+    leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(look(name)) for name, module in leaves]
+    training = net.training
+    net.eval()(network_input(images, net))
+    net.train(training)
+    for hook in hooks:
+        hook.remove()
+    if found:
+        return found[0]
+    return next((name for name, p in net.named_parameters() if not torch.isfinite(p).all()), None)
