@@ -1,0 +1,349 @@
+"""Recipes: YAML and overrides become a checked, frozen `Recipe`, and a Recipe becomes objects.
+
+The only place where names become classes. Knows the sections of a recipe and what must fit between
+them. Does not know YAML's text and positions (`source`), nor how a run goes (`perdure.run`). Imports no
+torch before `build`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from perdure import config, registry
+from perdure.config import Fault, Keys, Named
+from perdure.errors import RecipeError
+from perdure.nearest import nearest
+from perdure.recipe.sections import Evaluate, Expect, Recipe, Run
+from perdure.recipe.source import Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
+from perdure.recipe.text import dump
+
+SHIPPED = Path(__file__).parents[1] / "recipes"
+__all__ = ["Evaluate", "Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
+SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
+NAMED_SECTIONS = frozenset({"stream", "models", "method"})
+NOT_A_CHANGE = frozenset({"out", "name", "device", "workers", "save_every", "trackers", "threads", "seeds"})
+"""Settings of `run` that a run may be resumed with: they move no number."""
+
+
+class Setting(NamedTuple):
+    """One line of `perdure show`."""
+
+    value: Any
+    origin: str
+    """`default`, `file:line` or `command line`."""
+    doc: str
+
+
+class Built(NamedTuple):
+    """What a recipe's names stand for."""
+
+    method: Any
+    stream: Any
+    models: dict[str, Any]
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe's file, or one of perdure's by name (``mg_clip/cifar100``), changed by overrides.
+
+    Args:
+        overrides: ``section.key=value``, values in YAML 1.2.
+
+    Raises:
+        RecipeError: all faults at once, each with file, line, column and caret.
+    """
+    file, label = locate(path_or_name)
+    layer, wrong = _with_base(file, label, ())
+    given, more = read_overrides(overrides)
+    layer, wrong = _over(layer, given), wrong + more
+    recipe, faults = _checked(layer, default_name=_run_name(file, label))
+    wrong += [located(fault, layer) for fault in faults]
+    if wrong or recipe is None:
+        raise Unreadable(wrong, layer.files)
+    return recipe
+
+
+def shipped() -> list[str]:
+    """Names of perdure's own recipes."""
+    return sorted(str(f.relative_to(SHIPPED).with_suffix("").as_posix()) for f in SHIPPED.glob("*/*.yaml"))
+
+
+def locate(path_or_name: str | Path) -> tuple[Path, str]:
+    """The file of a recipe, and what messages call it.
+
+    Raises:
+        RecipeError: no such recipe; the nearest name is suggested.
+    """
+    text = str(path_or_name)
+    path = Path(text)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        path = path / "recipe.yaml"
+    names = shipped()
+    name = text.removesuffix(".yaml")
+    if path.is_file():
+        return path, str(path)
+    if name in names:
+        return SHIPPED / f"{name}.yaml", f"{name}.yaml"
+    same = [n for n in names if n.split("/")[0] == text.rstrip("/") or n.split("/")[1] == text]
+    if near := nearest(text, names):
+        same = same or [near]
+    hint = "Did you mean " + " or ".join(f"`{n}`" for n in same[:4]) + "?" if same else ""
+    raise RecipeError(f"there is no recipe or file `{text}`", todo=hint or "See: perdure list recipes")
+
+
+def build_stream(recipe: Recipe) -> Any:
+    """The stream alone; DataError if its data is not there."""
+    return registry.build(recipe.stream)
+
+
+def build(recipe: Recipe, seed: int) -> Built:
+    """The stream, the models by role and the method. Fails before any weights load where kinds do not fit."""
+    from perdure.run import seed_everything
+
+    stream = build_stream(recipe)
+    check_kinds(recipe, {task.kind for task in stream})
+    seed_everything(seed)
+    models = {role: registry.build(named) for role, named in recipe.models.items()}
+    seed_everything(seed)  # the method's own start does not depend on what models drew
+    return Built(registry.build(recipe.method, **models), stream, models)
+
+
+def check_kinds(recipe: Recipe, asked: set[str]) -> None:
+    """RecipeError if the stream asks what the method cannot answer."""
+    answers = set(registry.describe("methods", recipe.method.name).answers)
+    if unanswered := asked - answers:
+        raise RecipeError(
+            f"method {recipe.method.name} cannot answer tasks of kind {', '.join(sorted(unanswered))}",
+            where=f"stream {recipe.stream.name}",
+            expected=f"tasks of kind {', '.join(sorted(answers))}",
+        )
+
+
+def resolved(recipe: Recipe) -> dict[str, Setting]:
+    """Every setting by its dotted name, defaults included, with its origin and its documentation."""
+    table: dict[str, Setting] = {}
+
+    def add(name: str, value: Any, doc: str) -> None:
+        short_form = recipe.origins.get(name.removesuffix(".name")) if name.endswith(".name") else None
+        origin = recipe.origins.get(name) or short_form or "default"
+        table[name] = Setting(config.plain(value), origin, doc)
+
+    def add_named(prefix: str, named: Named) -> None:
+        place = cast(registry.Place, named.place)
+        add(f"{prefix}.name", named.name, registry.describe(place, named.name).summary)
+        cls, docs = registry.settings(place, named.name), registry.field_docs(place, named.name)
+        instance = config.parse(cls, named.settings, where=prefix)
+        for key in config.field_types(cls):
+            value = getattr(instance, key)
+            if isinstance(value, Named):
+                add_named(f"{prefix}.{key}", value)
+            else:
+                add(f"{prefix}.{key}", value, docs.get(key, ""))
+
+    add_named("stream", recipe.stream)
+    for role, named in recipe.models.items():
+        add_named(f"models.{role}", named)
+    add_named("method", recipe.method)
+    for section in ("evaluate", "run"):
+        part = getattr(recipe, section)
+        docs = section_docs(type(part))
+        for key in config.field_types(type(part)):
+            add(f"{section}.{key}", getattr(part, key), docs[key])
+    if recipe.expect:
+        add("expect", recipe.expect, "Published numbers, printed beside ours.")
+    return table
+
+
+def section_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a section."""
+    tree = ast.parse(Path(__file__).with_name("sections.py").read_text(encoding="utf-8"))
+    node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__)
+    return registry.class_docs(node)
+
+
+def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
+    """Settings that move numbers and differ: dotted name, old value, new value (None where absent)."""
+    before, after = resolved(old), resolved(new)
+    names = [n for n in dict.fromkeys([*before, *after]) if n != "expect"]
+    changed = []
+    for name in names:
+        if name.startswith("run.") and name.removeprefix("run.") in NOT_A_CHANGE:
+            continue
+        was, now = (t[name].value if name in t else None for t in (before, after))
+        if was != now:
+            changed.append((name, was, now))
+    return changed
+
+
+def to_mapping(recipe: Recipe) -> dict[str, Any]:
+    """The whole recipe as YAML's mappings, defaults included."""
+    tree: dict[str, Any] = {}
+    for name, setting in resolved(recipe).items():
+        *path, last = name.split(".")
+        part = tree
+        for key in path:
+            part = part.setdefault(key, {})
+        part[last] = setting.value
+    return tree
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as a file that `load` reads back as an equal one."""
+    return dump(to_mapping(recipe))
+
+
+def _with_base(file: Path, label: str, inside: tuple[Path, ...]) -> tuple[Layer, list[Wrong]]:
+    """A file over the recipe that its `base` names."""
+    layer, wrong = read(file, label=label)
+    base = layer.values.pop("base", None)
+    if base is None:
+        return layer, wrong
+    mark = layer.marks[("base",)]
+    if not isinstance(base, str):
+        return layer, [*wrong, Wrong(mark=mark, what=f"expected a recipe, found {config.shown(base)}")]
+    beside = file.parent / base
+    try:
+        below_file, below_label = locate(beside if beside.is_file() else base)
+    except RecipeError as error:
+        return layer, [*wrong, Wrong(mark=mark, what=error.what, hint=error.todo)]
+    if below_file.resolve() in (*inside, file.resolve()):
+        return layer, [*wrong, Wrong(mark=mark, what=f"`{base}` is based on this recipe itself")]
+    below, more = _with_base(below_file, below_label, (*inside, file.resolve()))
+    return _over(below, layer), more + wrong
+
+
+def _over(below: Layer, above: Layer) -> Layer:
+    """As `merge`; one seed stated above takes the place of several below."""
+    run, lower = above.values.get("run"), below.values.get("run")
+    if isinstance(run, dict) and isinstance(lower, dict) and "seed" in run and "seeds" not in run:
+        lower.pop("seeds", None)
+    return merge(below, above, named=NAMED_SECTIONS)
+
+
+def _run_name(file: Path, label: str) -> str:
+    name = label.removesuffix(".yaml") if file.is_relative_to(SHIPPED) else file.stem
+    return re.sub(r"[^\w.+=-]+", "-", name) or "run"
+
+
+def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fault]]:
+    """The recipe (None if there are faults) and all faults of its settings."""
+    values = dict(layer.values)
+    faults = _unknown_sections(values, layer)
+    for section, place in (("stream", "streams"), ("method", "methods")):
+        if values.get(section) is None:
+            near = f"see: perdure list {place}"
+            faults.append(Fault(path=(), what=f"the section `{section}` is missing", hint=near))
+        else:
+            faults += config.check_named(place, values[section], (section,))
+    models = values.get("models") or {}
+    if isinstance(models, Mapping):
+        models = {role: value for role, value in models.items() if value is not None}
+        for role, value in models.items():
+            faults += config.check_named("models", value, ("models", role))
+        faults += _roles(values.get("method"), models)
+    else:
+        faults.append(Fault(path=("models",), what=f"expected models by role, found {config.shown(models)}"))
+    run_values = values.get("run") if values.get("run") is not None else {}
+    if isinstance(run_values, Mapping):
+        run_values = {"name": default_name, **run_values}
+    evaluate, some = config.check(Evaluate, values.get("evaluate") or {}, ("evaluate",))
+    run, more = config.check(Run, run_values, ("run",))
+    expect, rest = _expected(values.get("expect") or [])
+    faults += [*some, *more, *rest]
+    if faults or evaluate is None or run is None:
+        return None, faults
+    return Recipe(
+        stream=_named("streams", values["stream"]),
+        method=_named("methods", values["method"]),
+        models={role: _named("models", value) for role, value in models.items()},
+        evaluate=evaluate,
+        run=run,
+        expect=expect,
+        origins=_origins(layer),
+    ), []
+
+
+def _named(place: str, value: Any) -> Named:
+    return Named.of(place, value)
+
+
+def _origins(layer: Layer) -> dict[str, str]:
+    marks: dict[Keys, Mark] = {**layer.marks, **layer.keys}
+    return {".".join(str(p) for p in path): str(mark) for path, mark in marks.items()}
+
+
+def _roles(method: Any, models: Mapping[str, Any]) -> list[Fault]:
+    """Models that the method needs and are not given, or that it does not take."""
+    name = method.get("name") if isinstance(method, Mapping) else method
+    if name not in registry.names("methods"):
+        return []
+    about = registry.describe("methods", name)
+    takes = f"it takes: {', '.join(about.roles)}" if about.roles else "it takes none"
+    extra = [
+        Fault(path=("models", role), what=f"method `{name}` takes no model `{role}`", hint=takes, at="key")
+        for role in models
+        if role not in about.roles
+    ]
+    missing = [r for r in about.roles if r not in models and r not in about.optional_roles]
+    hint = "see: perdure list models"
+    return extra + [
+        Fault(path=("models",), what=f"method `{name}` needs a model `{r}`", hint=hint, at="key") for r in missing
+    ]
+
+
+def _expected(values: Any) -> tuple[tuple[Expect, ...], list[Fault]]:
+    if not isinstance(values, list):
+        return (), [Fault(path=("expect",), what=f"expected a list, found {config.shown(values)}")]
+    checked = [config.check(Expect, value, ("expect", i)) for i, value in enumerate(values)]
+    return tuple(e for e, _ in checked if e is not None), [f for _, faults in checked for f in faults]
+
+
+def _unknown_sections(values: Mapping[str, Any], layer: Layer) -> list[Fault]:
+    """Top-level keys that are none; a setting without its section (``lr=1``) gets its full name."""
+    faults = []
+    for key in values:
+        if key in SECTIONS:
+            continue
+        full = _full_names(values, key)
+        if full and not isinstance(values[key], Mapping):
+            hint = f"write `{full[0]}`" if len(full) == 1 else "write one of: " + ", ".join(full)
+            what = f"`{key}` lacks its section"
+        else:
+            near = nearest(key, [*SECTIONS, *_leaves(values)])
+            near = near if near is None or near in SECTIONS else _full_names(values, near)[0]
+            what = f"unknown section `{key}`"
+            hint = f"did you mean `{near}`?" if near else f"known: {', '.join(SECTIONS)}"
+        faults.append(Fault(path=(key,), what=what, hint=hint, at="key"))
+    return faults
+
+
+def _full_names(values: Mapping[str, Any], leaf: str) -> list[str]:
+    return _leaves(values).get(leaf, [])
+
+
+def _leaves(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of settings without their sections -> full names, as far as the recipe names known things."""
+    found: dict[str, list[str]] = {}
+
+    def note(cls: type, prefix: str, stated: Any) -> None:
+        for key, hint in config.field_types(cls).items():
+            found.setdefault(key, []).append(f"{prefix}.{key}")
+            if (place := config.named_place(hint)) and isinstance(stated, Mapping):
+                look(place, stated.get(key), f"{prefix}.{key}")
+
+    def look(place: str, value: Any, prefix: str) -> None:
+        name = value.get("name") if isinstance(value, Mapping) else value
+        if name in registry.names(cast(registry.Place, place)) and isinstance(name, str):
+            note(registry.settings(cast(registry.Place, place), name), prefix, value)
+
+    look("streams", values.get("stream"), "stream")
+    look("methods", values.get("method"), "method")
+    models = values.get("models")
+    for role, value in models.items() if isinstance(models, Mapping) else ():
+        look("models", value, f"models.{role}")
+    note(Evaluate, "evaluate", None)
+    note(Run, "run", None)
+    return found

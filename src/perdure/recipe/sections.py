@@ -1,0 +1,115 @@
+"""The sections of a recipe, as frozen dataclasses.
+
+Knows what may be stated, its defaults and its documentation. Does not know YAML or files, nor what the
+names of methods, models, streams stand for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from perdure.config import Named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """How, and which, tasks are tested after each task."""
+
+    plan: Literal["seen", "current", "all", "last", "seen+next"] = "seen"
+    """Tasks tested after each task: those seen so far, the current one, all, all but only at the end (`last`), or
+    those seen and the next."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Test examples at a time."""
+    split: Literal["test", "validation"] = "test"
+    """Which examples of a task are used."""
+    start: bool = False
+    """Also test before the first task is learned."""
+    save_predictions: bool = True
+    """Keep a record of each test example in `predictions/`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where and how a run takes place."""
+
+    name: str = "run"
+    """Folder of the run in `out`; by default made from the recipe's name."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """All randomness of a run derives from it."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Several runs, one for each seed, instead of `seed`."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; or `cpu`, `mps`, `cuda`, `cuda:1`."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Autocast of forward passes; weights stay as they were loaded."""
+    out: Path = Path("runs")
+    """Folder of all runs."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read and decode examples; changes no result."""
+    save_every: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds between checkpoints within a task."""
+    unreadable: Literal["stop", "skip"] = "stop"
+    """What to do with an example that cannot be decoded; `skip` names it in the result card."""
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
+    """Experiment trackers to report to; none unless named here."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of torch; null leaves it to torch."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if not re.fullmatch(r"[\w.+=-]+", self.name) or set(self.name) == {"."}:
+            yield "name", "expected letters, digits and . _ + = - (it names a folder)"
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            yield "device", f"expected auto, cpu, mps, cuda or cuda:1, found '{self.device}'"
+        for seed in self.seeds:
+            if self.seeds.count(seed) > 1:
+                yield "seeds", f"seed {seed} is given twice"
+                return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expect:
+    """A published number, printed beside ours."""
+
+    metric: str
+    """`average`, `last`, `forgetting` ..., or a metric of the last test."""
+    value: float
+    """In the metric's unit (accuracies in percent)."""
+    source: str
+    """Where the number is printed."""
+    note: str = ""
+    """What differs between their setting and ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run, wholly described: what a YAML file and overrides amount to."""
+
+    stream: Named
+    method: Named
+    models: dict[str, Named] = field(default_factory=dict)
+    """By role."""
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    run: Run = field(default_factory=Run)
+    expect: tuple[Expect, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Dotted name -> `file:line` or `command line`, of what was stated."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One run each."""
+        return self.run.seeds or (self.run.seed,)
+
+    def folder(self, seed: int) -> Path:
+        """Where the run with this seed is kept."""
+        return self.run.out / self.run.name / f"seed_{seed}"
+
+    def for_seed(self, seed: int) -> Recipe:
+        """The recipe of one run alone."""
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, seed=seed, seeds=()))
