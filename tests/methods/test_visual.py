@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from perdure.methods.mg_clip.visual import cosine_scores, fuse, missing_as_minus_infinity, visual_loss
+from perdure.methods.mg_clip.visual import cosine_scores, fuse, visual_loss
+from perdure.nn.clip_classifier import widen
 
 # Probabilities (.9, .1) of the text classifier; cosines (.5, .75) of the visual one.
 TEXT = torch.tensor([[0.9, 0.1]]).log()
@@ -34,7 +35,7 @@ def test_scaling_a_row_changes_no_score():
 
 
 def test_classes_without_a_row_get_probability_zero():
-    wide = missing_as_minus_infinity(COSINES, classes=3)
+    wide = widen(COSINES, classes=3)
     assert torch.allclose(wide.softmax(1), torch.tensor([[0.437823, 0.562177, 0.0]]), atol=1e-6)
 
 

@@ -1,16 +1,19 @@
 """A cosine classifier in image space, and its fusion with the text classifier.
 
-Knows features, one weight row a class, and probabilities. Does not know models, loops or files.
+Knows features, one weight row a class, and probabilities. Does not know models, tasks or files.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from perdure import training
+from perdure.loading import TensorBatches
+from perdure.runtime import Runtime
 
 
 def cosine_scores(
@@ -53,11 +56,28 @@ def fuse(
     return (text_weight * text + visual_weight * cosines.softmax(1)) / (text_weight + visual_weight)
 
 
-def missing_as_minus_infinity(
-    cosines: Float[Tensor, "images rows"], *, classes: int
-) -> Float[Tensor, "images classes"]:
-    """Cosines widened to `classes` columns; classes without a row get -inf, which is probability 0."""
-    if cosines.shape[1] == classes:
-        return cosines
-    rest = cosines.new_full((len(cosines), classes - cosines.shape[1]), -torch.inf)
-    return torch.cat([cosines, rest], dim=1)
+def fit_rows(
+    means: Float[Tensor, "new dim"],
+    features: Float[Tensor, "images dim"],
+    labels: Int[Tensor, " images"],
+    *,
+    first: int,
+    batch_size: int,
+    settings: training.Fit,
+    runtime: Runtime,
+    stage: str = "visual",
+) -> Float[Tensor, "new dim"]:
+    """The weight rows of the current task's classes, trained from their class means on frozen features."""
+    rows = nn.Parameter(means.to(runtime.device, copy=True))
+    batches = TensorBatches(
+        {"feature": features, "label": labels}, batch_size=batch_size, runtime=runtime, stage=stage
+    )
+    training.fit(
+        lambda batch: visual_loss(rows, batch["feature"], batch["label"], first=first),
+        {"rows": rows},
+        batches,
+        settings,
+        runtime=runtime,
+        stage=stage,
+    )
+    return rows.detach()

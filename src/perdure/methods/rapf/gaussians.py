@@ -34,13 +34,15 @@ def class_statistics(
 
 
 def shrink(covariance: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
-    """The covariance plus its mean variance on the diagonal and its mean non-zero covariance beside it."""
-    diagonal = torch.diagonal(covariance)
+    """The covariance plus its mean variance on the diagonal and its mean non-zero covariance beside it.
+
+    Both means are rounded to float32, as in the published code; this only shows for float64 covariances.
+    """
     outside = ~torch.eye(len(covariance), dtype=torch.bool, device=covariance.device)
     others = covariance[outside]
-    nonzero = others != 0
-    mean_other = others.sum() / nonzero.sum().clamp(min=1)
-    return covariance + torch.where(outside, mean_other, diagonal.mean())
+    mean_other = others.sum() / (others != 0).sum().clamp(min=1)
+    added = torch.where(outside, mean_other, torch.diagonal(covariance).mean())
+    return covariance + added.to(torch.float32)
 
 
 def cholesky_factors(

@@ -1,0 +1,62 @@
+"""Continual-CLIP: frozen CLIP, zero-shot, over the classes seen so far; nothing is trained.
+
+Thengane et al., CLIP model is an Efficient Continual Learner, 2022. The published templates are "a bad photo
+of a {}." for CIFAR-100 and TinyImageNet, "a good photo of a {}." for ImageNet and CORe50.
+
+Knows one prompt a class. Does not know training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from perdure.models.clip import Clip
+from perdure.nn import clip_classifier as classifier
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of Continual-CLIP."""
+
+    template: str = "a bad photo of a {}."
+    """Prompt of a class; `{}` stands for its name."""
+    clean_names: bool = False
+    """Put spaces for the underscores of class names. Off in all published numbers."""
+
+
+class ContinualClip:
+    """Stateless: each query brings the class names."""
+
+    Config = Config
+    answers = frozenset({"classify"})
+
+    def __init__(self, config: Config, *, clip: Clip) -> None:
+        classifier.check_template(config.template)
+        self.config, self.clip = config, clip.requires_grad_(False)
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return classifier.preprocess(self.clip, example)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        self.clip.to(runtime.device)
+
+    def predictor(self, query: Query):
+        names = classifier.prompts(self.config.template, query.candidates, clean=self.config.clean_names)
+        texts = classifier.encode_prompts(self.clip, names)
+
+        def predict(batch: Batch) -> Tensor:
+            return self.clip.scale * classifier.image_features(self.clip, batch["image"]) @ texts.T
+
+        return predict
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass

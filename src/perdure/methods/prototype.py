@@ -1,0 +1,76 @@
+"""Prototypes (SimpleCIL): frozen CLIP, each class is the mean of its image features; the nearest by cosine wins.
+
+Zhou et al., Revisiting Class-Incremental Learning with Pre-Trained Models, 2023. One pass over the images,
+nothing is trained, no text is used.
+
+Knows one mean a class. Does not know training or prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from perdure.models.clip import Clip
+from perdure.nn import clip_classifier as classifier
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the prototype classifier."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Images at a time where features are computed; changes no result."""
+
+
+class Prototype:
+    """State: `means`, one row a class in the order of labels."""
+
+    Config = Config
+    answers = frozenset({"classify"})
+
+    def __init__(self, config: Config, *, clip: Clip) -> None:
+        self.config, self.clip = config, clip.requires_grad_(False)
+        self.means = torch.zeros(0, clip.dim, dtype=clip.dtype)
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return classifier.preprocess(self.clip, example)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        classifier.require_every_class(task)
+        classifier.extend_classes([""] * len(self.means), task)
+        self.clip.to(runtime.device)
+        found = classifier.encode_images(
+            self.clip, task.train, batch_size=self.config.batch_size, runtime=runtime
+        )
+        classifier.require_every_class(task, found["label"])
+        means = classifier.class_means(found["feature"], found["label"], classifier.labels_of(task))
+        self.means = classifier.replace_rows(self.means, means, first=task.offset)
+
+    def predictor(self, query: Query):
+        rows = self.means[query.offset : query.offset + len(query.candidates)]
+        means = F.normalize(rows, dim=1).to(self.clip.device)
+
+        def predict(batch: Batch) -> Tensor:
+            cosines = classifier.image_features(self.clip, batch["image"]) @ means.T
+            return classifier.widen(cosines, classes=len(query.candidates), fill=-1.0)
+
+        return predict
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": self.means}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.means = state["means"]
+
+    def facts(self) -> dict[str, Any]:
+        """Extra parameters, for the result card."""
+        return {"extra_parameters": self.means.numel()}
