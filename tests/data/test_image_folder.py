@@ -17,7 +17,12 @@ def test_labels_follow_sorted_folders_and_examples_sorted_paths(class_tree):
     class_tree("test", ["dog", "cat"], 1)
     data = read(Config(root=root))
     assert data.candidates == ("cat", "dog")
-    assert ids(data.train) == ["train/cat/cat_0.png", "train/cat/cat_1.png", "train/dog/dog_0.png", "train/dog/dog_1.png"]
+    assert ids(data.train) == [
+        "train/cat/cat_0.png",
+        "train/cat/cat_1.png",
+        "train/dog/dog_0.png",
+        "train/dog/dog_1.png",
+    ]
     assert data.train.targets == [0, 0, 1, 1]
     assert data.test.targets == [0, 1]
     assert data.train[0].inputs["image"] == root / "train/cat/cat_0.png"

@@ -39,7 +39,8 @@ def read(config: Config) -> Dataset:
     from perdure.data import class_folders, lists
 
     root = _root(config)
-    names = [n for n in lists.load("class_names.json")["caltech101"] if config.classes == "101" or n != "faces_easy"]
+    listed: list[str] = lists.load("class_names.json")["caltech101"]
+    names = [name for name in listed if config.classes == "101" or name != "faces_easy"]
     on_disk = {folder.lower(): folder for folder in class_folders.subfolders(root)}
     folders = [on_disk.get(name, name) for name in names]
     left_out = {"BACKGROUND_Google"} | ({"Faces_easy"} if config.classes == "100" else set())

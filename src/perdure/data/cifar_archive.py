@@ -51,19 +51,13 @@ def read_archive(
     batches = [_batch(folder / file, labels_key, classes) for file in train]
     images = np.concatenate([batch[0] for batch in batches])
     labels = [label for batch in batches for label in batch[1]]
-    test_images, test_labels = _batch(folder / test, labels_key, classes)
+    splits = {"train": (images, labels), "test": _batch(folder / test, labels_key, classes)}
     return Dataset(
         name=name,
         kind="classify",
         candidates=names,
-        train=image_arrays.examples(images, labels, split="train"),
-        test=image_arrays.examples(test_images, test_labels, split="test"),
-        facts=image_arrays.facts(
-            [folder / file for file in (*train, test)],
-            root=folder,
-            counts={"train": len(labels), "test": len(test_labels)},
-            source=url,
-        ),
+        facts=image_arrays.facts(splits, source=url),
+        **{split: image_arrays.examples(*part, split=split) for split, part in splits.items()},
     )
 
 

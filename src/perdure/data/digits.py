@@ -8,7 +8,7 @@ Knows scikit-learn's copy and a keyed split of it, since it has none of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -34,8 +34,9 @@ def read(config: Config) -> Dataset:
 
     from perdure.data import class_folders, image_arrays
 
-    images, labels = load_digits(return_X_y=True)
-    pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # stored as 0 .. 16
+    bunch: Any = load_digits()
+    labels = [int(label) for label in bunch.target]
+    pixels = np.round(bunch.images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # stored as 0 .. 16
     ids = [f"digits/{i:05d}" for i in range(len(labels))]
     kept, taken = class_folders.split_by_share(ids, labels, config.test_share, "digits", config.split_seed)
     everything = image_arrays.examples(_enlarge(pixels, config.size), labels, split="digits")
@@ -48,7 +49,7 @@ def read(config: Config) -> Dataset:
         facts={
             "source": "sklearn.datasets.load_digits",
             "counts": {"train": len(kept), "test": len(taken)},
-            "fingerprint": class_folders.fingerprint([(ids[i], int(pixels[i].sum())) for i in range(len(ids))]),
+            "fingerprint": image_arrays.fingerprint([pixels, np.array(labels)]),
             "split_seed": config.split_seed,
         },
     )

@@ -5,14 +5,14 @@ Knows uint8 arrays, labels and torchvision's downloader. Does not know any parti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from perdure.data.class_folders import fingerprint
 from perdure.errors import DataError
 from perdure.types import Example, Examples
 
@@ -38,10 +38,22 @@ class _Arrays:
         return Example(id=f"{self.split}/{index:05d}", inputs={"image": image}, target=target)
 
 
-def facts(files: Iterable[Path], *, root: Path, counts: dict[str, int], source: str) -> dict[str, Any]:
-    """For `Dataset.facts`: where from, counts, and a fingerprint over names and sizes of the archives' files."""
-    listed = [(file.relative_to(root).as_posix(), file.stat().st_size) for file in files]
-    return {"source": source, "counts": counts, "fingerprint": fingerprint(listed)}
+def facts(splits: Mapping[str, tuple[np.ndarray, Sequence[int]]], *, source: str) -> dict[str, Any]:
+    """For `Dataset.facts`: where from, counts, and the fingerprint of all (images, labels) by split."""
+    return {
+        "source": source,
+        "counts": {split: len(labels) for split, (_, labels) in splits.items()},
+        "fingerprint": fingerprint([a for images, labels in splits.values() for a in (images, np.array(labels))]),
+    }
+
+
+def fingerprint(arrays: Iterable[np.ndarray]) -> str:
+    """sha256 over shapes and contents: archives of these data sets all have the same size."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(str((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def check_labels(labels: np.ndarray, *, images: int, classes: int, where: Path) -> list[int]:

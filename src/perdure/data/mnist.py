@@ -43,21 +43,19 @@ def read(config: Config) -> Dataset:
         root = config.root.expanduser()
         image_arrays.download(lambda: MNIST(str(root), download=True), what="MNIST", root=root)
         found = {name: _find(config, name) for name in NAMES}
-    train_images, train_labels, test_images, test_labels = (_read(_require(config, n, found[n])) for n in NAMES)
-    splits, counts = {}, {}
-    for split, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
-        where = config.root / split
-        checked = image_arrays.check_labels(labels, images=len(images), classes=10, where=where)
-        splits[split] = image_arrays.examples(images, checked, split=split)
-        counts[split] = len(checked)
+    arrays = {name: _read(_require(config, name, found[name])) for name in NAMES}
+    splits = {}
+    for split, (images, labels) in {"train": NAMES[:2], "test": NAMES[2:]}.items():
+        checked = image_arrays.check_labels(
+            arrays[labels], images=len(arrays[images]), classes=10, where=config.root / labels
+        )
+        splits[split] = (arrays[images], checked)
     return Dataset(
         name="mnist",
         kind="classify",
         candidates=tuple(str(digit) for digit in range(10)),
-        facts=image_arrays.facts(
-            [file for file in found.values() if file], root=config.root.expanduser(), counts=counts, source="MNIST"
-        ),
-        **splits,
+        facts=image_arrays.facts(splits, source="MNIST"),
+        **{split: image_arrays.examples(*part, split=split) for split, part in splits.items()},
     )
 
 

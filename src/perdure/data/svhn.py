@@ -37,21 +37,20 @@ def read(config: Config) -> Dataset:
 
         for split in FILES:
             image_arrays.download(lambda s=split: SVHN(str(root), split=s, download=True), what="SVHN", root=root)
-    splits, counts = {}, {}
+    splits = {}
     for split, name in FILES.items():
         path = class_folders.require_file(
             root / name,
             layout=f"{' and '.join(FILES.values())} in the root",
             todo=f"Copy them there from {URL}, set `download: true`, or set `root` to where they are.",
         )
-        images, labels = _read(path)
-        splits[split], counts[split] = image_arrays.examples(images, labels, split=split), len(labels)
+        splits[split] = _read(path)
     return Dataset(
         name="svhn",
         kind="classify",
         candidates=tuple(str(digit) for digit in range(10)),
-        facts=image_arrays.facts(files(config), root=root, counts=counts, source=URL),
-        **splits,
+        facts=image_arrays.facts(splits, source=URL),
+        **{split: image_arrays.examples(*part, split=split) for split, part in splits.items()},
     )
 
 
