@@ -17,3 +17,11 @@ def golden_clip(folder: Path, dtype: torch.dtype = torch.float64) -> Clip:
         heads = int(arrays["meta_heads"])
         state = {n: torch.from_numpy(arrays[n]) for n in arrays.files if not n.startswith("meta_")}
     return Clip(from_openai(state, heads=(heads, heads), dtype=dtype))
+
+
+def lora_name(official: str) -> str:
+    """``visual.transformer.resblocks.0.attn.k_proj_weight_lora_A`` under the name that `perdure.nn.lora` gives it."""
+    tower = "vision_model" if official.startswith("visual.") else "text_model"
+    layer, _, rest = official.removeprefix("visual.").removeprefix("transformer.resblocks.").partition(".attn.")
+    projection, _, factor = rest.partition("_weight_lora_")
+    return f"{tower}.encoder.layers.{layer}.self_attn.{projection}.lora_{factor}.weight"
