@@ -1,0 +1,245 @@
+"""Recipes become runs on disk, and runs are opened again: what the command and a notebook call.
+
+Knows run folders, seeds, signals and the result card. Does not know YAML, nor any method, model or stream by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perdure import checkpoint, recipe
+from perdure.errors import CheckpointError, RecipeError
+from perdure.evaluate import Evaluation
+from perdure.recipe import Built, Recipe
+from perdure.report.card import make_card
+from perdure.run import Scores, checkpoint_file, run
+from perdure.runtime import Runtime, key_seed
+
+LEFTOVERS = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json")
+"""What a run that is made again begins without."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """One run that has come to its end."""
+
+    folder: Path
+    scores: Scores
+    fresh: bool
+    """False if it had been finished before, so that nothing was trained."""
+
+
+def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> list[Finished]:
+    """Run a recipe, once for each seed; go on with whatever is under way in its folders.
+
+    Args:
+        again: make finished and unfinished runs anew.
+
+    Raises:
+        RecipeError: a folder holds a run of a recipe with other settings; they are named.
+        Interrupted: stopped by the user or the scheduler, after a save.
+    """
+    jobs = [(seed, asked.folder(seed)) for seed in asked.seeds]
+    for seed, folder in jobs:
+        if again:
+            _clear(folder)
+        refuse_changed(asked.for_seed(seed), folder)
+    return [_execute_one(asked.for_seed(seed), folder, quiet=quiet) for seed, folder in jobs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A run's recipe, its objects with what they have learned, and a runtime that writes nothing."""
+
+    folder: Path
+    recipe: Recipe
+    built: Built
+    runtime: Runtime
+    after: int
+    """Index of the last task learned."""
+
+
+def reopen(folder: Path, *, device: str = "auto") -> Opened:
+    """A run as it stood after the last task that it finished.
+
+    Raises:
+        CheckpointError: it has no finished task.
+    """
+    asked = recipe.load(_recipe_file(folder))
+    file = checkpoint_file(folder)
+    if not file.exists():
+        raise CheckpointError("no task of this run is finished", where=str(folder), todo=f"Type: perdure run {folder}")
+    saved = checkpoint.load(file)
+    built = recipe.build(asked, asked.run.seed)
+    built.method.load_state_dict(saved["method"])
+    runtime = Runtime(seed=asked.run.seed, device=device, precision=asked.run.precision, quiet=True)
+    for model in built.models.values():
+        model.to(runtime.device)
+    return Opened(folder=folder, recipe=asked, built=built, runtime=runtime, after=saved["task"])
+
+
+def refuse_changed(asked: Recipe, folder: Path) -> None:
+    """RecipeError, naming the settings, if `folder` holds a run of another recipe."""
+    file = folder / "recipe.yaml"
+    if not file.exists():
+        return
+    changed = recipe.differences(recipe.load(file), asked)
+    if changed:
+        lines = "".join(f"\n  {name}: {was!r} there, {now!r} now" for name, was, now in changed)
+        raise RecipeError(
+            f"holds a run with other settings:{lines}\n",
+            where=str(folder),
+            todo="Set run.name=... for a run beside it, or add --again to make it anew.",
+        )
+
+
+def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
+    if finished := _finished(folder):
+        return Finished(folder=folder, scores=finished, fresh=False)
+    runtime = make_runtime(asked, folder, quiet=quiet)
+    built = recipe.build(asked, asked.run.seed)
+    if runtime.main:
+        checkpoint.write_text(folder / "recipe.yaml", recipe.to_yaml(asked))
+    runtime.log("session", device=str(runtime.device), processes=runtime.processes)
+    runtime.flush()
+    evaluate = asked.evaluate
+    evaluation = Evaluation(
+        batch_size=evaluate.batch_size, split=evaluate.split, save_predictions=evaluate.save_predictions
+    )
+    with stopping_on_signals(runtime):
+        scores = run(
+            built.method,
+            built.stream,
+            plan=evaluate.plan,
+            evaluation=evaluation,
+            runtime=runtime,
+            start=evaluate.start,
+        )
+    if runtime.main:
+        checkpoint.write_json(folder / "card.json", _card(asked, built, scores, runtime, folder))
+    runtime.wait()
+    return Finished(folder=folder, scores=scores, fresh=True)
+
+
+def make_runtime(asked: Recipe, folder: Path | None, *, quiet: bool = False) -> Runtime:
+    """The runtime that a recipe's `run` section describes."""
+    settings = asked.run
+    return Runtime(
+        seed=settings.seed,
+        device=settings.device,
+        precision=settings.precision,
+        out=folder,
+        save_every=settings.save_every,
+        unreadable=settings.unreadable,
+        workers=settings.workers,
+        threads=settings.threads,
+        trackers=settings.trackers,
+        quiet=quiet,
+    )
+
+
+@contextlib.contextmanager
+def stopping_on_signals(runtime: Runtime) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM, from a scheduler) asks the run to save and stop; the second stops at once."""
+
+    def ask(number: int, _frame: Any) -> None:
+        if runtime.stop_requested:
+            raise KeyboardInterrupt
+        runtime.stop_requested = True
+        runtime.say(f"{signal.Signals(number).name}: saving after this step; once more stops at once")
+
+    kept = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not the main thread, as in some notebooks
+            kept[number] = signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder: Path) -> dict[str, Any]:
+    settings = recipe.resolved(asked)
+    method = built.method
+    facts = {
+        "extra_parameters": None,
+        "stored_bytes": checkpoint.stored_bytes(method.state_dict()),
+        **(method.facts() if hasattr(method, "facts") else {}),
+        "skipped": runtime.skipped,
+        "processes": runtime.processes,
+    }
+    manifest = dict(built.stream.manifest)
+    return make_card(
+        recipe=recipe.to_mapping(asked),
+        scores=scores.to_json(),
+        weights={role: model.provenance() for role, model in built.models.items() if hasattr(model, "provenance")},
+        data=manifest.get("data", {}),
+        stream=manifest,
+        seeds={"seed": asked.run.seed, "torch": key_seed(asked.run.seed, "build")},
+        precision=asked.run.precision,
+        device=_device_name(runtime),
+        wall_seconds=_wall_seconds(folder / "events.jsonl"),
+        peak_memory=runtime.peak_memory(),
+        origins={name: setting.origin for name, setting in settings.items()},
+        facts=facts,
+        repository=Path.cwd(),
+    )
+
+
+def _device_name(runtime: Runtime) -> str:
+    import platform
+
+    import torch
+
+    if runtime.device.type == "cuda":
+        return torch.cuda.get_device_name(runtime.device)
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _wall_seconds(events: Path) -> float:
+    """Time from the first to the last event of each session, summed: the pauses between them do not count."""
+    total, begin, last = 0.0, None, None
+    for line in events.read_text(encoding="utf-8").splitlines() if events.exists() else ():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # torn by a kill
+        if event["event"] == "session" or begin is None:
+            total += last - begin if begin is not None and last is not None else 0.0
+            begin = event["time"]
+        last = event["time"]
+    return total + (last - begin if begin is not None and last is not None else 0.0)
+
+
+def _finished(folder: Path) -> Scores | None:
+    """The scores of a run that is complete: the card is written last."""
+    if not (folder / "card.json").exists() or not (folder / "scores.json").exists():
+        return None
+    saved = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    return Scores(saved["tasks"], saved["headline"], saved["rows"])
+
+
+def _recipe_file(folder: Path) -> Path:
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        raise RecipeError("this is not a run's folder", where=str(folder), expected="recipe.yaml in it")
+    return file
+
+
+def _clear(folder: Path) -> None:
+    for name in LEFTOVERS:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "recipe.yaml").unlink()
