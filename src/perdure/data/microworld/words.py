@@ -130,7 +130,7 @@ def _caption(objects: list[Object], dice: list[float], held_out: bool) -> str:
         how = _say(relation(objects[0], objects[1]), next(take), held_out)
         text = f"{phrases[0]} {how} {phrases[1]}"
     else:
-        text = ", ".join(phrases[:-2] + [" and ".join(phrases[-2:])])
+        text = ", ".join([*phrases[:-2], " and ".join(phrases[-2:])])
     return f"{opening} {text}{'.' if full_stop < 0.5 else ''}".strip()
 
 
