@@ -1,0 +1,127 @@
+"""The command `perdure`: one file of this folder is one command.
+
+Knows how a command is found, and how an error becomes one message and an exit code. Does not know what
+any command does. Only the file of the command that is asked for is imported, and none imports torch
+before it works: help answers at once.
+
+A file holds `command`, a function for typer, or `app`, a typer of several; and `EXAMPLES`, shown in its help.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+ORDER = ("demo", "run", "list", "show", "cp", "check", "data", "predict", "score", "report", "export")
+"""Commands as they are listed; others follow by name."""
+EXAMPLES = """
+perdure list recipes cifar
+perdure run mg_clip/microworld
+perdure check my.yaml method.lr=1e-4
+"""
+INTERNAL = 70
+"""Exit code of a bug of ours (EX_SOFTWARE)."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 1 found faults in data, 2 wrong input, 70 a bug, 130 stopped."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII locale loses nothing and ends nothing
+    sys.exit(_run(given, debug=debug))
+
+
+def _run(given: list[str], *, debug: bool) -> int:
+    from perdure.errors import PerdureError
+
+    try:
+        code = application(given[:1])(args=given, prog_name="perdure", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except PerdureError as error:
+        if debug:
+            traceback.print_exc()
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `perdure list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own: usage
+            error.show()
+            return error.exit_code
+        return _bug(error, debug=debug)
+
+
+def _bug(error: Exception, *, debug: bool) -> int:
+    """One line and the path of the trace."""
+    if debug:
+        traceback.print_exc()
+    text = "".join(traceback.format_exception(error))
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="perdure-trace-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(f"{' '.join(sys.argv)}\n\n{text}")
+    first = (str(error).splitlines() or [""])[0]
+    print(f"internal error: {type(error).__name__}: {first}; trace: {file.name}", file=sys.stderr)
+    return INTERNAL
+
+
+def application(wanted: list[str]):
+    """The typer command: with the one that is wanted, else with all."""
+    app = typer.Typer(
+        help="Adapt pretrained models to a changing world without losing what they know.",
+        epilog=_epilog(EXAMPLES) + "\n\nWith --debug, any command shows the traceback of an error.",
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        invoke_without_command=True,
+        context_settings=SETTINGS,
+    )
+    app.callback()(_top)
+    names = commands()
+    completing = any(name.endswith("_COMPLETE") for name in os.environ if name.startswith("_PERDURE"))
+    for name in wanted if wanted and wanted[0] in names and not completing else names:
+        module = import_module(f"perdure.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name, epilog=_epilog(module.EXAMPLES), context_settings=SETTINGS)(module.command)
+    return typer.main.get_command(app)
+
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+def commands() -> list[str]:
+    """Names of all commands: the files of this folder."""
+    found = {f.stem for f in Path(__file__).parent.glob("*.py") if not f.stem.startswith("_")}
+    return [n for n in ORDER if n in found] + sorted(found - set(ORDER))
+
+
+def _epilog(examples: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
+
+
+def _top(version: Annotated[bool, Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        from perdure import __version__
+
+        print(f"perdure {__version__}")
+        raise SystemExit(0)

@@ -1,0 +1,47 @@
+"""Lines and columns for a terminal, or for a pipe.
+
+Knows widths. Does not know what is shown. Colours are not used: what matters is in words.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+
+NARROWEST = 20
+
+
+def width() -> int | None:
+    """Columns to write in; None where nobody looks at columns (a pipe or a file)."""
+    if os.environ.get("COLUMNS", "").isdigit():
+        return max(int(os.environ["COLUMNS"]), NARROWEST)
+    return max(shutil.get_terminal_size().columns, NARROWEST) if sys.stdout.isatty() else None
+
+
+def columns(rows: Sequence[Sequence[str]], *, indent: str = "", total: int | None = None) -> list[str]:
+    """Rows in aligned columns; the last column is wrapped under itself, or below the row where it is narrow."""
+    rows = [[cell.replace("\n", " ") for cell in row] for row in rows]
+    if not rows:
+        return []
+    last = len(rows[0]) - 1
+    widths = [max(len(row[i]) for row in rows) for i in range(last)]
+    lines = []
+    for row in rows:
+        head = indent + "".join(f"{cell:<{w}}  " for cell, w in zip(row, widths))
+        lines += _wrapped(head, row[last], indent, total)
+    return lines
+
+
+def _wrapped(head: str, text: str, indent: str, total: int | None) -> list[str]:
+    if total is None or len(head) + len(text) <= total:
+        return [(head + text).rstrip()]
+    if total - len(head) >= NARROWEST:
+        return textwrap.wrap(text, total, initial_indent=head, subsequent_indent=" " * len(head)) or [head]
+    inner = indent + "    "
+    return [
+        *textwrap.wrap(head.rstrip(), total, subsequent_indent=inner, initial_indent=""),
+        *textwrap.wrap(text, total, initial_indent=inner, subsequent_indent=inner),
+    ]

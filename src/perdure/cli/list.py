@@ -1,0 +1,106 @@
+"""`perdure list`: what there is, one line each.
+
+Knows the places. Imports no method, model or data set: names, summaries and needs are read from their files.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from perdure.cli._layout import columns, width
+
+EXAMPLES = """
+perdure list
+perdure list recipes cifar
+perdure list methods --json
+"""
+WHAT = ("methods", "recipes", "streams", "data", "models", "metrics")
+
+
+def command(
+    what: Annotated[str, typer.Argument(help="methods, recipes, streams, data, models or metrics")] = "",
+    word: Annotated[str, typer.Argument(help="only lines that hold this word")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
+) -> None:
+    """List what there is: methods, recipes, data.
+
+    Also streams, models and metrics. Each with one line, and what it needs.
+    """
+    if what and what not in WHAT:
+        from perdure.errors import RecipeError
+        from perdure.nearest import nearest
+
+        near = nearest(what, WHAT)
+        todo = f"Did you mean `{near}`?" if near else ""
+        raise RecipeError(f"there is no list of `{what}`", expected=", ".join(WHAT), todo=todo)
+    found = {place: _matching(entries(place), word) for place in ([what] if what else WHAT)}
+    if as_json:
+        print(json.dumps(found[what] if what else found, indent=1, ensure_ascii=False))
+        return
+    total = width()
+    for place, items in found.items():
+        if not what:
+            print(f"{place}:")
+        if place == "recipes" and not what and not word:
+            print("\n".join(_families(items)))
+            continue
+        rows = [[item["name"], _line(item)] for item in items]
+        print("\n".join(columns(rows, indent="" if what else "  ", total=total) or ["  none"]))
+    if not any(found.values()):
+        raise SystemExit(1)
+
+
+def entries(place: str) -> list[dict[str, Any]]:
+    """Name, summary and needs of everything in a place."""
+    if place == "recipes":
+        from perdure.recipe import shipped
+
+        return [{"name": name, **recipe_head(name)} for name in shipped()]
+    if place == "metrics":
+        from perdure.metrics import METRICS
+
+        return [{"name": n, "summary": f"{m.docs} [{m.unit} {m.arrow}]", "needs": m.needs} for n, m in METRICS.items()]
+    from perdure import registry
+
+    items = []
+    for name in registry.names(place):  # type: ignore[arg-type]
+        about = registry.describe(place, name)  # type: ignore[arg-type]
+        item: dict[str, Any] = {"name": name, "summary": about.summary, "needs": about.needs}
+        if place == "methods":
+            item |= {"answers": list(about.answers), "roles": list(about.roles)}
+        items.append(item)
+    return items
+
+
+def recipe_head(name: str) -> dict[str, str]:
+    """First line and `Needs:` line of a recipe's opening comment."""
+    from perdure.recipe import SHIPPED
+
+    lines = []
+    for line in (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# ").rstrip())
+    needs = next((line.removeprefix("Needs:").strip() for line in lines if line.startswith("Needs:")), "")
+    return {"summary": lines[0] if lines else "", "needs": needs}
+
+
+def _families(items: list[dict[str, Any]]) -> list[str]:
+    """Recipes by method, names only: the whole list is `perdure list recipes`."""
+    by_method: dict[str, list[str]] = {}
+    for item in items:
+        method, _, rest = item["name"].partition("/")
+        by_method.setdefault(method, []).append(rest)
+    return columns([[f"{m}/", " ".join(r)] for m, r in by_method.items()], indent="  ", total=width())
+
+
+def _matching(items: list[dict[str, Any]], word: str) -> list[dict[str, Any]]:
+    return [item for item in items if word.lower() in json.dumps(item, ensure_ascii=False).lower()]
+
+
+def _line(item: dict[str, Any]) -> str:
+    needs = item["needs"].rstrip(".")
+    return f"{item['summary']} (needs {needs})" if needs else item["summary"]

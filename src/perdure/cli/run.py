@@ -1,0 +1,49 @@
+"""`perdure run`: a recipe from its text to its table.
+
+Knows arguments and what is printed where (progress on standard error, the table on standard output).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+perdure run mg_clip/microworld
+perdure run mg_clip/cifar100 method.lr=5e-4 run.seeds=[0,1,2]
+perdure run my.yaml --again
+"""
+
+
+def recipes_starting(incomplete: str) -> list[str]:
+    """For the shell's completion."""
+    from perdure.recipe import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
+def command(
+    recipe: Annotated[
+        str,
+        typer.Argument(help="name, file, or folder of a run", metavar="RECIPE", autocompletion=recipes_starting),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value, as in the recipe", metavar="[KEY=VALUE]...")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="remove the run of this name and start anew")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+) -> None:
+    """Run a recipe, or go on where it stopped.
+
+    The same command again resumes the run exactly; a finished run prints its table and trains nothing.
+    """
+    from perdure.recipe import load
+
+    checked = load(recipe, overrides or [])
+    from perdure.api import launch  # brings torch: after all that can be wrong in the text
+
+    result = launch(checked, again=again, quiet=quiet)
+    print(result.table())
+    folders = " ".join(str(folder) for folder in result.folders)
+    print(f"The report, with figures: perdure report {folders}")

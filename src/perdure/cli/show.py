@@ -1,0 +1,102 @@
+"""`perdure show`: a recipe with every setting, its meaning and its origin; or what a run has come to.
+
+Knows how settings are laid out. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from perdure.cli._layout import columns, width
+
+EXAMPLES = """
+perdure show mg_clip/cifar100
+perdure show my.yaml method.lr=1e-4 --json
+perdure show runs/mg_clip-microworld/seed_0
+"""
+
+
+def command(
+    what: Annotated[str, typer.Argument(help="recipe, file, or folder of a run", metavar="RECIPE|RUN")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="write the whole recipe as YAML")] = False,
+) -> None:
+    """Show all settings of a recipe, or a run.
+
+    Each setting with its value, where that comes from (default, file:line, command line) and its meaning.
+    """
+    from perdure import recipe as recipes
+
+    loaded = recipes.load(what, overrides or [])
+    if as_yaml:
+        print(recipes.to_yaml(loaded), end="")
+        return
+    table = recipes.resolved(loaded)
+    run = _run(Path(what))
+    if as_json:
+        settings = {name: setting._asdict() for name, setting in table.items()}
+        print(json.dumps({"settings": settings, **({"run": run} if run else {})}, indent=1, ensure_ascii=False))
+        return
+    if run:
+        print("\n".join([*columns([[k, str(v)] for k, v in run.items()], total=width()), ""]))
+    print("\n".join(_lines(table)))
+
+
+def _lines(table: dict[str, Any]) -> list[str]:
+    """One block a section: name, value, origin, meaning."""
+    from perdure.recipe.text import flow
+
+    sections: dict[str, list[list[str]]] = {}
+    for name, setting in table.items():
+        section, _, key = name.partition(".")
+        if section == "models":
+            role, _, key = key.partition(".")
+            section = f"models.{role}"
+        row = [key or section, flow(setting.value), setting.origin, setting.doc]
+        sections.setdefault(section, []).append(row)
+    lines = []
+    for section, rows in sections.items():
+        for row in rows:
+            if len(row[1]) > 44:  # a long value takes the line of its meaning
+                row[1], row[3] = "...", f"{row[1]}  {row[3]}"
+        lines += [f"{section}:", *columns(rows, indent="  ", total=width()), ""]
+    return lines[:-1]
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    """What is known of a run from its files alone; empty if this is no run's folder."""
+    if not (folder / "recipe.yaml").is_file():
+        return {}
+    state: dict[str, Any] = {"folder": str(folder)}
+    scores, card = _json(folder / "scores.json"), _json(folder / "card.json")
+    rows = scores.get("rows", [])
+    done = max((row["after"] for row in rows), default=-1) + 1
+    total = len(scores.get("tasks", []))
+    state["state"] = "finished" if card else f"{done} of {total} tasks" if total else "no task finished"
+    last = [row for row in rows if row["after"] == done - 1]
+    if last:
+        headline, count = scores["headline"], sum(row["n"] for row in last)
+        mean = sum(row["values"][headline] * row["n"] for row in last) / max(count, 1)
+        state[f"{headline} after task {done}"] = f"{mean:.2f} ({count} examples)"
+    for key in ("device", "precision", "wall_seconds", "recipe_sha256"):
+        if key in card:
+            state[key] = card[key]
+    for role, facts in card.get("weights", {}).items():
+        state[f"weights of {role}"] = json.dumps(facts, ensure_ascii=False)
+    return state
+
+
+def _json(file: Path) -> dict[str, Any]:
+    from perdure.errors import DataError
+
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"is not JSON ({error})", where=str(file)) from error
