@@ -48,9 +48,7 @@ class Prototype:
         classifier.require_every_class(task)
         classifier.extend_classes([""] * len(self.means), task)
         self.clip.to(runtime.device)
-        found = classifier.encode_images(
-            self.clip, task.train, batch_size=self.config.batch_size, runtime=runtime
-        )
+        found = classifier.encode_images(self.clip, task.train, batch_size=self.config.batch_size, runtime=runtime)
         classifier.require_every_class(task, found["label"])
         means = classifier.class_means(found["feature"], found["label"], classifier.labels_of(task))
         self.means = classifier.replace_rows(self.means, means, first=task.offset)

@@ -69,9 +69,7 @@ def fit_rows(
 ) -> Float[Tensor, "new dim"]:
     """The weight rows of the current task's classes, trained from their class means on frozen features."""
     rows = nn.Parameter(means.to(runtime.device, copy=True))
-    batches = TensorBatches(
-        {"feature": features, "label": labels}, batch_size=batch_size, runtime=runtime, stage=stage
-    )
+    batches = TensorBatches({"feature": features, "label": labels}, batch_size=batch_size, runtime=runtime, stage=stage)
     training.fit(
         lambda batch: visual_loss(rows, batch["feature"], batch["label"], first=first),
         {"rows": rows},

@@ -169,9 +169,7 @@ class Rapf:
             gamma=config.gamma,
         )
         training.fit(
-            lambda batch: rapf_loss(
-                batch, adapter, texts, scale=self.clip.scale, margin=config.margin
-            ),
+            lambda batch: rapf_loss(batch, adapter, texts, scale=self.clip.scale, margin=config.margin),
             {"adapter": adapter},
             batches,
             settings,

@@ -65,9 +65,7 @@ def sample(
     return drawn.flatten(0, 1)
 
 
-def hard_pairs(
-    texts: Float[Tensor, "classes dim"], *, first: int, threshold: float
-) -> Int[Tensor, "pairs 2"]:
+def hard_pairs(texts: Float[Tensor, "classes dim"], *, first: int, threshold: float) -> Int[Tensor, "pairs 2"]:
     """Pairs (old class, new class) whose unit text features are nearer than `threshold` (Euclidean).
 
     Old classes lie before `first`. Ordered by old class, then new class.
