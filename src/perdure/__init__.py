@@ -29,9 +29,9 @@ class _Callable(ModuleType):
     """The module `perdure.run`, which can be called as well: ``perdure.run(recipe)``."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from perdure.api import run
+        from perdure.api import run_recipe
 
-        return run(*args, **kwargs)
+        return run_recipe(*args, **kwargs)
 
 
 class _Package(ModuleType):

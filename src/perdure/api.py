@@ -9,7 +9,7 @@ import contextlib
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,34 @@ def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> list[
             _clear(folder)
         refuse_changed(asked.for_seed(seed), folder)
     return [_execute_one(asked.for_seed(seed), folder, quiet=quiet) for seed, folder in jobs]
+
+
+def table(finished: Sequence[Finished]) -> str:
+    """The score table of runs over their seeds, the published numbers beside ours, as Markdown."""
+    from perdure.report import load, markdown, tables
+
+    return markdown.markdown(tables.groups([load.read(one.folder) for one in finished]))
+
+
+class Result(tuple[Finished, ...]):
+    """What ``perdure.run`` returns: one `Finished` a seed; a notebook shows it as the table."""
+
+    def __str__(self) -> str:
+        return table(self)
+
+    def _repr_markdown_(self) -> str:
+        return table(self)
+
+
+def run_recipe(name: str | Path, overrides: Sequence[str] = (), **sections: Mapping[str, Any]) -> Result:
+    """``perdure.run``: a recipe by name or file, with its settings changed.
+
+    Args:
+        overrides: as on the command line, ``method.lr=1e-4``.
+        **sections: the same as mappings, ``method={"lr": 1e-4}``.
+    """
+    stated = [f"{s}.{k}={json.dumps(v, default=str)}" for s, part in sections.items() for k, v in part.items()]
+    return Result(execute(recipe.load(name, [*overrides, *stated])))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,9 +41,9 @@ def command(
     from perdure.recipe import load
 
     checked = load(recipe, overrides or [])
-    from perdure.api import launch  # brings torch: after all that can be wrong in the text
+    from perdure import api  # brings torch: after all that can be wrong in the text
 
-    result = launch(checked, again=again, quiet=quiet)
-    print(result.table())
-    folders = " ".join(str(folder) for folder in result.folders)
+    finished = api.execute(checked, again=again, quiet=quiet)
+    print(api.table(finished))
+    folders = " ".join(str(one.folder) for one in finished)
     print(f"The report, with figures: perdure report {folders}")
