@@ -10,13 +10,13 @@ line's module, from an iterable of records to a float (or to a dict of floats by
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from perdure.errors import RecipeError
+from perdure.nearest import nearest
 
 if TYPE_CHECKING:
     from perdure.types import Example, Kind, Query
@@ -73,11 +73,11 @@ def compute(name: str, records: Iterable[dict[str, Any]]) -> Any:
 def metric(name: str) -> Metric:
     """The entry of `METRICS`; RecipeError with the nearest name if there is none."""
     if name not in METRICS:
-        near = difflib.get_close_matches(name, METRICS, n=1)
+        near = nearest(name, METRICS)
         raise RecipeError(
             f"there is no metric `{name}`",
             where="metrics",
             expected=f"one of {', '.join(sorted(METRICS))}",
-            todo=f"Did you mean `{near[0]}`?" if near else "See: perdure list metrics",
+            todo=f"Did you mean `{near}`?" if near else "See: perdure list metrics",
         )
     return METRICS[name]

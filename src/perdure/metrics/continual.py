@@ -64,17 +64,20 @@ def summary(
     }
 
 
-def from_rows(rows: Iterable[Mapping[str, Any]], *, tasks: int, metric: str) -> Measured:
+def from_rows(rows: Iterable[Mapping[str, Any]], *, tasks: int, metric: str, or_first: bool = False) -> Measured:
     """Rows ``{"after", "asked", "n", "values": {metric: value}}`` -> arrays of ``tasks`` x ``tasks``.
 
     `after` is -1 for measurements before the first task. Rows without a number for this metric are left
-    out; where a cell occurs twice (a resumed run), the later row counts.
+    out; where a cell occurs twice (a resumed run), the later row counts. With `or_first` a row that lacks the
+    metric gives its first number instead: the own headline of a task that is scored in another way.
     """
     matrix = np.full((tasks, tasks), np.nan)
     initial = np.full(tasks, np.nan)
     counts = np.zeros((tasks, tasks), dtype=np.int64)
     for row in rows:
         value, after, asked = row["values"].get(metric), row["after"], row["asked"]
+        if or_first and metric not in row["values"]:
+            value = next((v for v in row["values"].values() if isinstance(v, int | float)), None)
         if not isinstance(value, int | float) or not (-1 <= after < tasks and 0 <= asked < tasks):
             continue
         if after == -1:

@@ -1,0 +1,46 @@
+"""Reports: from runs' folders to pages and tables that people and programs read.
+
+Knows which files a report has. Imports no torch; `load`, `tables`, `figures` and the writers do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from perdure.errors import DataError
+from perdure.report.card import compare_cards, make_card
+
+__all__ = ["compare_cards", "make_card", "report"]
+
+
+def report(runs: Sequence[Path], out: Path) -> dict[str, Path]:
+    """Write ``report.html``, ``report.md``, ``scores.csv`` and ``report.json`` of these runs into the folder `out`.
+
+    Runs that differ in their seed only are merged; different ones are compared.
+
+    Returns:
+        file name -> path.
+
+    Raises:
+        DataError: no run was given, a folder is not a run's, or none of them has a score yet.
+    """
+    from perdure.report import html, load, markdown, plain, tables
+
+    read = [load.read(Path(folder)) for folder in dict.fromkeys(map(Path, runs))]
+    scored = [run for run in read if run.rows]
+    if not scored:
+        where = ", ".join(str(run.folder) for run in read)
+        raise DataError("there is no score yet", where=where, expected="a finished task", todo="Resume the run.")
+    groups = tables.groups(scored)
+    texts = {
+        "report.html": html.html(groups),
+        "report.md": markdown.markdown(groups),
+        "scores.csv": plain.scores_csv(groups),
+        "report.json": plain.report_json(groups),
+    }
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8", newline="\n")
+    return {name: out / name for name in texts}

@@ -1,0 +1,156 @@
+"""Reads the folder that a run left behind.
+
+Knows the files of a run's folder (docs/design.md). Does not know what the numbers mean, methods or streams;
+imports neither torch nor perdure's run. A missing part is empty, a damaged one is an error or, for the
+append-only event log, a note; a folder that holds none of the parts is not a run and is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import DataError
+
+PARTS = ("scores.json", "card.json", "recipe.yaml", "events.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one run wrote down."""
+
+    folder: Path
+    tasks: list[str] = field(default_factory=list)
+    """Names of the stream's tasks, in order."""
+    headline: str = "accuracy"
+    """The first metric of the first task."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """``{"after", "asked", "n", "values"}``, one for each test of a task."""
+    card: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the report should know of this folder: missing and torn parts."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name; with the run's before it where the folder is one seed's."""
+        own = self.folder.name
+        return f"{self.folder.absolute().parent.name}/{own}" if own.startswith("seed_") else own
+
+    @property
+    def method(self) -> str:
+        return name_of(self.recipe.get("method") or self.card.get("method"))
+
+    @property
+    def stream(self) -> str:
+        return name_of(self.recipe.get("stream") or self.card.get("stream"))
+
+    @property
+    def seed(self) -> int | None:
+        """The run's seed (not that of the class order, which is a setting of the stream)."""
+        places = (self.recipe.get("run"), self.recipe, self.card.get("seeds"))
+        found = (place["seed"] for place in places if isinstance(place, Mapping) and "seed" in place)
+        return next(found, None)
+
+
+def read(folder: Path) -> Run:
+    """The run in `folder`.
+
+    Raises DataError if the folder does not exist or is no run's folder, or if a JSON or YAML part is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(
+            "there is no such folder", where=str(folder), expected="a run's folder", todo="See: perdure list runs"
+        )
+    if not any((folder / part).exists() for part in PARTS):
+        raise DataError("this is not a run's folder", where=str(folder), expected=f"one of {', '.join(PARTS)} in it")
+    scores = _json(folder / "scores.json")
+    events, torn = _lines(folder / "events.jsonl")
+    notes = [f"{part} is missing" for part in PARTS if not (folder / part).exists()]
+    if torn:
+        notes.append(f"events.jsonl: {torn} damaged line(s) left out")
+    rows = scores.get("rows", [])
+    return Run(
+        folder=folder,
+        tasks=[name_of(task) for task in scores.get("tasks", [])],
+        headline=scores.get("headline") or "accuracy",
+        rows=[row for row in rows if _is_row(row, folder / "scores.json")],
+        card=_json(folder / "card.json"),
+        recipe=_yaml(folder / "recipe.yaml"),
+        events=events,
+        notes=notes,
+    )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> ``{"a.b.c": leaf}``; an empty mapping and a list are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def name_of(item: Any) -> str:
+    """Name of something that recipes write as ``name`` or as ``{name: ..., settings}``."""
+    return str(item.get("name", "")) if isinstance(item, Mapping) else str(item or "")
+
+
+def _is_row(row: Any, file: Path) -> bool:
+    if not (isinstance(row, Mapping) and {"after", "asked", "values"} <= row.keys()):
+        raise DataError(f"a row reads {str(row)[:80]}", where=str(file), expected='{"after", "asked", "n", "values"}')
+    return True
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"damaged JSON ({error})", where=str(file), todo="Run the same recipe again; it resumes and rewrites it."
+        ) from None
+    if not isinstance(found, dict):
+        raise DataError(f"holds a {type(found).__name__}", where=str(file), expected="a JSON object")
+    return found
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        found = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise DataError(f"damaged YAML ({str(error).splitlines()[0]})", where=str(file)) from None
+    if not isinstance(found, dict):
+        raise DataError(f"holds a {type(found).__name__}", where=str(file), expected="settings by name")
+    return found
+
+
+def _lines(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Events, and how many lines could not be read (a kill tears the last one)."""
+    if not file.exists():
+        return [], 0
+    events, torn = [], 0
+    lines: Iterable[str] = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if isinstance(event, dict):
+            events.append(event)
+        elif line.strip():
+            torn += 1
+    return events, torn

@@ -1,0 +1,77 @@
+"""The published numbers that a recipe expects, beside ours.
+
+Knows a recipe's `expect`. Does not know how numbers were measured.
+
+A list of ``{metric: average, value: 86.19, source: "...", note: "..."}``. `metric` is a row of the report, a
+metric (its final value), or the field's usual short name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from perdure.report.tables import Group, Number, Summary
+
+SHORT = {
+    "avg": "average",
+    "average accuracy": "average",
+    "average incremental accuracy": "average",
+    "maa": "average_of_tasks",
+    "final": "last",
+    "last accuracy": "last",
+    "accuracy": "last",
+    "mfn": "last_of_tasks",
+    "mft": "when_learned",
+    "backward transfer": "bwt",
+    "forward transfer": "fwt",
+}
+"""What papers call it -> aggregate in `tables.AGGREGATES`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published number; `ours` is None if this run has none like it."""
+
+    name: str
+    value: float
+    source: str = ""
+    note: str = ""
+    """What differs between their setting and ours."""
+    number: Number | None = None
+    ours: Summary | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less theirs."""
+        return None if self.ours is None else self.ours.mean - self.value
+
+
+def published(group: Group) -> list[Published]:
+    """What the first run's recipe expects, with the group's numbers of the same meaning."""
+    found = []
+    for item in group.runs[0].recipe.get("expect") or []:
+        number = _match(str(item["metric"]), group)
+        ours = None if number is None else group.summaries[number]
+        told = {key: str(item.get(key) or "") for key in ("source", "note")}
+        found.append(Published(name=str(item["metric"]), value=item["value"], number=number, ours=ours, **told))
+    return found
+
+
+def _match(name: str, group: Group) -> Number | None:
+    """The row that `name` means; `..._of_tasks` falls back to the weighed form where both are the same."""
+    plain = re.sub(r"[\s_-]+", " ", name.lower()).strip()
+    numbers = list(group.summaries)
+    for number in numbers:
+        if plain in (number.title, number.title.replace("final ", "last ")):
+            return number
+    aggregate = SHORT.get(plain, plain.replace(" ", "_"))
+    headline = [n for n in numbers if n.metric == group.runs[0].headline]
+    for wanted in (aggregate, aggregate.removesuffix("_of_tasks")):
+        for number in headline:
+            if number.aggregate == wanted:
+                return number
+    of_metric = [n for n in numbers if n.metric.replace("_", " ") == plain]
+    if of_metric:
+        return next((n for n in of_metric if n.aggregate == "last"), of_metric[0])
+    return headline[0] if len(headline) == 1 and aggregate in ("last", "average") else None

@@ -1,0 +1,285 @@
+"""From runs to the tables of a report: numbers of each run, seeds merged, methods compared.
+
+Knows which runs are seeds of one experiment, and the statistics of small samples. Does not know HTML or figures.
+
+Statistics: the mean over seeds, the sample standard deviation, and from three seeds on a 95 % interval by
+Student's t. Two methods are compared by paired differences, seed by seed. A difference is called decided only
+if at least three seeds are shared and both its intervals, bootstrap and t, exclude 0: with three pairs the
+bootstrap alone is too sure of itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from perdure.metrics import METRICS, continual
+from perdure.report.card import identity
+from perdure.report.load import Run, flatten
+
+ENOUGH = 3
+"""Fewest seeds for an interval or a winner."""
+NOT_SETTINGS = frozenset(
+    f"run.{name}" for name in ("name", "seed", "seeds", "out", "device", "workers", "threads", "trackers", "save_every")
+)
+"""Settings that say where and how often a recipe is run, not what it does; so does every `root` of data."""
+MOST_IN_LABEL = 3
+"""Settings that a label spells out."""
+AGGREGATES = {
+    "average": "average {}",
+    "average_of_tasks": "average {}, tasks weighed alike",
+    "last": "final {}",
+    "last_of_tasks": "final {}, tasks weighed alike",
+    "when_learned": "{} when learned",
+    "forgetting": "forgetting",
+    "bwt": "backward transfer",
+    "fwt": "forward transfer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """One row of the score table: a metric, and how it is drawn together over tasks."""
+
+    metric: str
+    aggregate: str
+    unit: str = "%"
+    direction: Literal["up", "down"] = "up"
+
+    @property
+    def title(self) -> str:
+        return AGGREGATES[self.aggregate].format(self.metric.replace("_", " "))
+
+    @property
+    def arrow(self) -> str:
+        return "↑" if self.direction == "up" else "↓"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A number over seeds. `spread` needs two, the interval three; else None."""
+
+    n: int
+    mean: float
+    spread: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def margin(self) -> float | None:
+        """Half the width of the 95 % interval."""
+        return None if self.high is None else self.high - self.mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Paired differences ``b - a`` of a number over the seeds that both have."""
+
+    number: Number
+    a: str
+    b: str
+    seeds: list[int]
+    mean: float | None
+    bootstrap: tuple[float, float] | None
+    student: tuple[float, float] | None
+    winner: str | None
+    """The better one if that is decided."""
+    reason: str
+    """Why there is no winner; empty if there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs of one experiment that differ in their seed only."""
+
+    label: str
+    runs: list[Run]
+    numbers: dict[Number, dict[int, float]]
+    """Number -> {seed: value}."""
+    summaries: dict[Number, Summary]
+
+
+def groups(runs: Sequence[Run]) -> list[Group]:
+    """The runs, in the order given, those of equal settings together; labels are short and distinct."""
+    sorted_out: dict[str, list[Run]] = {}
+    for run in runs:
+        sorted_out.setdefault(repr(sorted(settings(run).items())) + str(run.tasks), []).append(run)
+    together = list(sorted_out.values())
+    return [_group(label, members) for label, members in zip(_labels(together), together)]
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Dotted settings that make the experiment: without seed, places and `expect`."""
+    flat = flatten({k: v for k, v in run.recipe.items() if k != "expect"})
+    return {name: value for name, value in flat.items() if name not in NOT_SETTINGS and not name.endswith(".root")}
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Dotted setting -> its value in each run, for the settings that are not the same in all."""
+    every = [settings(run) for run in runs]
+    names = sorted({name for one in every for name in one})
+    table = {name: [one.get(name) for one in every] for name in names}
+    return {name: values for name, values in table.items() if any(v != values[0] for v in values)}
+
+
+def run_numbers(run: Run) -> dict[Number, float]:
+    """All numbers of a run that are defined; the headline's first."""
+    found: dict[Number, float] = {}
+    if not run.tasks:
+        return found
+    scalar = [m for row in run.rows for m, v in row["values"].items() if isinstance(v, int | float)]
+    for metric in dict.fromkeys([run.headline, *scalar]):
+        entry = METRICS.get(metric)
+        unit, direction = (entry.unit, entry.direction) if entry else ("", "up")
+        for aggregate, value in _aggregates(run, metric, full=metric == run.headline and direction == "up").items():
+            better = continual.DIRECTIONS.get(aggregate, direction) if aggregate == "forgetting" else direction
+            if value is not None:
+                found[Number(metric, aggregate, unit, better)] = value
+    return found
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean, sample standard deviation (n - 1) and the 95 % interval by Student's t (n >= 3)."""
+    sample = np.asarray(values, dtype=np.float64)
+    n, mean = len(sample), float(sample.mean())
+    spread = float(sample.std(ddof=1)) if n >= 2 else None
+    if n < ENOUGH or spread is None:
+        return Summary(n=n, mean=mean, spread=spread)
+    margin = _student_quantile(n) * spread / math.sqrt(n)
+    return Summary(n=n, mean=mean, spread=spread, low=mean - margin, high=mean + margin)
+
+
+def compare(number: Number, a: Group, b: Group) -> Comparison:
+    """`b` against `a`, seed by seed."""
+    left, right = a.numbers.get(number, {}), b.numbers.get(number, {})
+    seeds = sorted(left.keys() & right.keys())
+    differences = np.array([right[s] - left[s] for s in seeds])
+    common: dict[str, Any] = {"number": number, "a": a.label, "b": b.label, "seeds": seeds}
+    if len(seeds) < ENOUGH:
+        mean = float(differences.mean()) if seeds else None
+        reason = f"{len(seeds)} shared seed{'' if len(seeds) == 1 else 's'}; a verdict needs {ENOUGH}"
+        return Comparison(**common, mean=mean, bootstrap=None, student=None, winner=None, reason=reason)
+    one = summarize(list(differences))
+    assert one.low is not None and one.high is not None
+    bootstrap, student = bootstrap_interval(differences), (one.low, one.high)
+    decided = min(bootstrap[0], student[0]) > 0 or max(bootstrap[1], student[1]) < 0
+    better = b.label if (one.mean > 0) == (number.direction == "up") else a.label
+    return Comparison(
+        **common,
+        mean=one.mean,
+        bootstrap=bootstrap,
+        student=student,
+        winner=better if decided else None,
+        reason="" if decided else "an interval of the difference holds 0",
+    )
+
+
+def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean; the same numbers give the same interval."""
+    if np.ptp(differences) == 0:
+        return float(differences[0]), float(differences[0])
+    from scipy import stats
+
+    found = stats.bootstrap(
+        (differences,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def winners(together: Sequence[Group], numbers: Sequence[Number]) -> dict[Number, str]:
+    """Number -> label of the group that beats every other one decidedly."""
+    best: dict[Number, str] = {}
+    for number in numbers:
+        for group in together:
+            rivals = [other for other in together if other is not group]
+            if rivals and all(compare(number, rival, group).winner == group.label for rival in rivals):
+                best[number] = group.label
+    return best
+
+
+def all_numbers(together: Sequence[Group]) -> list[Number]:
+    """Every number that a group has, in the order of the first group that has it."""
+    return list(dict.fromkeys(number for group in together for number in group.summaries))
+
+
+def all_comparisons(together: Sequence[Group]) -> list[Comparison]:
+    """Every group against the first, in every number that both have."""
+    first, *others = together
+    return [
+        compare(number, first, other)
+        for number in all_numbers(together)
+        for other in others
+        if number in first.summaries and number in other.summaries
+    ]
+
+
+def warnings(together: Sequence[Group]) -> list[str]:
+    """What makes these runs hard to compare, in sentences."""
+    said: list[str] = []
+    runs = [run for group in together for run in group.runs]
+    for part in ("data", "weights"):
+        marks = [identity(run.card.get(part)) for run in runs if run.card]
+        fields = sorted({f for mark in marks for f in mark if any(other.get(f) != mark[f] for other in marks)})
+        if fields:
+            said.append(f"The runs were not made with the same {part}: {', '.join(fields)} differ.")
+    for group in together:
+        seeds = [run.seed for run in group.runs]
+        twice = sorted({s for s in seeds if s is not None and seeds.count(s) > 1})
+        if twice:
+            said.append(f"{group.label}: seed {', '.join(map(str, twice))} occurs more than once and counts once.")
+        said += [f"{run.name}: {note}." for run in group.runs for note in run.notes]
+    if len({tuple(run.tasks) for run in runs}) > 1:
+        said.append("The runs do not have the same tasks.")
+    return said
+
+
+def _aggregates(run: Run, metric: str, *, full: bool) -> dict[str, float | None]:
+    """The numbers over tasks that this run's cells define; transfer and forgetting for the headline only."""
+    headline = metric == run.headline
+    cells = continual.from_rows(run.rows, tasks=len(run.tasks), metric=metric, or_first=headline)
+    found = continual.summary(cells.matrix, counts=cells.counts, initial=cells.initial)
+    found["when_learned"] = continual.accuracy_when_learned(cells.matrix)
+    if len(run.tasks) == 1:
+        return {"last": found["last"]}
+    if found["last"] is None:
+        return {"when_learned": found["when_learned"]}
+    for weighed in ("average", "last"):  # where tasks are of one size, both readings agree: say it once
+        plain = found[f"{weighed}_of_tasks"]
+        if plain is None or math.isclose(plain, found[weighed] or 0.0, abs_tol=1e-9):
+            del found[f"{weighed}_of_tasks"]
+    return {key: found[key] for key in (AGGREGATES if full else ("average", "last")) if key in found}
+
+
+def _group(label: str, runs: list[Run]) -> Group:
+    numbers: dict[Number, dict[int, float]] = {}
+    for position, run in enumerate(runs):
+        for number, value in run_numbers(run).items():
+            seed = run.seed if run.seed is not None else -1 - position
+            numbers.setdefault(number, {}).setdefault(seed, value)
+    summaries = {number: summarize(list(values.values())) for number, values in numbers.items()}
+    return Group(label=label, runs=runs, numbers=numbers, summaries=summaries)
+
+
+def _labels(together: Sequence[Sequence[Run]]) -> list[str]:
+    """Method names; where several groups share one, with the settings that tell them apart."""
+    methods = [runs[0].method or runs[0].name for runs in together]
+    labels = []
+    for runs, method in zip(together, methods):
+        alike = [other[0] for other, name in zip(together, methods) if name == method]
+        apart = differing(alike) if len(alike) > 1 else {}
+        own: Mapping[str, Any] = settings(runs[0])
+        words = [f"{name.removeprefix('method.')}={own.get(name)}" for name in apart]
+        if len(words) > MOST_IN_LABEL:
+            words = [str((runs[0].recipe.get("run") or {}).get("name") or runs[0].name)]
+        labels.append(f"{method} ({', '.join(words)})" if words else method)
+    return [f"{label} [{i + 1}]" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
+
+
+def _student_quantile(n: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, n - 1))

@@ -1,0 +1,208 @@
+"""The report's files: self-contained, repeatable, readable, honest."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fake_runs import falling, write_run
+
+from perdure.errors import DataError
+from perdure.report import drawing, figures, html, load, markdown, plain, published, report, tables
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Two methods, three seeds, four tasks; every figure has data."""
+    base = tmp_path_factory.mktemp("runs")
+    tasks = ["digits 0-1", "<script>alert(1)</script>", "cost $5 or $6", "a | b"]
+    common = {"tasks": tasks, "gap": True, "initial": [9.0, 10.0, 11.0, 12.0]}
+    expect = [
+        {"metric": "average", "value": 90.0, "source": "An Abstract"},
+        {"metric": "last", "value": 70.0, "source": "A Paper, table 3", "note": "other weights"},
+        {"metric": "cider", "value": 1.0, "source": "Elsewhere"},
+    ]
+    runs = [
+        write_run(base / f"{m}-{s}", matrix=falling(4, loss=x, seed=s), method=m, seed=s, expect=expect, **common)
+        for m, x in (("keeps", 1.0), ("loses", 9.0))
+        for s in range(3)
+    ]
+    return runs, report(runs, base / "out")
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the addresses that a browser fetches, and the visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(paths):
+    return Page(paths["report.html"].read_text())
+
+
+def test_the_page_is_one_file_of_at_most_a_megabyte_that_fetches_nothing(pages):
+    _, paths = pages
+    text = paths["report.html"].read_text()
+    assert paths["report.html"].stat().st_size <= 1_000_000
+    assert "http://" not in text.replace("http://www.w3.org/", "") and "https://" not in text
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+    page = Page(text)
+    assert not page.all("script") and not page.all("link") and not page.all("img") and not page.all("iframe")
+    assert all(a["href"].startswith(("data:", "#")) for a in page.all("a"))
+
+
+def test_the_same_runs_give_the_same_bytes(pages, tmp_path):
+    runs, paths = pages
+    again = report(runs, tmp_path)
+    assert {n: p.read_bytes() for n, p in paths.items()} == {n: p.read_bytes() for n, p in again.items()}
+
+
+def test_every_figure_has_a_name_a_table_and_its_files(pages):
+    page = read(pages[1])
+    drawings = [a for a in page.all("svg") if a.get("role") == "img"]
+    assert len(drawings) == len(page.all("svg")) == len(page.all("figure")) == 7
+    assert all(len(a["aria-label"]) > 30 for a in drawings)
+    names = [a["download"] for a in page.all("a") if "download" in a]
+    assert sorted(names) == sorted(f"{a['id']}.{e}" for a in page.all("figure") for e in ("svg", "csv"))
+
+
+def test_every_table_has_headers_and_every_id_is_its_own(pages):
+    text = pages[1]["report.html"].read_text()
+    for table in re.findall(r"<table>.*?</table>", text, flags=re.DOTALL):
+        assert 'scope="col"' in table and 'scope="row"' in table
+    page = Page(text)
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
+    assert {a.get("lang") for a in page.all("html")} == {"en"} and len(page.all("h1")) == 1
+
+
+def test_names_of_classes_are_text_never_markup(pages):
+    _, paths = pages
+    assert "<script" not in paths["report.html"].read_text()
+    assert "<script>alert(1)</script>" in read(paths).text
+    assert "cost $5 or $6" in read(paths).text
+
+
+def test_text_stands_out_from_its_ground():
+    """At least 4.5:1 (WCAG AA), light and dark."""
+    style = (html.Path(html.__file__).parent / "templates" / "report.html.j2").read_text()
+    light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in style.split("@media (prefers-color", 1))
+    for colors in (light, dark):
+        for ground in ("paper", "tint"):
+            for ink in ("ink", "soft", "link", "best"):
+                assert contrast(colors[ink], colors[ground]) >= 4.5, (ink, ground)
+        assert contrast(colors["ink"], colors["warn"]) >= 4.5
+
+
+def test_numbers_in_a_heat_map_stand_out_from_their_cells():
+    from matplotlib import colormaps
+
+    for value in range(101):
+        shade = drawing.luminance(colormaps["cividis"](value / 100)[:3])
+        ink = 1.0 if shade < 0.179 else 0.0
+        assert (max(shade, ink) + 0.05) / (min(shade, ink) + 0.05) >= 4.5
+
+
+def contrast(a, b):
+    light, dark = sorted(
+        (drawing.luminance([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for c in (a, b)), reverse=True
+    )
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_a_winner_is_marked_only_from_three_seeds_on(pages):
+    runs, paths = pages
+    assert "★ " in read(paths).text.replace("Bold and ★:", "") and "**" in paths["report.md"].read_text()
+    two = tables.groups([load.read(run) for run in runs if not run.name.endswith("2")])
+    assert "**" not in markdown.markdown(two)
+    assert 'class="best"' not in html.html(two)
+    assert "undecided: 2 shared seeds; a verdict needs 3" in markdown.markdown(two)
+
+
+def test_published_numbers_stand_beside_ours_with_their_source(pages):
+    groups = tables.groups([load.read(run) for run in pages[0][:3]])
+    average, last, unknown = published.published(groups[0])
+    ours = {n.aggregate: s.mean for n, s in groups[0].summaries.items()}
+    assert average.difference == pytest.approx(ours["average"] - 90)
+    assert (last.ours.mean, last.source) == (ours["last"], "A Paper, table 3")
+    assert unknown.ours is None and unknown.difference is None
+    for text in (read(pages[1]).text, pages[1]["report.md"].read_text()):
+        assert "A Paper, table 3" in text and "other weights" in text
+
+
+def test_markdown_has_direction_interval_and_seeds(pages):
+    lines = pages[1]["report.md"].read_text().splitlines()
+    assert lines[0] == "|method|metric||mean||95 % CI|s|n|"
+    assert re.fullmatch(
+        r"\|keeps\|average accuracy \(%\)\|↑\|\*\*\d+\.\d\d\*\*\|±\|\d+\.\d\d\|\d+\.\d\d\|3\|", lines[2]
+    )
+    assert all(line.count("|") == lines[0].count("|") for line in lines[:4])
+
+
+def test_the_csv_holds_every_cell_and_the_json_every_number(pages):
+    runs, paths = pages
+    rows = list(csv.DictReader(io.StringIO(paths["scores.csv"].read_text())))
+    assert len(rows) == 6 * (10 + 4)
+    first = next(r for r in rows if r["run"] == "keeps-0" and r["after"] == "3" and r["asked"] == "0")
+    assert float(first["value"]) == json.loads((runs[0] / "scores.json").read_text())["rows"][-4]["values"]["accuracy"]
+    tree = json.loads(paths["report.json"].read_text())
+    assert [g["label"] for g in tree["groups"]] == ["keeps", "loses"]
+    assert tree["groups"][0]["numbers"][0]["n"] == 3 and tree["warnings"] == []
+
+
+def test_gap_events_become_curves_before_and_after(pages):
+    found = figures.gap_series(load.read(pages[0][0]))
+    assert sorted(found) == ["negative, after", "negative, before", "positive, after", "positive, before"]
+    assert found["positive, before"] == pytest.approx([24.0, 24.1, 24.2, 24.3])
+
+
+def test_a_page_that_grows_too_big_drops_drawings_and_keeps_their_tables(pages):
+    groups = tables.groups([load.read(run) for run in pages[0]])
+    full = len(html.html(groups).encode())
+    small = html.html(groups, limit=full - 1)
+    assert len(small.encode()) < full and "Not drawn, to keep this page below" in small
+    assert len(Page(small).all("figure")) == 7 and len(Page(small).all("svg")) == 6
+
+
+@pytest.mark.parametrize(
+    ("matrix", "mean"),
+    [([[80.0]], "80.00"), ([[80.0, None], [None, 60.0]], "70.00"), ([[None, None], [50.0, 60.0]], "55.00")],
+)
+def test_small_and_partial_runs_have_a_page(tmp_path, matrix, mean):
+    run = write_run(tmp_path / "run", matrix=matrix, parts=("scores",))
+    text = read(report([run], tmp_path / "out")).text
+    assert "nan" not in text.lower() and mean in text
+
+
+def test_the_headline_of_each_task_counts_where_tasks_are_scored_in_their_own_way(tmp_path):
+    run = write_run(tmp_path / "run", matrix=[[80.0, None], [70.0, 60.0]])
+    scores = json.loads((run / "scores.json").read_text())
+    scores["rows"][-1]["values"] = {"cider": 60.0}
+    (run / "scores.json").write_text(json.dumps(scores))
+    found = {n.title: v for n, v in tables.run_numbers(load.read(run)).items()}
+    assert found["final accuracy"] == 65
+
+
+def test_runs_without_a_score_are_refused(tmp_path):
+    run = write_run(tmp_path / "run", matrix=[[None]])
+    with pytest.raises(DataError, match="no score yet"):
+        report([run], tmp_path / "out")
+
+
+def test_csv_cells_may_hold_commas():
+    assert plain.csv_text(["a"], [["x, y"], [None]]) == 'a\n"x, y"\n""\n'
