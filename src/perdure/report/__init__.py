@@ -11,7 +11,7 @@ from pathlib import Path
 from perdure.errors import DataError
 from perdure.report.card import compare_cards, make_card
 
-__all__ = ["compare_cards", "make_card", "report"]
+__all__ = ["compare_cards", "find_runs", "make_card", "report"]
 
 
 def report(runs: Sequence[Path], out: Path) -> dict[str, Path]:
@@ -44,3 +44,18 @@ def report(runs: Sequence[Path], out: Path) -> dict[str, Path]:
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
     return {name: out / name for name in texts}
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Runs' folders among `folders`, and in those that are none themselves, in order of name.
+
+    So the folder of a recipe, which holds one folder a seed, stands for all its runs. A folder without any
+    run is returned as it is, for `report` to refuse.
+    """
+    from perdure.report.load import is_run
+
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        inside = [] if is_run(folder) or not folder.is_dir() else sorted(filter(is_run, folder.iterdir()))
+        found += inside or [folder]
+    return found

@@ -67,7 +67,7 @@ def read(folder: Path) -> Run:
         raise DataError(
             "there is no such folder", where=str(folder), expected="a run's folder", todo="See: perdure list runs"
         )
-    if not any((folder / part).exists() for part in PARTS):
+    if not is_run(folder):
         raise DataError("this is not a run's folder", where=str(folder), expected=f"one of {', '.join(PARTS)} in it")
     scores = _json(folder / "scores.json")
     events, torn = _lines(folder / "events.jsonl")
@@ -85,6 +85,11 @@ def read(folder: Path) -> Run:
         events=events,
         notes=notes,
     )
+
+
+def is_run(folder: Path) -> bool:
+    """Does the folder hold any part of a run?"""
+    return any((folder / part).is_file() for part in PARTS)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

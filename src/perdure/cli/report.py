@@ -1,0 +1,34 @@
+"""`perdure report`: runs become a page with figures, and tables to paste.
+
+Knows arguments and what is printed. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+perdure report runs/mg_clip-microworld
+perdure report runs/mg_clip-cifar100 runs/rapf-cifar100 --out comparison
+"""
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs, or folders that hold them", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for the report [the first RUN]")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print the paths only")] = False,
+) -> None:
+    """One HTML page that opens offline, and the same as Markdown, CSV and JSON.
+
+    Runs that differ in their seed only are merged; others are compared, seed by seed.
+    """
+    from perdure.report import find_runs, report
+
+    paths = report(find_runs(runs), out or runs[0])
+    if not quiet:
+        print(paths["report.md"].read_text(encoding="utf-8"))
+    for path in paths.values():
+        print(path)

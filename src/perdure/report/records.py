@@ -1,0 +1,99 @@
+"""Metrics computed again from the records of predictions that a run saved.
+
+Knows the files ``predictions/<after>_<asked>.jsonl``. Does not know models or data, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from perdure import metrics
+from perdure.errors import DataError, RecipeError
+from perdure.report import load, tables
+
+
+def score(what: Path, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Metrics of a file of records, or of all such files of a run's folder.
+
+    Args:
+        names: metrics; none means those that the run measured, for a single file accuracy.
+
+    Returns:
+        ``{"rows": [{"after", "asked", "n", "values"}], "summary": {name: number}}``; rows as in scores.json,
+        `summary` what is drawn together over the tasks of a run.
+
+    Raises:
+        DataError: there are no records, or a line is damaged. RecipeError: a metric does not exist or
+        does not fit these records.
+    """
+    for name in names:
+        metrics.metric(name)
+    if what.is_file():
+        after, asked = _place(what) or ("", "")
+        return {"rows": [_row(what, after, asked, names or ["accuracy"])], "summary": {}}
+    run = load.read(what)
+    files = {place: f for f in sorted((what / "predictions").glob("*.jsonl")) if (place := _place(f))}
+    if not files:
+        raise DataError(
+            "no predictions are kept here",
+            where=str(what / "predictions"),
+            expected="files such as 0_0.jsonl",
+            todo="Run with evaluate.save_predictions=true.",
+        )
+    measured = {(row["after"], row["asked"]): list(row["values"]) for row in run.rows}
+    rows = [_row(files[p], *p, names or measured.get(p) or ["accuracy"]) for p in sorted(files)]
+    size = 1 + max(max(place) for place in files)
+    again = load.Run(
+        folder=what,
+        tasks=run.tasks or [f"task {i + 1}" for i in range(size)],
+        headline=names[0] if names else run.headline,
+        rows=rows,
+    )
+    return {"rows": rows, "summary": {n.title: value for n, value in tables.run_numbers(again).items()}}
+
+
+def _row(file: Path, after: Any, asked: Any, names: Sequence[str]) -> dict[str, Any]:
+    found = _records(file)
+    return {
+        "after": after,
+        "asked": asked,
+        "n": len(found),
+        "values": {name: _compute(name, found, file) for name in names},
+    }
+
+
+def _compute(name: str, records: list[dict[str, Any]], file: Path) -> Any:
+    try:
+        return metrics.compute(name, records)
+    except KeyError as missing:
+        raise RecipeError(
+            f"the records have no {missing}, which `{name}` needs",
+            where=str(file),
+            expected="a metric of the same kind of task",
+            todo="See: perdure list metrics",
+        ) from None
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise DataError(f"line {number} is no record", where=str(file), expected="one JSON object a line")
+        found.append(record)
+    if not found:
+        raise DataError("holds no records", where=str(file))
+    return found
+
+
+def _place(file: Path) -> tuple[int, int] | None:
+    """(after, asked) of a prediction file's name."""
+    match = re.fullmatch(r"(-?\d+)_(\d+)", file.stem)
+    return (int(match[1]), int(match[2])) if match else None
