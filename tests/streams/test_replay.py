@@ -21,16 +21,10 @@ def saved(tmp_path):
 
 
 def contents(stream):
-    return [
-        (
-            t.index,
-            t.name,
-            t.candidates,
-            t.offset,
-            [(e.id, e.target) for s in (t.train, t.validation, t.test) for e in s],
-        )
-        for t in stream
-    ]
+    def listed(task):
+        return [(e.id, e.target) for split in (task.train, task.validation, task.test) for e in split]
+
+    return [(t.index, t.name, t.candidates, t.offset, listed(t)) for t in stream]
 
 
 def test_a_replayed_stream_is_the_stream(saved):
@@ -52,7 +46,7 @@ def test_a_domain_stream_is_replayed(tmp_path):
     stream = domain.build(domain.Config(domains=domains, names=("one", "two"), train_per_class=3))
     replay.save(stream, tmp_path / "m.json")
     assert contents(replay.build(replay.Config(manifest=tmp_path / "m.json"))) == contents(stream)
-    with pytest.raises(DataError, match="1 data sets. Expected 2"):
+    with pytest.raises(DataError, match=r"1 data sets\. Expected 2"):
         replay.build(replay.Config(manifest=tmp_path / "m.json", domains=domains[:1]))
 
 
@@ -99,7 +93,7 @@ def test_a_damaged_manifest_is_refused(saved, change, said):
 
 
 def test_a_missing_or_foreign_file_is_named(tmp_path):
-    with pytest.raises(RecipeError, match="nowhere.json: cannot be read"):
+    with pytest.raises(RecipeError, match=r"nowhere\.json: cannot be read"):
         replay.load(tmp_path / "nowhere.json")
     (tmp_path / "text.json").write_text("{")
     with pytest.raises(RecipeError, match="is not JSON"):
