@@ -17,6 +17,8 @@ from perdure.data.microworld.scenes import MOST, RADIUS, REACH, SHAPES, Scenes
 
 Pictures = NDArray[np.uint8]
 Plane = NDArray[np.float32]
+Masks = np.ndarray
+"""Boolean ``[..., h, w]``."""
 
 SAMPLES = 4
 """Samples a pixel along each axis."""
@@ -50,20 +52,20 @@ def canvases(scenes: Scenes, image_size: int = 32) -> tuple[Plane, NDArray[np.fl
     return np.concatenate([c for c, _ in drawn]), np.concatenate([a for _, a in drawn])
 
 
-def masks(scenes: Scenes, image_size: int = 32) -> NDArray[np.bool_]:
+def masks(scenes: Scenes, image_size: int = 32) -> Masks:
     """``[scenes, 3, h, w]``: the pixels that are covered at least by half; later objects lie on top."""
     found = np.zeros((len(scenes), MOST, image_size, image_size), bool)
     for start in range(0, len(scenes), _CHUNK):
         part = scenes.select(slice(start, start + _CHUNK))
         for i in range(MOST):
             rows, ys, xs, body, _ = _coverage(part, i, image_size)
-            half = body >= SAMPLES * SAMPLES // 2
+            half = np.asarray(body >= SAMPLES * SAMPLES // 2)
             found[start + rows, :i, ys, xs] &= ~half[..., None]
             found[start + rows, i, ys, xs] = half
     return found
 
 
-def boxes(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+def boxes(masks: Masks) -> NDArray[np.int64]:
     """Tight boxes ``[..., 4]`` (left, top, right, bottom; right and bottom exclusive) of masks ``[..., h, w]``.
 
     An empty mask gives four zeros.

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from perdure.data.microworld import draws, render, scenes
 from perdure.data.microworld.scenes import Scenes
 
-Canvas = NDArray[np.float32]
-"""``[scenes, h, w, 3]`` in 0..255, before rounding."""
+Canvas = np.ndarray
+"""float32 ``[scenes, h, w, 3]`` in 0..255, before rounding."""
 
 STYLES = (
     *("plain", "sketch", "inverted", "noise", "blur"),
