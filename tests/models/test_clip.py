@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tiny_clip import tiny_clip, tiny_model, tiny_tokenizer
 from torch import nn
 
+from perdure import registry
 from perdure.errors import DataError, PerdureError, RecipeError, UnreadableExample, WeightsError
 from perdure.models import clip
 from perdure.models.clip import source as clip_source
@@ -56,7 +57,10 @@ class Named(nn.Module):
                 if not hasattr(place, part):
                     place.add_module(part, nn.Module())
                 place = getattr(place, part)
-            place.register_parameter(last, nn.Parameter(value))
+            if value.is_floating_point():
+                place.register_parameter(last, nn.Parameter(value))
+            else:
+                place.register_buffer(last, value)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -98,6 +102,8 @@ def test_token_embeddings_given_by_hand_give_the_same_features(model):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_both_attentions_agree(folder, model, pixels, attention):
     other = clip.load(clip.Config(weights=str(folder), attention=attention))
+    assert other.provenance()["attention"] == other.vision_config._attn_implementation == attention
+    assert other.text_config._attn_implementation == attention
     torch.testing.assert_close(other.image_features(pixels), model.image_features(pixels))
     ids = model.tokenize(TEXTS)
     given = other.text_features(ids, embeddings=other.token_embeddings(ids))
@@ -144,9 +150,12 @@ def same_features(loaded: clip.Clip, expected: clip.Clip, pixels: torch.Tensor) 
     torch.testing.assert_close(loaded.text_features(ids), expected.text_features(ids))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_a_torchscript_archive_gives_the_features_of_the_folder(tmp_path, model, pixels):
     file = tmp_path / "ViT-tiny.pt"
-    scripted = torch.jit.trace(Named(openai_state()), torch.zeros(1))
+    facts = {"input_resolution": 16, "context_length": 12, "vocab_size": model.text_config.vocab_size}
+    state = openai_state() | {name: torch.tensor(value) for name, value in facts.items()}
+    scripted = torch.jit.trace(Named(state), torch.zeros(1))
     scripted.save(str(file))
     loaded = clip.load(clip.Config(weights=str(file), heads=(2, 2)))
     same_features(loaded, model, pixels)
@@ -211,9 +220,9 @@ def test_conversion_back_to_openai_names_loses_nothing():
 
 
 def test_an_embedded_name_is_found_in_the_package(monkeypatch, tmp_path):
-    tiny_clip(tmp_path / "micro" / "micro-test")
-    monkeypatch.setattr(clip_source.resources, "files", lambda package: tmp_path)
-    assert clip_source.find("micro-test").path == tmp_path / "micro" / "micro-test"
+    monkeypatch.setattr(clip_source, "EMBEDDED", tmp_path)
+    tiny_clip(tmp_path / "micro-test")
+    assert clip.load(clip.Config(weights="micro-test")).dim == 24
 
 
 # ---- wrong files ---------------------------------------------------------------------------------------------------
@@ -331,6 +340,19 @@ def test_a_wrong_folder_is_refused_in_one_line(tmp_path, spoil, said):
 def test_a_name_that_is_nothing_is_refused(weights):
     with pytest.raises(WeightsError):
         clip.load(clip.Config(weights=weights))
+
+
+def test_a_cached_hub_model_needs_no_network(monkeypatch, folder):
+    asked = []
+
+    def cached(repository, *, revision, local_files_only=False, **_):
+        asked.append((repository, revision, local_files_only))
+        return str(folder)
+
+    monkeypatch.setattr(clip_source, "snapshot_download", cached)
+    loaded = clip.load(clip.Config(weights="ViT-B/16", revision="abc"))
+    assert asked == [("openai/clip-vit-base-patch16", "abc", True)]
+    assert loaded.provenance()["revision"] == folder.name and loaded.provenance()["weights"] == "ViT-B/16"
 
 
 def test_an_uncached_hub_model_says_what_to_type(monkeypatch):
@@ -463,8 +485,13 @@ def test_preprocessing_that_does_not_fit_is_refused(tmp_path, facts):
 # ---- settings and provenance ---------------------------------------------------------------------------------------
 
 
+def test_heads_are_a_list_in_yaml():
+    from perdure.config import parse
+
+    assert parse(clip.Config, {"weights": "x.pt", "heads": [2, 4]}, where="clip").heads == (2, 4)
+
+
 def test_settings_are_read_from_the_source_and_fields_are_documented():
-    registry = pytest.importorskip("perdure.registry")
     settings = registry.settings("models", "clip")
     assert settings(weights="x").dtype == "float32"
     assert set(registry.field_docs("models", "clip")) == set(settings.__dataclass_fields__)

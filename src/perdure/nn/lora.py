@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -287,7 +287,8 @@ def _add_bottlenecks(
         raise RecipeError("the model has adapters already", todo="Merge or remove them before adding others.")
     with torch.random.fork_rng(devices=[]):
         for tower in towers:
-            for layer in model.get_submodule(_TOWER[tower]).encoder.layers:
+            encoder: Any = model.get_submodule(f"{_TOWER[tower]}.encoder")
+            for layer in encoder.layers:
                 weight = layer.mlp.fc1.weight
                 layer.mlp = ParallelBottleneck(layer.mlp, weight.shape[1], r, like=weight)
     _draw(model, init, generator)

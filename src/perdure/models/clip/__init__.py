@@ -63,7 +63,8 @@ def load(config: Config) -> Clip:
         )
     source = find(config.weights, revision=config.revision)
     dtype = getattr(torch, config.dtype)
-    if source.path.is_dir() and (source.path / "config.json").is_file():
+    foreign_names = source.weight_files()[0].name.startswith("open_clip")
+    if source.path.is_dir() and (source.path / "config.json").is_file() and not foreign_names:
         model = _from_folder(source.path, config, dtype)
     else:
         model = _from_file(source, config, dtype)
@@ -87,34 +88,36 @@ class Clip(nn.Module):
         super().__init__()
         model.set_attn_implementation(attention)
         self.model = model
-        text = model.config.text_config
+        self.text_config: Any = model.config.text_config
+        self.vision_config: Any = model.config.vision_config
+        text = self.text_config
         folder = source.folder if source else None
         self.source = source
         self.tokenizer = tokenizer or tokens.from_folder(
             folder, vocabulary=text.vocab_size, context_length=text.max_position_embeddings
         )
-        size = model.config.vision_config.image_size
+        size = self.image_size
         self.transform = transform.from_folder(folder, size=size) if folder else ClipTransform(size=size)
         # Hugging Face's first conversions say eos_token_id 2 and mean "the largest id", which is the last one.
         said = text.eos_token_id
         default = text.vocab_size - 1 if said == 2 else said
-        self.eot: int = self.tokenizer.eot if self.tokenizer else default
+        self.eot = int(self.tokenizer.eot if self.tokenizer else default)
         self.requires_grad_(False).eval()
 
     @property
     def dim(self) -> int:
         """Width of the joint feature space."""
-        return self.model.config.projection_dim
+        return self.model.visual_projection.out_features
 
     @property
     def context_length(self) -> int:
         """Most tokens in a text, with start and end."""
-        return self.model.config.text_config.max_position_embeddings
+        return self.text_config.max_position_embeddings
 
     @property
     def image_size(self) -> int:
         """Side of the square image in pixels."""
-        return self.model.config.vision_config.image_size
+        return self.vision_config.image_size
 
     @property
     def scale(self) -> Float[Tensor, ""]:
@@ -135,7 +138,8 @@ class Clip(nn.Module):
         """Projected features of preprocessed images, not normalised."""
         if len(pixels) == 0:
             return self._nothing()
-        return self.model.get_image_features(pixels.to(self.dtype)).pooler_output
+        output: Any = self.model.get_image_features(pixels.to(self.dtype))
+        return output.pooler_output
 
     def text_features(
         self,
@@ -169,7 +173,7 @@ class Clip(nn.Module):
         """Ids ``[SOT, words..., EOT, 0...]`` padded to `context_length`, on the CPU; see `Tokenizer`."""
         if self.tokenizer is None:
             raise WeightsError(
-                f"has no tokenizer, and its vocabulary of {self.model.config.text_config.vocab_size} is not OpenAI's",
+                f"has no tokenizer, and its vocabulary of {self.text_config.vocab_size} is not OpenAI's",
                 where=self.source.name if self.source else "CLIP",
                 todo="Put tokenizer.json beside the weights.",
             )
@@ -194,7 +198,7 @@ class Clip(nn.Module):
 
     def provenance(self) -> dict[str, Any]:
         """JSON-ready facts for the result card: name, hub revision, file hashes, architecture."""
-        vision = self.model.config.vision_config
+        vision = self.vision_config
         return {
             **(self.source.provenance() if self.source else {"weights": "made in memory"}),
             "architecture": f"ViT {vision.num_hidden_layers}x{vision.hidden_size}/{vision.patch_size}",
@@ -213,7 +217,7 @@ class Clip(nn.Module):
         tower = self.model.text_model
         if embeddings is None:
             return tower(input_ids=ids).last_hidden_state
-        hidden = tower.embeddings(inputs_embeds=embeddings)
+        hidden = tower.embeddings(inputs_embeds=embeddings.to(self.dtype))
         n = hidden.shape[1]
         mask = torch.full((n, n), -math.inf, dtype=hidden.dtype, device=hidden.device).triu(1)
         hidden = tower.encoder(inputs_embeds=hidden, attention_mask=mask[None, None]).last_hidden_state
@@ -235,7 +239,7 @@ def _from_folder(folder: Path, config: Config, dtype: torch.dtype) -> CLIPModel:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model, info = CLIPModel.from_pretrained(
+        loaded: Any = CLIPModel.from_pretrained(
             folder,
             config=CLIPConfig.from_pretrained(folder),
             dtype=dtype,
@@ -246,6 +250,7 @@ def _from_folder(folder: Path, config: Config, dtype: torch.dtype) -> CLIPModel:
         raise WeightsError(f"cannot be loaded ({first_line(error)})", where=str(folder)) from None
     finally:
         transformers_logging.set_verbosity(verbosity)
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
         first = missing[0] if missing else next(iter(info["mismatched_keys"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,9 +74,9 @@ def from_openai(
     renamed = {new: value.to(dtype) for old, v in state.items() for new, value in _to_hf(old, v)}
     _check_same(model, renamed, where)
     model.load_state_dict(renamed, strict=True, assign=True)
-    for tower in (model.text_model, model.vision_model):
-        positions = tower.embeddings.position_embedding.num_embeddings
-        tower.embeddings.position_ids = torch.arange(positions).expand(1, -1).clone()
+    parts: list[Any] = [model.text_model.embeddings, model.vision_model.embeddings]
+    for part in parts:  # a constant that no checkpoint holds
+        part.position_ids = torch.arange(part.position_embedding.num_embeddings).expand(1, -1).clone()
     return model.requires_grad_(True).eval()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from perdure.errors import WeightsError
 from perdure.models.clip.archive import check_present
 
+EMBEDDED = Path(__file__).resolve().parents[1] / "micro"
+"""Folders of tiny models that come with perdure, by name."""
 ALIASES = {
     "ViT-B/32": "openai/clip-vit-base-patch32",
     "ViT-B/16": "openai/clip-vit-base-patch16",
@@ -34,6 +35,15 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
 )
 """Files of weights in a folder, the best first."""
+_DOWNLOADS = (
+    ["model.safetensors", "model-*.safetensors"],
+    ["pytorch_model.bin", "pytorch_model-*.bin"],
+    ["open_clip_model.safetensors"],
+    ["open_clip_pytorch_model.bin"],
+)
+"""What is fetched from the hub, one form of the weights only."""
+_NETWORK_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+"""Base of all errors of the HTTP library that the hub's client uses (httpx or httpx2)."""
 _SUFFIXES = {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}
 
 
@@ -83,11 +93,10 @@ def find(weights: str, *, revision: str | None = None) -> Source:
         WeightsError: nothing there, or the hub cannot be reached and has no cached copy.
     """
     path = Path(weights).expanduser()
-    embedded = Path(str(resources.files("perdure.models"))) / "micro" / weights
     if path.exists():
         source = Source(weights, path)
-    elif "/" not in weights and embedded.is_dir():
-        source = Source(weights, embedded)
+    elif "/" not in weights and (EMBEDDED / weights).is_dir():
+        source = Source(weights, EMBEDDED / weights)
     elif path.suffix in _SUFFIXES or weights.startswith(("/", ".", "~")) or weights.count("/") > 1:
         raise WeightsError("no such file or folder", where=weights)
     else:
@@ -111,8 +120,6 @@ def _from_hub(repository: str, revision: str | None, *, asked: str) -> Path:
             where=asked,
             expected="a path, a hub id such as openai/clip-vit-base-patch16, or " + ", ".join(ALIASES),
         )
-    settings_files = ["*.json", "*.txt"]
-    wanted = [["*model.safetensors", "model-*.safetensors"], ["pytorch_model*.bin", "open_clip_pytorch_model.bin"]]
     try:
         cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))
         if Source(asked, cached).weight_files():
@@ -122,10 +129,10 @@ def _from_hub(repository: str, revision: str | None, *, asked: str) -> Path:
     except HFValidationError as error:
         raise WeightsError(f"neither a path nor a hub id ({error})", where=asked) from None
     try:
-        for weights in wanted:
+        for patterns in _DOWNLOADS:
             folder = Path(
                 snapshot_download(
-                    repository, revision=revision, allow_patterns=[*settings_files, *weights], etag_timeout=5
+                    repository, revision=revision, allow_patterns=["*.json", "*.txt", *patterns], etag_timeout=5
                 )
             )
             if Source(asked, folder).weight_files():
@@ -136,7 +143,7 @@ def _from_hub(repository: str, revision: str | None, *, asked: str) -> Path:
             where=asked,
             todo=f"On a machine with network type: hf download {repository}; then copy its folder and give its path.",
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except (_NETWORK_ERROR, OSError) as error:
         first = str(error).strip().split("\n")[0]
         raise WeightsError(f"the hub refused {repository} ({first})", where=asked) from None
     raise WeightsError(f"{repository} holds no weights that can be read", where=asked)

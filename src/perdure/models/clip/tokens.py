@@ -33,9 +33,10 @@ class Tokenizer:
         self.cut_texts = 0
         """How many over-long texts have been cut so far."""
         self._encoder = encoder
-        self.sot, self.eot = encoder.bos_token_id, encoder.eos_token_id
-        if self.sot is None or self.eot is None:
+        sot, eot = encoder.bos_token_id, encoder.eos_token_id
+        if not isinstance(sot, int) or not isinstance(eot, int):
             raise WeightsError("the tokenizer has no start or end token", where=str(encoder.name_or_path))
+        self.sot, self.eot = sot, eot
 
     def __call__(self, texts: Sequence[str], *, truncate: Truncate = "no") -> Int[Tensor, "texts tokens"]:
         """Ids padded with 0 to the context length.
@@ -80,7 +81,7 @@ def clean(text: str) -> str:
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
-def end_positions(ids: Int[Tensor, "texts tokens"], *, eot: int) -> Int[Tensor, texts]:
+def end_positions(ids: Int[Tensor, "texts tokens"], *, eot: int) -> Int[Tensor, " texts"]:
     """First position of `eot` in each row; where there is none, of the row's largest id (OpenAI's rule)."""
     is_end = ids == eot
     return torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1), ids.argmax(dim=1))
@@ -110,7 +111,7 @@ def from_folder(folder: Path | None, *, vocabulary: int, context_length: int) ->
 
 @lru_cache(maxsize=1)
 def openai_encoder() -> CLIPTokenizer:
-    """OpenAI's byte-pair encoding with 49,408 entries, from the merges in this package."""
+    """OpenAI's byte-pair encoding with 49,408 entries, from the merges beside this file."""
     packed = resources.files("perdure.models.clip").joinpath("openai_bpe.txt.gz").read_bytes()
     merges = gzip.decompress(packed).decode("utf-8").split("\n")
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
