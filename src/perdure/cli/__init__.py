@@ -87,7 +87,7 @@ def application(wanted: list[str]):
     """The typer command: with the one that is wanted, else with all."""
     app = typer.Typer(
         help="Adapt pretrained models to a changing world without losing what they know.",
-        epilog=_epilog(EXAMPLES) + "\n\nWith --debug, any command shows the traceback of an error.",
+        epilog=epilog(EXAMPLES) + "\n\nWith --debug, any command shows the traceback of an error.",
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
@@ -102,7 +102,7 @@ def application(wanted: list[str]):
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:
-            app.command(name, epilog=_epilog(module.EXAMPLES), context_settings=SETTINGS)(module.command)
+            app.command(name, epilog=epilog(module.EXAMPLES), context_settings=SETTINGS)(module.command)
     return typer.main.get_command(app)
 
 
@@ -115,7 +115,8 @@ def commands() -> list[str]:
     return [n for n in ORDER if n in found] + sorted(found - set(ORDER))
 
 
-def _epilog(examples: str) -> str:
+def epilog(examples: str) -> str:
+    """Examples at the foot of a help text."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
 
 

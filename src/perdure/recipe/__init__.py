@@ -101,14 +101,20 @@ def build_stream(recipe: Recipe) -> Any:
 
 def build(recipe: Recipe, seed: int) -> Built:
     """The stream, the models by role and the method. Fails before any weights load where kinds do not fit."""
-    from perdure.run import seed_everything
-
     stream = build_stream(recipe)
     check_kinds(recipe, {task.kind for task in stream})
+    method, models = build_method(recipe, seed)
+    return Built(method, stream, models)
+
+
+def build_method(recipe: Recipe, seed: int) -> tuple[Any, dict[str, Any]]:
+    """The method and its models by role; no data is needed."""
+    from perdure.run import seed_everything
+
     seed_everything(seed)
     models = {role: registry.build(named) for role, named in recipe.models.items()}
     seed_everything(seed)  # the method's own start does not depend on what models drew
-    return Built(registry.build(recipe.method, **models), stream, models)
+    return registry.build(recipe.method, **models), models
 
 
 def check_kinds(recipe: Recipe, asked: set[str]) -> None:
@@ -212,6 +218,7 @@ def _with_base(file: Path, label: str, inside: tuple[Path, ...]) -> tuple[Layer,
     if below_file.resolve() in (*inside, file.resolve()):
         return layer, [*wrong, Wrong(mark=mark, what=f"`{base}` is based on this recipe itself")]
     below, more = _with_base(below_file, below_label, (*inside, file.resolve()))
+    below.values.pop("expect", None)  # published numbers hold for the settings beside which they are stated
     return _over(below, layer), more + wrong
 
 

@@ -1,0 +1,167 @@
+"""`perdure data`: list data sets, look through one or through your own images, write a generated one.
+
+Knows arguments and what is printed. `perdure.data.check_files` looks through images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from perdure.cli import SETTINGS, epilog
+from perdure.cli._layout import columns, width
+
+EXAMPLES = """
+perdure data check my_images/
+perdure data check cifar100 root=/data/cifar100
+perdure data make microworld --as imagefolder --out shapes
+"""
+app = typer.Typer(
+    help="Look through data before a run.",
+    epilog=epilog(EXAMPLES),
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings=SETTINGS,
+)
+LISTED = """
+perdure data list
+perdure data list imagenet
+"""
+CHECKED = """
+perdure data check my_images/ --decode
+perdure data check list.csv
+perdure data check imagenet_r root=/data/imagenet-r
+"""
+MADE = """
+perdure data make microworld --as imagefolder --out shapes
+perdure data make microworld --as flickr30k --out f30k seed=3
+"""
+FIRST = 10
+"""Lines of each kind of fault; the others are counted."""
+
+
+@app.command("list", epilog=epilog(LISTED), context_settings=SETTINGS)
+def list_data(
+    word: Annotated[str, typer.Argument(help="only lines that hold this word")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
+) -> None:
+    """List the data sets that can be read."""
+    from perdure.cli.list import command
+
+    command("data", word, as_json)
+
+
+@app.command("check", epilog=epilog(CHECKED), context_settings=SETTINGS)
+def check(
+    what: Annotated[str, typer.Argument(help="a data set's name, a folder of images, a .csv or a .jsonl")],
+    settings: Annotated[list[str] | None, typer.Argument(help="of a data set: key=value")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="decode every pixel, not the headers alone")] = False,
+) -> None:
+    """Count, and find what would stop a run.
+
+    Finds unreadable and missing images, the same image in two splits, and class names that do not match.
+    Exit code 0: sound; 1: faults were found; 2: it cannot be looked through.
+    """
+    from perdure import registry
+    from perdure.data import check_files
+
+    path = Path(what).expanduser()
+    if what in registry.names("data") and not path.exists():
+        findings = _of_reader(what, settings or [], decode=decode)
+    else:
+        if not path.exists():
+            registry.find("data", what)  # neither a path nor a name: says which name is near
+        findings = check_files.inspect(path, decode=decode)
+    _print_counts(findings.counts)
+    _print_faults("unreadable", findings.unreadable)
+    _print_faults("the same image in two splits", [f"{a} = {b}" for a, b in findings.duplicates])
+    _print_faults("class names", findings.unmatched)
+    _print_faults("class folders without an image", findings.empty)
+    if not findings.sound:
+        raise SystemExit(1)
+    print("sound")
+
+
+@app.command("make", epilog=epilog(MADE), context_settings=SETTINGS)
+def make(
+    name: Annotated[str, typer.Argument(help="a generated data set: microworld")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    layout: Annotated[str, typer.Option("--as", help="layout on disk: imagefolder, flickr30k, coco-captions ...")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="an empty folder")] = None,
+) -> None:
+    """Write a generated data set in a real one's layout."""
+    from importlib import import_module
+
+    from perdure import registry
+    from perdure.config import parse
+    from perdure.errors import RecipeError
+
+    found = registry.find("data", name)
+    if not any((Path(folder) / "disk.py").is_file() for folder in found.submodule_search_locations or ()):
+        raise RecipeError(f"{name} is not generated: it cannot be written", expected="microworld")
+    disk = import_module(f"{found.name}.disk")
+    if not layout or out is None:
+        layouts = ", ".join(sorted(disk.WRITERS))
+        raise RecipeError("--as LAYOUT and --out FOLDER are needed", expected=f"a layout of {layouts}")
+    config = parse(registry.load("data", name).Config, _stated(name, settings or []), where=name)
+    written = disk.write(layout, out, config)
+    print(f"wrote {len(written)} files below {out}")
+
+
+def _of_reader(name: str, settings: list[str], *, decode: bool) -> Any:
+    """Findings of a data set that perdure reads: missing files first, then its images."""
+    from perdure import registry
+    from perdure.config import Named
+    from perdure.data.check_files import Item, examine
+
+    dataset = registry.build(Named(place="data", name=name, settings=_stated(name, settings)))
+    items, counts = [], {}
+    for split in ("train", "validation", "test"):
+        examples = getattr(dataset, split)
+        for target in examples.targets:
+            label = dataset.candidates[target] if isinstance(target, int) and dataset.candidates else "examples"
+            counts.setdefault(split, {}).setdefault(label, 0)
+            counts[split][label] += 1
+        paths = ((e.target, e.inputs.get("image")) for e in examples)
+        items += [Item(split, str(target), path) for target, path in paths if isinstance(path, Path)]
+    findings = examine(items, decode=decode)
+    return type(findings)(counts=counts, unreadable=findings.unreadable, duplicates=findings.duplicates)
+
+
+def _stated(name: str, settings: list[str]) -> dict[str, Any]:
+    """``key=value`` arguments, each value in YAML 1.2, checked against the settings of the data set."""
+    from perdure import config, registry
+    from perdure.recipe.source import Unreadable, located, read_overrides
+
+    layer, wrong = read_overrides(settings)
+    _, faults = config.check(registry.settings("data", name), layer.values)
+    wrong += [located(fault, layer) for fault in faults if fault.at == "value" or fault.path in layer.keys]
+    missing = [fault for fault in faults if fault.path not in layer.keys and fault.at == "key"]
+    if wrong:
+        raise Unreadable(wrong)
+    if missing:
+        from perdure.errors import RecipeError
+
+        raise RecipeError(" ".join(f.what for f in missing), where=name, todo="State it as key=value.")
+    return layer.values
+
+
+def _print_counts(counts: dict[str, dict[str, int]]) -> None:
+    """Classes of each split; many classes in one line."""
+    rows = [["split", "classes", "examples", "fewest", "most"]]
+    for split, classes in counts.items():
+        least, most = min(classes, key=classes.__getitem__), max(classes, key=classes.__getitem__)
+        ends = [f"{classes[least]} ({least})", f"{classes[most]} ({most})"]
+        rows.append([split, str(len(classes)), str(sum(classes.values())), *ends])
+    print("\n".join(columns(rows, total=width())))
+    for split, classes in counts.items():
+        if len(classes) <= 30:
+            print(f"{split}: " + ", ".join(f"{label} {n}" for label, n in classes.items()))
+
+
+def _print_faults(title: str, lines: list[str]) -> None:
+    if lines:
+        more = [f"... and {len(lines) - FIRST} more"] if len(lines) > FIRST else []
+        print("\n".join([f"{title}: {len(lines)}", *(f"  {line}" for line in [*lines[:FIRST], *more])]))

@@ -1,0 +1,41 @@
+"""`perdure export`: what a run has learned, in the formats of its ecosystem.
+
+Knows folders and the card beside an export. What is written is the method's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+perdure export runs/mg_clip-microworld/seed_0 my_model
+perdure export runs/finetune-microworld/seed_0 my_model --force
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
+    out: Annotated[Path, typer.Argument(help="folder to write", metavar="DIR")],
+    force: Annotated[bool, typer.Option("--force", help="write into a folder that is not empty")] = False,
+) -> None:
+    """Write a folder that plain transformers and peft load without perdure."""
+    from perdure.errors import DataError
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
+        raise DataError("is not empty", where=str(out), todo="Name another folder, or add --force.")
+    from perdure import api
+
+    opened = api.reopen(run, device="cpu")
+    if not hasattr(opened.method, "export"):
+        name = opened.recipe.method.name
+        raise DataError(f"method {name} learns nothing that could be exported", where=str(run))
+    out.mkdir(parents=True, exist_ok=True)
+    opened.method.export(out)
+    api.write_model_card(opened, out)
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        print(path)
+    print()
+    print((out / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0].rstrip())

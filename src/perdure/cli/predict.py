@@ -1,0 +1,108 @@
+"""`perdure predict`: a finished run answers for files of the user's own.
+
+Knows files, folders and how answers are printed. Does not know how a method answers.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+EXAMPLES = """
+perdure predict runs/mg_clip-microworld/seed_0 cat.jpg
+perdure predict runs/mg_clip-cifar100/seed_0 photos/ --top 5 --json
+"""
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
+    files: Annotated[list[Path], typer.Argument(help="images, or folders of images", metavar="FILE...")],
+    top: Annotated[int, typer.Option("--top", min=1, help="answers for each file")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="comma-separated values")] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Classify images with what a run has learned.
+
+    A file that cannot be read is named on standard error; the others are answered, and the exit code is 1.
+    """
+    from perdure.errors import DataError
+
+    found = list(_images(files))
+    if not found:
+        raise DataError("no image there", where=", ".join(map(str, files)), expected=f"{', '.join(sorted(IMAGES))}")
+    from perdure import api  # brings torch: after all that can be wrong in the arguments
+
+    opened = api.reopen(run, device=device)
+    if opened.query.kind != "classify":
+        raise DataError(f"the run answers tasks of kind {opened.query.kind}", where=str(run), expected="classify")
+    answers = _answers(opened, found, top)
+    _print(answers, form="json" if as_json else "csv" if as_csv else "text")
+    unreadable = opened.runtime.skipped
+    for reason in unreadable.values():
+        print(reason, file=sys.stderr)
+    if unreadable:
+        raise SystemExit(1)
+
+
+def _images(paths: Sequence[Path]) -> Iterator[Path]:
+    """Files as they are given, and the images in folders, sorted."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+        else:
+            yield path
+
+
+def _answers(opened: Any, files: Sequence[Path], top: int) -> list[dict[str, Any]]:
+    """One object a readable file: ``{"file", "answers": [{"class", "score"}]}``, with the method's own scores."""
+    import torch
+
+    from perdure.loading import ExampleBatches
+    from perdure.types import Example
+
+    method, query = opened.method, opened.query
+    examples = [Example(id=str(path), inputs={"image": path}) for path in files]
+    batches = ExampleBatches(
+        examples,
+        method.preprocess,
+        batch_size=opened.recipe.evaluate.batch_size,
+        runtime=opened.runtime,
+        stage="predict",
+        training=False,
+        collate=getattr(method, "collate", None),
+    )
+    rows: list[dict[str, Any]] = []
+    with torch.set_grad_enabled(getattr(method, "adapts", False)):
+        predict = method.predictor(query)
+        for batch, _ in batches.epoch(0):
+            if batch is None:
+                continue
+            best = predict(batch).float().topk(min(top, len(query.candidates)), dim=1)
+            for position, scores, labels in zip(batch["position"].tolist(), best.values, best.indices):
+                pairs = zip(labels.tolist(), scores.tolist())
+                named = [{"class": query.candidates[label], "score": round(score, 4)} for label, score in pairs]
+                rows.append({"file": str(files[position]), "answers": named})
+    return rows
+
+
+def _print(rows: Sequence[dict[str, Any]], *, form: Literal["json", "csv", "text"]) -> None:
+    if form == "json":
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    if form == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerow(["file", "rank", "class", "score"])
+        for row in rows:
+            writer.writerows([row["file"], k + 1, a["class"], a["score"]] for k, a in enumerate(row["answers"]))
+        return
+    for row in rows:
+        print(row["file"] + "  " + ", ".join(f"{a['class']} ({a['score']:g})" for a in row["answers"]))
