@@ -153,7 +153,8 @@ def is_openai(state: Mapping[str, Tensor]) -> bool:
 
 def _plain_names(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """OpenAI names without constants and without the ``text.`` that some open_clip models put first."""
-    plain = {k: v for k, v in state.items() if k not in _FACTS and not k.endswith(".attn_mask")}
+    weights = {k: v for k, v in state.items() if v.is_floating_point() and k not in _FACTS}
+    plain = {k: v for k, v in weights.items() if not k.endswith(".attn_mask")}
     if any(k.startswith("text.transformer.") for k in plain):
         plain = {k.removeprefix("text."): v for k, v in plain.items() if k != "text.attn_mask"}
     if not is_openai(plain):
