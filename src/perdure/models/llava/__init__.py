@@ -1,0 +1,321 @@
+"""LLaVA: a Llama that sees through a CLIP tower, as a Hugging Face LlavaForConditionalGeneration.
+
+Needs: 15 GB memory for 7 B parameters in bfloat16.
+
+Knows how to load or assemble a LLaVA, to make tokens and pixels of an example, the loss of answers, and answers.
+Does not know tasks, low-rank updates (`adapters`) or what a method adds to the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perdure.errors import RecipeError, UnreadableExample
+from perdure.images import open_image
+from perdure.models.llava import assemble
+from perdure.models.llava.conversation import IGNORE, IMAGE_ID, encode_conversation, encode_question
+from perdure.models.llava.images import MEAN, STD, pixels
+from perdure.models.llava.settings import Tuning
+from perdure.models.llava.tokenizer import is_legacy
+from perdure.types import Batch, Example
+
+__all__ = ["Config", "Llava", "load"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole LLaVA in `weights`, or its parts in `llm`, `vision` and `projector`."""
+
+    weights: str | None = None
+    """Hub id (`llava-hf/llava-1.5-7b-hf`), folder, or the name of an embedded model (`micro-llava`)."""
+    llm: str | None = None
+    """Hub id or folder of a Llama (`lmsys/vicuna-7b-v1.5`): the start of SEFE and CoIN."""
+    vision: str = "openai/clip-vit-large-patch14-336"
+    """Hub id or folder of a CLIP; only for `llm`."""
+    projector: str | None = None
+    """File of the first stage's projector (`mm_projector.bin` or safetensors); without it, it starts at random."""
+    revision: str | None = None
+    """Commit, branch or tag on the hub of `weights` or `llm`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Type of the weights."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Implementation of attention."""
+    legacy_tokenizer: bool | None = None
+    """Put a space after special tokens too, as the first Llama tokenizers did; none: as the tokenizer says."""
+
+    def faults(self):
+        if (self.weights is None) == (self.llm is None):
+            yield "weights", "give either `weights`, or `llm` with `vision` and `projector`"
+
+
+def load(config: Config) -> Llava:
+    """The LLaVA that `config` names, frozen, in evaluation mode, on the CPU.
+
+    Raises:
+        WeightsError: nothing there, or parts that do not fit.
+        RecipeError: neither or both of `weights` and `llm`.
+    """
+    for name, what in config.faults():
+        raise RecipeError(what, where=f"llava.{name}")
+    dtype = getattr(torch, config.dtype)
+    if config.weights is not None:
+        model, tokenizer = assemble.whole(
+            config.weights, revision=config.revision, dtype=dtype, legacy=config.legacy_tokenizer
+        )
+    else:
+        assert config.llm is not None
+        model, tokenizer = assemble.parts(
+            config.llm,
+            config.vision,
+            config.projector,
+            revision=config.revision,
+            dtype=dtype,
+            legacy=config.legacy_tokenizer,
+        )
+    model.set_attn_implementation(config.attention)
+    return Llava(model, tokenizer)
+
+
+class Llava(nn.Module):
+    """A LlavaForConditionalGeneration in `model`, with its tokenizer.
+
+    Args:
+        model: any LLaVA-1.5: CLIP's patch features, a two-layer projector, a causal language model.
+        tokenizer: a Hugging Face tokenizer, or any ``text -> .input_ids`` with `decode`.
+        max_length: tokens of a training conversation, the image's included.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, max_length: int = 2048) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+        config = model.config
+        self.image_token: int = config.image_token_id
+        rows = model.get_input_embeddings().weight.shape[0]
+        # Rows from the image token on belong to no text: a softmax over them would change the loss.
+        own = getattr(tokenizer, "vocab_size", rows)
+        self.vocabulary: int = self.image_token if self.image_token >= own else rows
+        self.image_size: int = config.vision_config.image_size
+        self.patches: int = (self.image_size // config.vision_config.patch_size) ** 2
+        self.legacy = is_legacy(tokenizer)
+        self.mean, self.std = MEAN, STD
+        self.requires_grad_(False).eval()
+
+    # -- examples ---------------------------------------------------------------------------------------
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        """Tokens, labels and pixels of one example.
+
+        Training reads ``conversations``, testing ``text`` (the question); ``image`` may be absent in both.
+
+        Raises UnreadableExample if no token of an answer is left to learn.
+        """
+        image = example.inputs.get("image")
+        item: dict[str, Any] = {"pixel_values": self._pixels(image, example.id), "has_image": image is not None}
+        if not training:
+            ids = encode_question(example.inputs["text"], self._encode, has_image=image is not None)
+            return item | {"input_ids": torch.tensor(self._with_patches(ids, ids)[0])}
+        encoded = encode_conversation(
+            example.inputs["conversations"],
+            self._encode,
+            has_image=image is not None,
+            max_length=self.max_length,
+            legacy=self.legacy,
+            pad_id=self._unknown,
+        )
+        ids, labels = self._with_patches(encoded.input_ids, encoded.labels)
+        ids, labels = ids[: self.max_length], labels[: self.max_length]
+        if all(label == IGNORE for label in labels):
+            raise self._nothing_to_learn(example.id, encoded.mismatch, len(encoded.input_ids))
+        return item | {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+
+    def collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
+        """Stacks examples; training rows are padded on the right, questions on the left."""
+        longest = max(len(item["input_ids"]) for item in items)
+        training = "labels" in items[0]
+        batch = {
+            "input_ids": _padded([i["input_ids"] for i in items], longest, self._pad, right=training),
+            "attention_mask": _padded([torch.ones_like(i["input_ids"]) for i in items], longest, 0, right=training),
+            "pixel_values": torch.stack([i["pixel_values"] for i in items]),
+            "has_image": torch.tensor([bool(i["has_image"]) for i in items]),
+        }
+        if training:
+            batch["labels"] = _padded([i["labels"] for i in items], longest, IGNORE, right=True)
+        if "position" in items[0]:
+            batch["position"] = torch.tensor([i["position"] for i in items])
+        return batch
+
+    # -- loss -------------------------------------------------------------------------------------------
+
+    def answer_logits(self, batch: Batch) -> tuple[Float[Tensor, "answers vocabulary"], Tensor, Tensor]:
+        """Logits where the next token is to be learned, those tokens, and the row of each; float32.
+
+        Only these positions go through the head: the rest of the ``tokens x vocabulary`` matrix is never made.
+        """
+        hidden = self.hidden(batch)
+        labels = batch["labels"][:, 1:]
+        learned = labels != IGNORE
+        logits = self.model.lm_head(hidden[:, :-1][learned])[:, : self.vocabulary].float()
+        return logits, labels[learned], learned.nonzero()[:, 0]
+
+    def answer_loss(self, batch: Batch, *, mean: Literal["token", "conversation"] = "token") -> Tensor:
+        """Cross-entropy of the answers' tokens; `mean` over all of them, or over the conversations' means."""
+        return mean_answer_loss(*self.answer_logits(batch), rows=len(batch["input_ids"]), mean=mean)
+
+    def hidden(self, batch: Batch) -> Float[Tensor, "rows tokens dim"]:
+        """The last layer's states. Rows without an image cost no work in the tower."""
+        has_image = batch["has_image"]
+        images = batch["pixel_values"][has_image].to(self.dtype) if bool(has_image.any()) else None
+        out = self.model.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            pixel_values=images,
+            use_cache=False,
+        )
+        if images is None and torch.is_grad_enabled():
+            # No image in the batch: the projector's gradient is zero, not absent, so its moments decay.
+            nothing = sum(p.sum() for p in self.projector.parameters() if p.requires_grad) * 0
+            return out.last_hidden_state + nothing
+        return out.last_hidden_state
+
+    # -- answers ----------------------------------------------------------------------------------------
+
+    def answerer(self, tuning: Tuning) -> Callable[[Batch], list[str]]:
+        """A function of a batch of questions: greedy answers, in the batch's order.
+
+        Questions are sorted by length and answered `generate_batch` at a time.
+        """
+
+        def answer(batch: Batch) -> list[str]:
+            self.to(batch["input_ids"].device)
+            lengths = batch["attention_mask"].sum(1)
+            order = lengths.argsort(stable=True)
+            answers = [""] * len(order)
+            for part in order.split(tuning.generate_batch):
+                texts = self._generate(batch, part, int(lengths[part].max()), tuning.max_new_tokens)
+                for i, text in zip(part.tolist(), texts):
+                    answers[i] = text
+            return answers
+
+        return answer
+
+    @torch.no_grad()
+    def _generate(self, batch: Batch, rows: Tensor, longest: int, max_new_tokens: int) -> list[str]:
+        ids, mask = batch["input_ids"][rows, -longest:], batch["attention_mask"][rows, -longest:]
+        has_image = batch["has_image"][rows]
+        images = batch["pixel_values"][rows][has_image].to(self.dtype) if bool(has_image.any()) else None
+        rows_of_head = self.model.get_input_embeddings().weight.shape[0]
+        out = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=images,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            pad_token_id=self._pad,
+            eos_token_id=self.tokenizer.eos_token_id,
+            suppress_tokens=list(range(self.vocabulary, rows_of_head)) or None,
+        )
+        new = out[:, longest:].tolist()
+        return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in new]
+
+    # -- parts ------------------------------------------------------------------------------------------
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The decoder, without its head."""
+        return self.model.model.language_model
+
+    @property
+    def projector(self) -> nn.Module:
+        """From CLIP's patch features to the language model's embeddings: two linear layers."""
+        return self.model.model.multi_modal_projector
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the embeddings."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    def checkpoint_activations(self, on: bool) -> None:
+        """Recompute activations in the backward pass, or keep them."""
+        # transformers 5.20 gave these methods their new names.
+        new = hasattr(self.model, "activation_checkpointing_enable")
+        family = "activation" if new else "gradient"
+        if on:
+            getattr(self.model, f"{family}_checkpointing_enable")({"use_reentrant": False})
+        elif getattr(self.model, f"is_{family}_checkpointing"):
+            getattr(self.model, f"{family}_checkpointing_disable")()
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text).input_ids
+
+    @property
+    def _unknown(self) -> int:
+        found = getattr(self.tokenizer, "unk_token_id", None)
+        return self._pad if found is None else found
+
+    @property
+    def _pad(self) -> int:
+        for name in ("pad_token_id", "unk_token_id", "eos_token_id"):
+            if (found := getattr(self.tokenizer, name, None)) is not None:
+                return found
+        return 0
+
+    def _with_patches(self, ids: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Ids with one image token a patch, and labels to match."""
+        if IMAGE_ID not in ids:
+            return list(ids), list(labels)
+        at, n = list(ids).index(IMAGE_ID), self.patches
+        return (
+            [*ids[:at], *[self.image_token] * n, *ids[at + 1 :]],
+            [*labels[:at], *[IGNORE] * n, *labels[at + 1 :]],
+        )
+
+    def _pixels(self, image: Any, where: str) -> Tensor:
+        if image is None:
+            return torch.zeros(3, self.image_size, self.image_size)
+        return pixels(open_image(image, where=where), size=self.image_size, mean=self.mean, std=self.std)
+
+    def _nothing_to_learn(self, name: str, mismatch: bool, tokens: int) -> UnreadableExample:
+        if mismatch:
+            what = "the answers' tokens cannot be placed: an answer is empty or holds ' ASSISTANT: ' or '</s>'"
+        else:
+            what = f"no answer lies within the first {self.max_length} of {tokens} tokens"
+        return UnreadableExample(
+            what, where=name, todo="Repair or remove the record, or set run.unreadable=skip to go on without it."
+        )
+
+
+def mean_answer_loss(
+    logits: Float[Tensor, "answers vocabulary"],
+    labels: Tensor,
+    row: Tensor,
+    *,
+    rows: int,
+    mean: Literal["token", "conversation"],
+) -> Tensor:
+    """Cross-entropy over answer tokens, or the mean over `rows` conversations of their own means."""
+    if mean == "token":
+        return F.cross_entropy(logits, labels)
+    each = F.cross_entropy(logits, labels, reduction="none")
+    sums = each.new_zeros(rows).index_add_(0, row, each)
+    counts = torch.bincount(row, minlength=rows).clamp(min=1)
+    return (sums / counts).mean()
+
+
+def _padded(rows: Sequence[Tensor], length: int, value: int, *, right: bool) -> Tensor:
+    out = torch.full((len(rows), length), value, dtype=torch.long)
+    for target, row in zip(out, rows):
+        if right:
+            target[: len(row)] = row
+        else:
+            target[length - len(row) :] = row
+    return out

@@ -1,0 +1,140 @@
+"""Loading a LLaVA as a whole, or putting one together from a Llama, a CLIP tower and a projector.
+
+Knows Hugging Face folders and hub ids, and the projector files of LLaVA's first stage. Knows no examples.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure.errors import WeightsError
+from perdure.models.llava.tokenizer import load_tokenizer
+
+PROJECTOR_NAMES = {
+    "model.mm_projector.0.weight": "linear_1.weight",
+    "model.mm_projector.0.bias": "linear_1.bias",
+    "model.mm_projector.2.weight": "linear_2.weight",
+    "model.mm_projector.2.bias": "linear_2.bias",
+}
+"""Names in LLaVA's own projector files -> in transformers' projector."""
+
+
+def whole(weights: str, *, revision: str | None, dtype: torch.dtype, legacy: bool | None) -> tuple[Any, Any]:
+    """A LlavaForConditionalGeneration and its tokenizer from a hub id or a folder.
+
+    Raises WeightsError if there is none.
+    """
+    from transformers import LlavaForConditionalGeneration
+
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(weights, revision=revision, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise _unreadable("a LLaVA", weights, error) from None
+    return model, load_tokenizer(weights, legacy=legacy)
+
+
+def parts(
+    llm: str,
+    vision: str,
+    projector: str | None,
+    *,
+    revision: str | None,
+    dtype: torch.dtype,
+    legacy: bool | None,
+) -> tuple[Any, Any]:
+    """A LlavaForConditionalGeneration of a causal language model, a CLIP tower and a projector file."""
+    from transformers import AutoModelForCausalLM, CLIPVisionModel
+
+    try:
+        decoder = AutoModelForCausalLM.from_pretrained(llm, revision=revision, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise _unreadable("a language model", llm, error) from None
+    try:
+        tower = CLIPVisionModel.from_pretrained(vision, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise _unreadable("a CLIP", vision, error) from None
+    model = put_together(decoder, tower)
+    if projector is not None:
+        load_projector(model, read_projector(Path(projector)), where=projector)
+    return model, load_tokenizer(llm, legacy=legacy)
+
+
+def put_together(decoder: Any, tower: Any) -> Any:
+    """A LLaVA around a ``LlamaForCausalLM`` and a ``CLIPVisionModel``, whose tensors it takes over.
+
+    One vocabulary row is added for the image's place. The projector starts at random.
+    """
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    rows = decoder.get_input_embeddings().weight.shape[0]
+    decoder.resize_token_embeddings(rows + 1, mean_resizing=False)
+    patches = (tower.config.image_size // tower.config.patch_size) ** 2
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=decoder.config,
+        image_token_index=rows,
+        image_seq_length=patches,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=decoder.config.tie_word_embeddings,
+    )
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    model.model.language_model, model.lm_head = decoder.model, decoder.lm_head
+    model.model.vision_tower = tower
+    weight = decoder.lm_head.weight
+    fresh = model.model.multi_modal_projector.to_empty(device=weight.device).to(weight.dtype)
+    for layer in (fresh.linear_1, fresh.linear_2):
+        layer.reset_parameters()
+    if decoder.generation_config is not None:
+        model.generation_config = decoder.generation_config
+    return model
+
+
+def read_projector(path: Path) -> dict[str, Tensor]:
+    """Tensors of a projector file, under transformers' names. Pickles are read without running their code.
+
+    Raises WeightsError if it is absent or holds something else.
+    """
+    if not path.is_file():
+        raise WeightsError("there is no such projector file", where=str(path))
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        tensors = load_file(str(path))
+    else:
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+            raise _unreadable("a projector", str(path), error) from None
+    found = {PROJECTOR_NAMES.get(n.removeprefix("base_model.model."), n): t for n, t in tensors.items()}
+    missing = [name for name in PROJECTOR_NAMES.values() if name not in found]
+    if missing:
+        raise WeightsError(
+            f"the tensors {sorted(tensors)[:6]} are no projector",
+            where=str(path),
+            expected=", ".join(PROJECTOR_NAMES),
+        )
+    return {name: found[name] for name in PROJECTOR_NAMES.values()}
+
+
+def load_projector(model: Any, tensors: dict[str, Tensor], *, where: str) -> None:
+    """Put a projector's tensors into a LLaVA. Raises WeightsError if their shapes do not fit."""
+    own = model.model.multi_modal_projector.state_dict()
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape:
+            raise WeightsError(
+                f"{name} is {tuple(tensor.shape)}", where=where, expected=f"{tuple(own[name].shape)} for these parts"
+            )
+    model.model.multi_modal_projector.load_state_dict(tensors)
+
+
+def _unreadable(what: str, where: str, error: BaseException) -> WeightsError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return WeightsError(f"{what} cannot be read ({lines[0]})", where=where, expected="a hub id or a folder")

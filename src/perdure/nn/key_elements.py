@@ -1,0 +1,192 @@
+"""Key elements of low-rank updates, and the penalty on moving them again (SEFE, arXiv 2505.02486, RegLoRA).
+
+Knows one adapted matrix at a time: ``D = B A`` without the scale alpha / r. Does not know models or tasks.
+
+The penalty needs few of D's entries, so D is never made: entries are sampled products of B's rows and A's
+columns, their gradients two products of a sparse with a thin dense matrix.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Multiplicity = Literal["count", "union"]
+
+
+def key_elements(
+    lora_a: Float[Tensor, "rank inputs"],
+    lora_b: Float[Tensor, "outputs rank"],
+    *,
+    fraction: float = 0.02,
+    dtype: torch.dtype = torch.float32,
+) -> Int[Tensor, "elements 2"]:
+    """(row, column) of the ``floor(fraction * outputs * inputs)`` largest ``|B A|``, the largest first.
+
+    `dtype` is the one in which the product is made: bfloat16, the paper's, leaves many exact ties, and which of
+    those at the cut are taken is not defined.
+    """
+    product = (lora_b.detach().to(dtype) @ lora_a.detach().to(dtype)).float().abs()
+    count = math.floor(fraction * product.numel())
+    flat = product.flatten().topk(count).indices
+    return torch.stack([flat // product.shape[1], flat % product.shape[1]], dim=1)
+
+
+def accumulate(new: Int[Tensor, "new 2"], previous: Int[Tensor, "old 2"] | None) -> Int[Tensor, "all 2"]:
+    """The published list of positions: the newest task's first, repeated positions kept."""
+    return new if previous is None else torch.cat([new, previous])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elements:
+    """Positions in one matrix by rows, each with how often it was chosen: 3 bytes a position, not 16."""
+
+    shape: tuple[int, int]
+    """(outputs, inputs)."""
+    row_ends: Int[Tensor, " outputs+1"]
+    """int32: positions of row i are ``row_ends[i] .. row_ends[i + 1] - 1``."""
+    columns: Int[Tensor, " positions"]
+    """uint16, or int32 for more than 65536 inputs; ascending in each row."""
+    counts: Int[Tensor, " positions"]
+    """uint8."""
+    chosen: int
+    """Sum of the counts: the length of the published list."""
+
+    @classmethod
+    def of(
+        cls, pairs: Int[Tensor, "elements 2"], shape: tuple[int, int], *, multiplicity: Multiplicity = "count"
+    ) -> Elements:
+        """From (row, column) pairs; repeated pairs count (the code of the paper) or not (its text: a mask)."""
+        flat = pairs[:, 0].long() * shape[1] + pairs[:, 1].long()
+        return _of_flat(flat, torch.ones_like(flat), shape, multiplicity)
+
+    def add(self, pairs: Int[Tensor, "elements 2"], *, multiplicity: Multiplicity = "count") -> Elements:
+        """These positions and more, in one sorted set."""
+        new = pairs[:, 0].long() * self.shape[1] + pairs[:, 1].long()
+        flat = torch.cat([self.flat(), new])
+        counts = torch.cat([self.counts.long(), torch.ones_like(new)])
+        return _of_flat(flat, counts, self.shape, multiplicity)
+
+    def rows(self) -> Int[Tensor, " positions"]:
+        """Row of each position, int32."""
+        lengths = (self.row_ends[1:] - self.row_ends[:-1]).long()
+        rows = torch.arange(self.shape[0], dtype=torch.int32, device=lengths.device)
+        return torch.repeat_interleave(rows, lengths, output_size=len(self.columns))
+
+    def flat(self) -> Int[Tensor, " positions"]:
+        """``row * inputs + column``, int64."""
+        return self.rows().long() * self.shape[1] + self.columns.long()
+
+    def to(self, device: torch.device) -> Elements:
+        moved = {name: getattr(self, name).to(device) for name in ("row_ends", "columns", "counts")}
+        return Elements(shape=self.shape, chosen=self.chosen, **moved)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON; `from_state` reads it."""
+        return {
+            "shape": list(self.shape),
+            "row_ends": self.row_ends,
+            "columns": self.columns,
+            "counts": self.counts,
+            "chosen": self.chosen,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Elements:
+        return cls(**{**state, "shape": tuple(state["shape"])})
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.row_ends, self.columns, self.counts))
+
+
+def mean_magnitude(
+    lora_a: Float[Tensor, "rank inputs"], lora_b: Float[Tensor, "outputs rank"], elements: Elements
+) -> Float[Tensor, ""]:
+    """``sum C |B A| / sum C`` over the elements, with counts C; 0 if there are none. Differentiable.
+
+    Made in float32 (float64 for float64 matrices). At B = 0 value and gradients are exactly 0.
+    """
+    assert tuple(elements.shape) == (lora_b.shape[0], lora_a.shape[1]), (elements.shape, lora_b.shape)
+    return _MeanMagnitude.apply(lora_a, lora_b, elements)  # type: ignore[return-value]
+
+
+def dense_mean_magnitude(
+    lora_a: Float[Tensor, "rank inputs"],
+    lora_b: Float[Tensor, "outputs rank"],
+    pairs: Int[Tensor, "elements 2"],
+) -> Float[Tensor, ""]:
+    """The same from the published list through the whole product: the plain schedule, for comparison."""
+    product = lora_b @ lora_a
+    chosen = product[pairs[:, 0].long(), pairs[:, 1].long()]
+    return chosen.abs().mean() if len(chosen) else product.sum() * 0
+
+
+class _MeanMagnitude(torch.autograd.Function):
+    """Sampled product forward; keeps one signed byte a position for the two sparse products backward."""
+
+    @staticmethod
+    def forward(ctx: Any, lora_a: Tensor, lora_b: Tensor, elements: Elements) -> Tensor:
+        ctx.elements = elements
+        if elements.chosen == 0:
+            ctx.save_for_backward(lora_a, lora_b)
+            return lora_a.new_zeros(())
+        dtype = torch.promote_types(lora_a.dtype, torch.float32)
+        pattern = _sparse(elements.row_ends, elements.columns.int(), elements.counts.to(dtype), elements.shape)
+        with torch.no_grad(), torch.autocast(lora_a.device.type, enabled=False):
+            values = torch.sparse.sampled_addmm(pattern, lora_b.to(dtype), lora_a.to(dtype), beta=0.0).values()
+        # counts fit into a byte but not always into a signed one: keep the sign alone
+        ctx.save_for_backward(lora_a, lora_b, values.sign().to(torch.int8))
+        return ((values.abs() * elements.counts).sum() / elements.chosen).to(lora_a.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        elements: Elements = ctx.elements
+        lora_a, lora_b, *rest = ctx.saved_tensors
+        if not rest:
+            return torch.zeros_like(lora_a), torch.zeros_like(lora_b), None
+        dtype = torch.promote_types(lora_a.dtype, torch.float32)
+        weights = rest[0].to(dtype) * elements.counts * (grad.to(dtype) / elements.chosen)
+        outputs, inputs = elements.shape
+        columns = elements.columns.int()
+        with torch.autocast(lora_a.device.type, enabled=False):
+            gradient = _sparse(elements.row_ends, columns, weights, elements.shape)
+            grad_b = gradient @ lora_a.to(dtype).T.contiguous()
+            # the transposed pattern is made in passing: kept, it would double the memory
+            order = columns.sort(stable=True).indices
+            ends = _ends(columns, inputs)
+            transposed = _sparse(ends, elements.rows()[order], weights[order], (inputs, outputs))
+            grad_a = (transposed @ lora_b.to(dtype)).T
+        return grad_a.to(lora_a.dtype), grad_b.to(lora_b.dtype), None
+
+
+def _of_flat(flat: Tensor, counts: Tensor, shape: tuple[int, int], multiplicity: Multiplicity) -> Elements:
+    positions, place = flat.unique(return_inverse=True)
+    total = torch.zeros_like(positions).index_add_(0, place, counts)
+    total = total.clamp(max=255 if multiplicity == "count" else 1)
+    columns = positions % shape[1]
+    return Elements(
+        shape=shape,
+        row_ends=_ends(positions // shape[1], shape[0]),
+        columns=columns.to(torch.uint16 if shape[1] <= 65536 else torch.int32),
+        counts=total.to(torch.uint8),
+        chosen=int(total.sum()),
+    )
+
+
+def _ends(sorted_or_not: Tensor, size: int) -> Tensor:
+    ends = torch.zeros(size + 1, dtype=torch.int32, device=sorted_or_not.device)
+    ends[1:] = torch.bincount(sorted_or_not, minlength=size).cumsum(0)
+    return ends
+
+
+def _sparse(row_ends: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)", category=UserWarning)
+        return torch.sparse_csr_tensor(row_ends, columns, values, size=shape, check_invariants=False)
