@@ -171,6 +171,18 @@ def test_gap_events_become_curves_before_and_after(pages):
     assert found["positive, before"] == pytest.approx([24.0, 24.1, 24.2, 24.3])
 
 
+def test_gap_events_may_name_the_moment_in_their_keys(tmp_path):
+    run = write_run(tmp_path / "run", matrix=[[80.0]])
+    with (run / "events.jsonl").open("a") as file:
+        values = {"positive_before": 20.0, "negative_before": 15.0, "positive_after": 25.0, "negative_after": 14.0}
+        file.write(json.dumps({"time": 1, "event": "gap", "task": 0, **values}) + "\n")
+        file.write(
+            json.dumps({"time": 2, "event": "epochs", "task": 0, "positive_before": 9, "negative_before": 9}) + "\n"
+        )
+    found = figures.gap_series(load.read(run))
+    assert found["positive, after"] == [25.0] and found["negative, before"] == [15.0] and len(found) == 4
+
+
 def test_a_page_that_grows_too_big_drops_drawings_and_keeps_their_tables(pages):
     groups = tables.groups([load.read(run) for run in pages[0]])
     full = len(html.html(groups).encode())

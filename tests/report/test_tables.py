@@ -50,6 +50,14 @@ def test_where_a_run_lies_does_not_make_it_another_experiment(tmp_path):
     assert runs[0].name == "x/seed_0"
 
 
+def test_runs_of_unknown_settings_are_not_merged(tmp_path):
+    runs = [one_task(tmp_path / name, 80.0, parts=("scores",)) for name in ("a", "b")]
+    left, right = tables.groups(runs)
+    assert (left.label, right.label) == ("a", "b")
+    (number,) = left.summaries
+    assert tables.compare(number, left, right).seeds == []  # nor paired: their seeds are unknown
+
+
 def compared(tmp_path, a, b):
     runs = [
         one_task(tmp_path / f"{m}{s}", v, method=m, seed=s)

@@ -96,15 +96,14 @@ def luminance(rgb: Sequence[float]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def canvas(*, height: float, panels: tuple[int, int] | None = None) -> tuple[Canvas, Any]:
-    """A figure 5.6 inches wide with one axes, or a flat array of panels with shared axes."""
+def canvas(*, height: float, panels: tuple[int, int] | None = None, share: bool = True) -> tuple[Canvas, Any]:
+    """A figure 5.6 inches wide with one axes, or a flat array of panels that share their scales or do not."""
     from matplotlib.figure import Figure as Canvas
 
     with style():
         canvas = Canvas(figsize=(5.6, height), layout="constrained")
         if panels is None:
             return canvas, canvas.subplots()
-        share = panels[0] > 1 or panels[1] > 2
         return canvas, canvas.subplots(*panels, sharex=share, sharey=share, squeeze=False).ravel()
 
 

@@ -162,14 +162,14 @@ def gap_curves(groups: Sequence[Group]) -> Figure | None:
 
 
 def gap_series(run: Run) -> dict[str, Curve]:
-    """``{"positive, before": [value a task], ...}`` from events that hold `positive...` and `negative...` numbers.
+    """``{"positive, before": [value a task], ...}`` from ``gap`` events with `positive...` and `negative...` numbers.
 
     The moment is the key's ending (``positive_before``) or the event's `when`, else not named.
     """
     series: dict[str, Curve] = {}
     for event in run.events:
         keys = [k for k in event if re.fullmatch(r"(positive|negative)(_\w+)?", k)]
-        if len(keys) < 2 or not isinstance(event.get("task"), int) or event["task"] < 0:
+        if event.get("event") != "gap" or not isinstance(event.get("task"), int) or event["task"] < 0:
             continue
         for key in keys:
             sign, _, ending = key.partition("_")
@@ -184,7 +184,7 @@ def seconds_per_task(groups: Sequence[Group]) -> Figure | None:
     """Learning and testing time of each task, from the ``task`` events."""
     if not any(event.get("event") == "task" for g in groups for run in g.runs for event in run.events):
         return None
-    canvas, panels = drawing.canvas(height=2.6, panels=(1, 2))
+    canvas, panels = drawing.canvas(height=2.6, panels=(1, 2), share=False)
     rows, longest = [], 0
     for panel, part in zip(panels, ("learn", "test")):
         for g, group in enumerate(groups):

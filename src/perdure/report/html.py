@@ -60,6 +60,7 @@ def _render(groups: Sequence[Group], drawn: Sequence[Figure]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": cell, "interval": interval, "value": _value}
+    environment.tests["contains"] = lambda container, item: item in container
     template = environment.get_template("report.html.j2")
     runs = [run for group in groups for run in group.runs]
     return template.render(

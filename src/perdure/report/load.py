@@ -64,9 +64,7 @@ def read(folder: Path) -> Run:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(
-            "there is no such folder", where=str(folder), expected="a run's folder", todo="See: perdure list runs"
-        )
+        raise DataError("there is no such folder", where=str(folder), expected="a run's folder")
     if not is_run(folder):
         raise DataError("this is not a run's folder", where=str(folder), expected=f"one of {', '.join(PARTS)} in it")
     scores = _json(folder / "scores.json")

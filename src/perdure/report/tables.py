@@ -104,10 +104,11 @@ class Group:
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """The runs, in the order given, those of equal settings together; labels are short and distinct."""
+    """The runs, in the order given, those of equal (and known) settings together; labels are short and distinct."""
     sorted_out: dict[str, list[Run]] = {}
     for run in runs:
-        sorted_out.setdefault(repr(sorted(settings(run).items())) + str(run.tasks), []).append(run)
+        same = repr(sorted(settings(run).items())) if run.recipe else str(run.folder)
+        sorted_out.setdefault(same + str(run.tasks), []).append(run)
     together = list(sorted_out.values())
     return [_group(label, members) for label, members in zip(_labels(together), together)]
 
@@ -156,7 +157,7 @@ def summarize(values: Sequence[float]) -> Summary:
 def compare(number: Number, a: Group, b: Group) -> Comparison:
     """`b` against `a`, seed by seed."""
     left, right = a.numbers.get(number, {}), b.numbers.get(number, {})
-    seeds = sorted(left.keys() & right.keys())
+    seeds = sorted(seed for seed in left.keys() & right.keys() if seed >= 0)  # below 0: not known
     differences = np.array([right[s] - left[s] for s in seeds])
     common: dict[str, Any] = {"number": number, "a": a.label, "b": b.label, "seeds": seeds}
     if len(seeds) < ENOUGH:
