@@ -183,11 +183,8 @@ def _locate(module: str) -> ModuleSpec:
         if spec is not None:
             dotted = ".".join([top, *rest[: depth + 1]])
             spec = PathFinder.find_spec(dotted, spec.submodule_search_locations)
-    if spec is None or not spec.origin:
-        raise RecipeError(
-            f"an entry point names the module {module}, which is not installed",
-            todo="Reinstall the package that brings it.",
-        )
+    if spec is None:
+        raise RecipeError(f"the module {module} is not installed", todo="Reinstall the package that names it.")
     return spec
 
 
@@ -214,9 +211,9 @@ class _Source:
         node = self.nodes.get(name)
         if node is None:
             raise RecipeError(f"`{name}` is missing", where=str(self.file), expected=f"a top-level `{name}`")
-        if isinstance(node, ast.ImportFrom) and (other := self._ours(node)):
+        if isinstance(node, ast.ImportFrom) and (module := self._ours(node)):
             original = next(a.name for a in node.names if (a.asname or a.name) == name)
-            return other.definition(original)
+            return _parsed(_locate(module)).definition(original)
         return self, node
 
     def value(self, name: str) -> Any:
@@ -238,8 +235,8 @@ class _Source:
     def _imported(self, node: ast.Import | ast.ImportFrom, name: str) -> Any:
         alias = next(a for a in node.names if name in (a.asname, a.name.split(".")[0], a.name))
         if isinstance(node, ast.ImportFrom):
-            if other := self._ours(node):
-                return other.value(alias.name)
+            if module := self._ours(node):
+                return _from_source(module, alias.name)
             module = node.module or ""
         else:
             module = alias.name
@@ -255,8 +252,8 @@ class _Source:
         imported = importlib.import_module(module)
         return imported if alias.asname else sys.modules[module.split(".")[0]]
 
-    def _ours(self, node: ast.ImportFrom) -> _Source | None:
-        """The source behind a relative import or one from the same package; None if it may be imported."""
+    def _ours(self, node: ast.ImportFrom) -> str | None:
+        """The module of a relative import or one from the same package; None if it may be imported."""
         module = node.module or ""
         if node.level:
             parts = self.module.split(".")
@@ -264,7 +261,7 @@ class _Source:
             module = ".".join([*parts, module] if module else parts)
         if module in _LIGHT or module.split(".")[0] not in (self.module.split(".")[0], "perdure"):
             return None
-        return _parsed(_locate(module))
+        return module
 
 
 _LIGHT = {
@@ -273,6 +270,24 @@ _LIGHT = {
     *("perdure.types", "perdure.errors", "perdure.config"),
 }
 """Modules that a `Config` may import for real: none of them imports torch."""
+
+
+def _from_source(module: str, name: str) -> Any:
+    """What ``from module import name`` gives, without importing: a value, or a module whose values are read late."""
+    spec = _locate(module)
+    if PathFinder.find_spec(f"{module}.{name}", spec.submodule_search_locations or []):
+        return _Unimported(f"{module}.{name}")
+    return _parsed(spec).value(name)
+
+
+class _Unimported:
+    """A module of ours whose attributes are read from its source."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return _from_source(self._module, name)
 
 
 def _parsed(spec: ModuleSpec) -> _Source:

@@ -132,14 +132,13 @@ def resolved(recipe: Recipe) -> dict[str, Setting]:
     """Every setting by its dotted name, defaults included, with its origin and its documentation."""
     table: dict[str, Setting] = {}
 
-    def add(name: str, value: Any, doc: str) -> None:
-        short_form = recipe.origins.get(name.removesuffix(".name")) if name.endswith(".name") else None
-        origin = recipe.origins.get(name) or short_form or "default"
+    def add(name: str, value: Any, doc: str, *, within: str = "") -> None:
+        origin = recipe.origins.get(name) or recipe.origins.get(within) or "default"
         table[name] = Setting(config.plain(value), origin, doc)
 
     def add_named(prefix: str, named: Named) -> None:
         place = cast(registry.Place, named.place)
-        add(f"{prefix}.name", named.name, registry.describe(place, named.name).summary)
+        add(f"{prefix}.name", named.name, registry.describe(place, named.name).summary, within=prefix)
         cls, docs = registry.settings(place, named.name), registry.field_docs(place, named.name)
         instance = config.parse(cls, named.settings, where=prefix)
         for key in config.field_types(cls):
