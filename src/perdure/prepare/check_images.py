@@ -366,6 +366,8 @@ def _extremes(classes: Mapping[str, int]) -> str:
     if len(classes) < 2:
         return ""
     least, most = min(classes, key=classes.__getitem__), max(classes, key=classes.__getitem__)
+    if classes[least] == classes[most]:
+        return f", {classes[least]} each"
     return f", {classes[least]} ({least}) to {classes[most]} ({most}) each"
 
 

@@ -1,0 +1,1 @@
+"""Data to data, before a run: not methods."""

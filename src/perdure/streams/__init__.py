@@ -1,0 +1,1 @@
+"""Data sets to Tasks in order: one file per stream."""
