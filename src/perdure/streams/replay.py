@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from perdure import registry
 from perdure.config import Named
 from perdure.errors import DataError, RecipeError
-from perdure.streams import class_incremental, domain, selection
+from perdure.streams import selection
 from perdure.types import Dataset, Stream
 
 
@@ -43,14 +43,15 @@ def build(config: Config) -> Stream:
         DataError: the data differ from those of the manifest; the first differences are named.
     """
     saved, where = load(config.manifest), str(config.manifest)
+    made_by = registry.load("streams", saved.stream)
     if isinstance(saved, _ClassIncremental):
         dataset = registry.build(config.data or Named.of("data", saved.source))
         _require_same("the data", [saved.data], [dataset], where)
-        stream = class_incremental.assemble(dataset, _plan(saved, class_incremental.RULES, "order", "cuts"))
+        stream = made_by.assemble(dataset, _plan(saved, made_by.RULES, "order", "cuts"))
     else:
         datasets = [registry.build(each) for each in config.domains or (Named.of("data", n) for n in saved.source)]
         _require_same("the data", saved.data, datasets, where)
-        stream = domain.assemble(datasets, _plan(saved, domain.RULES, "names"))
+        stream = made_by.assemble(datasets, _plan(saved, made_by.RULES, "names"))
     _compare("the tasks", saved.tasks, stream.manifest["tasks"], where)
     return stream
 
