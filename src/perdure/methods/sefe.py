@@ -70,6 +70,8 @@ class Sefe:
         return self.llm.collate(items)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
+        if len(task.train) == 0:
+            return
         self.adapters.start(runtime)
         self.elements = {name: e.to(runtime.device) for name, e in self.elements.items()}
         tune(

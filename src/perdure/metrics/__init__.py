@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RECORDERS: dict[str, str] = {
     "classify": "classification",
+    "instruct": "instruction",
 }
 """Kind of task -> module with `records`."""
 
@@ -52,6 +53,11 @@ METRICS: dict[str, Metric] = {
     "top5": Metric("classification", "%", "up", "examples whose target is among the five highest scores"),
     "per_class_accuracy": Metric("classification", "%", "up", "accuracy of each class, as a table"),
     "mean_per_class": Metric("classification", "%", "up", "mean over classes of their accuracy"),
+    "answer_accuracy": Metric("instruction", "%", "up", "right answers by the task's own scorer"),
+    "answer_scores": Metric("instruction", "%", "up", "all that the task's own scorer says, as a table"),
+    "format_compliance": Metric("instruction", "%", "up", "answers in the form that the question asks for"),
+    "superficial": Metric("instruction", "%", "down", "wrong answers in a wrong form"),
+    "essential": Metric("instruction", "%", "down", "wrong answers in the right form"),
 }
 """Name -> metric. What a task may list in `metrics`."""
 

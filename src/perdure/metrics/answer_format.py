@@ -56,11 +56,7 @@ def is_yes_no(text: str) -> bool:
 def is_phrase(text: str, *, words: int = 5) -> bool:
     """One to `words` words: no list of numbers, no option letter (``A``), no sentence."""
     stripped = text.strip()
-    return (
-        1 <= len(stripped.split()) <= words
-        and not is_box(stripped)
-        and not re.fullmatch(r"[A-E]\.?", stripped)
-    )
+    return 1 <= len(stripped.split()) <= words and not is_box(stripped) and not re.fullmatch(r"[A-E]\.?", stripped)
 
 
 def is_box(text: str) -> bool:
@@ -82,6 +78,7 @@ FORMS: dict[str, Callable[[str], bool]] = {
     "title": lambda text: is_phrase(text, words=25),
     "box": is_box,
     "explanation": is_explanation,
+    "any": lambda text: bool(text.strip()),
 }
 
 TASK_FORMS = {
@@ -93,5 +90,6 @@ TASK_FORMS = {
     "grounding": "box",
     "vqav2": "phrase",
     "ocrvqa": "title",
+    "exact": "any",
 }
 """The form that each CoIN task's test questions ask for (OCR-VQA's answers are titles of books)."""

@@ -121,9 +121,7 @@ def imagenet_value(prediction: str, answer: str, *, official: bool = False) -> f
     return float(bool(mine.strip()) and (truth in mine or mine in truth))
 
 
-def grounding_value(
-    prediction: str, box: Any, size: Sequence[float] = (1, 1), *, official: bool = False
-) -> float:
+def grounding_value(prediction: str, box: Any, size: Sequence[float] = (1, 1), *, official: bool = False) -> float:
     """Whether the predicted box overlaps the true one with an intersection over union above one half.
 
     Boxes are ``x1, y1, x2, y2`` in [0, 1] of the square of side ``max(size)``. The official parser drops the
@@ -176,6 +174,12 @@ def ocr_vqa_value(prediction: str, answer: str, *, official: bool = False) -> fl
 def exact_value(prediction: str, answer: str) -> float:
     """VizWiz, VQAv2: exact match in any case; nothing is stripped."""
     return float(prediction.lower() == answer.lower())
+
+
+def plain_value(prediction: str, answer: str | Sequence[str]) -> float:
+    """For data of one's own: equal to the answer, or to one of several, but for case, outer spaces, final period."""
+    answers = [answer] if isinstance(answer, str) else answer
+    return float(_plain(prediction) in [_plain(a) for a in answers])
 
 
 def gqa_value(prediction: str, answer: str) -> float:
@@ -287,6 +291,7 @@ VALUES: dict[str, Callable[[str, Any, bool], float]] = {
     "grounding": _grounding,
     "vqav2": lambda p, t, official: exact_value(p, t),
     "ocrvqa": lambda p, t, official: ocr_vqa_value(p, t, official=official),
+    "exact": lambda p, t, official: plain_value(p, t),
 }
 """The value of one record by scorer: ``(prediction, target, official) -> [0, 1]``."""
 
@@ -295,7 +300,7 @@ SCORERS: dict[str, Callable[[Sequence[Record], bool], Scores]] = {
     "scienceqa": science_qa,
     "gqa": gqa,
 }
-"""The eight scorers of CoIN by task, in the order of `VALUES`."""
+"""The eight scorers of CoIN by task, and `exact` for other tasks."""
 
 
 def _known(scorer: str) -> Callable[[Sequence[Record], bool], Scores]:
@@ -308,6 +313,10 @@ def _letter_target(target: Any) -> tuple[str, int]:
     if isinstance(target, Mapping):
         return target["letter"], min(5, int(target.get("choices", 5)))
     return str(target).strip(), 5
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").lower()
 
 
 def _official_box(text: str) -> list[float] | None:

@@ -209,12 +209,12 @@ class Llava(nn.Module):
     def _generate(self, batch: Batch, rows: Tensor, longest: int, max_new_tokens: int) -> list[str]:
         ids, mask = batch["input_ids"][rows, -longest:], batch["attention_mask"][rows, -longest:]
         has_image = batch["has_image"][rows]
-        images = batch["pixel_values"][rows][has_image].to(self.dtype) if bool(has_image.any()) else None
+        seen = {"pixel_values": batch["pixel_values"][rows][has_image].to(self.dtype)} if bool(has_image.any()) else {}
         rows_of_head = self.model.get_input_embeddings().weight.shape[0]
         out = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            pixel_values=images,
+            **seen,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,

@@ -69,7 +69,7 @@ class Adapters:
         modules = dict(llava.language_model.named_modules())
         self.matrices = {(own := n.removeprefix(_PREFIX)): Matrix(modules[own]) for n in names}
         """By name in the language model: ``layers.0.self_attn.q_proj``."""
-        llava.requires_grad_(False)
+        llava.requires_grad_(False).eval()
         self.enable(False)
 
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perdure.errors import TrainingError
 from perdure.loading import ExampleBatches
 from perdure.models.llava import Llava
 from perdure.models.llava.conversation import word_count
@@ -36,12 +35,7 @@ def tune(
     stage: str = "tune",
     keep: Mapping[str, Any] | None = None,
 ) -> list[float]:
-    """Minimise `loss` over `parameters` and the projector; the loss of every step.
-
-    Raises TrainingError if there is nothing to learn from.
-    """
-    if len(examples) == 0:
-        raise TrainingError("the task has no training examples", where=f"task {runtime.task + 1}")
+    """Minimize `loss` over `parameters` and the projector; the loss of every step."""
     batches = conversation_batches(llava, examples, tuning, runtime=runtime, stage=stage)
     groups = [Group(parameters=parameters)]
     if tuning.projector_lr != 0:

@@ -1,0 +1,236 @@
+"""Instruction data in LLaVA's JSON: conversations to learn from, questions to test with.
+
+Knows the records' layout and every way in which they can be wrong; a fault is told with its file and record. Does
+not know tokens, models or the order of tasks.
+
+Training: ``{"id", "image"?, "conversations": [{"from": "human" | "gpt", "value"}, ...]}``, ``<image>`` in the first
+human message. Test: ``{"question_id", "image"?, "text", "answer"}``, or ``"answer_bbox"`` and ``"size"`` for boxes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from perdure.errors import DataError
+from perdure.metrics.answer_format import TASK_FORMS
+from perdure.metrics.vqa import parse_box, true_box
+from perdure.metrics.vqa_files import read_annotations, read_json
+from perdure.types import NO_EXAMPLES, Dataset, Example, Examples
+
+Scorer = Literal["scienceqa", "textvqa", "imagenet", "gqa", "vizwiz", "grounding", "vqav2", "ocrvqa", "exact"]
+Form = Literal["letter", "yes_no", "phrase", "title", "box", "explanation", "any"]
+SEPARATORS = (" ASSISTANT: ", "</s>")
+"""Texts of the conversation template: an answer that holds one cannot be told from what follows it."""
+LETTER_REQUEST = "Answer with the option's letter from the given choices directly."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One task's files."""
+
+    name: str = "instruction"
+    """What the task is called."""
+    train: Path | None = None
+    """Training conversations."""
+    test: Path | None = None
+    """Test questions."""
+    images: Path = Path(".")
+    """Folder that the records' image paths start from."""
+    answers: Path | None = None
+    """Reference answers where the test file has none or other ones: TextVQA's or GQA's question file, or the
+    ScienceQA folder with `problems.json` and `pid_splits.json`."""
+    scorer: Scorer = "exact"
+    """How an answer is compared with its reference."""
+    form: Form | None = None
+    """The form that the questions ask for; none: that of the scorer's task."""
+    official: bool = False
+    """Repeat the published scorers with their defects."""
+    on_fault: Literal["stop", "skip"] = "stop"
+    """Stop at faulty records, all told at once, or leave them out and count them."""
+    check_images: bool = True
+    """See whether every image file is there before any work starts."""
+
+
+def read(config: Config) -> Dataset:
+    """The task's conversations and questions.
+
+    Raises DataError that names file and record of every fault (the first twenty).
+    """
+    reader = _Reader(config)
+    train = reader.training(config.train) if config.train else NO_EXAMPLES
+    test = reader.questions(config.test) if config.test else NO_EXAMPLES
+    return Dataset(
+        name=config.name,
+        kind="instruct",
+        train=train,
+        test=test,
+        facts={"train": len(train), "test": len(test), "left_out": reader.left_out, "scorer": config.scorer},
+    )
+
+
+def files(config: Config) -> list[Path]:
+    """The files that a complete copy has, images apart."""
+    return [path for path in (config.train, config.test, config.answers) if path is not None]
+
+
+def training_fault(record: Any, *, boxes: bool = False) -> str | None:
+    """What is wrong with a training record, or None. `boxes`: answers must be boxes within [0, 1]."""
+    messages = record.get("conversations") if isinstance(record, Mapping) else None
+    if not isinstance(messages, list) or not messages:
+        return "'conversations' is missing or empty"
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("value"), str):
+            return f"message {i} has no text in 'value'"
+        if message.get("from") not in ("human", "gpt"):
+            return f"message {i} is from {message.get('from')!r}, neither 'human' nor 'gpt'"
+    turns = messages[1:] if messages[0]["from"] == "gpt" else messages
+    if len(turns) < 2 or len(turns) % 2 or any(m["from"] != ("human", "gpt")[i % 2] for i, m in enumerate(turns)):
+        return "questions ('human') and answers ('gpt') do not alternate"
+    for answer in turns[1::2]:
+        if fault := _answer_fault(answer["value"], boxes):
+            return fault
+    marks = sum("<image>" in m["value"] for m in turns)
+    if marks != (record.get("image") is not None):
+        return f"'image' is {record.get('image')!r}, but {marks} messages say <image>"
+    return None
+
+
+def _answer_fault(answer: str, boxes: bool) -> str | None:
+    if not answer.strip():
+        return "an answer is empty"
+    for separator in SEPARATORS:
+        if separator in answer:
+            return f"an answer holds {separator!r}, which ends it in the conversation template"
+    if boxes and (found := parse_box(answer)) and not all(0 <= v <= 1 for v in found):
+        return f"the box {answer} is not within [0, 1]"
+    return None
+
+
+class _Reader:
+    """Reads a task's files, and keeps the faults of each."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.left_out = 0
+        self._listed: dict[Path, set[str]] = {}
+
+    def training(self, path: Path) -> Examples:
+        boxes = self.config.scorer == "grounding"
+        return self._examples(path, self._training_example, lambda record: training_fault(record, boxes=boxes))
+
+    def questions(self, path: Path) -> Examples:
+        config = self.config
+        answers = read_annotations(config.answers, config.scorer) if config.answers else None
+        seen: set[str] = set()
+
+        def fault(record: Any) -> str | None:
+            return _question_fault(record, config.scorer, answers, seen)
+
+        return self._examples(path, lambda record, i: self._question(record, answers), fault)
+
+    def _examples(
+        self,
+        path: Path,
+        make: Callable[[Mapping[str, Any], int], Example],
+        fault: Callable[[Any], str | None],
+    ) -> Examples:
+        records = read_json(Path(path))
+        if not isinstance(records, list):
+            raise DataError("this is no list of records", where=str(path))
+        made, faults = [], []
+        for i, record in enumerate(records):
+            said = fault(record) or self._image_fault(record)
+            if said:
+                name = record.get("id", record.get("question_id", "")) if isinstance(record, Mapping) else ""
+                faults.append(f"{path}, record {i}{f' ({name})' if name != '' else ''}: {said}")
+            else:
+                made.append(make(record, i))
+        if faults and self.config.on_fault == "stop":
+            more = f"\n... and {len(faults) - 20} more" if len(faults) > 20 else ""
+            todo = "\nRepair or remove them, or set on_fault=skip."
+            raise DataError("\n".join(faults[:20]) + more + todo)
+        self.left_out += len(faults)
+        return Examples.of(made)
+
+    def _training_example(self, record: Mapping[str, Any], i: int) -> Example:
+        inputs = {"conversations": [dict(m) for m in record["conversations"]], **self._image(record)}
+        # ids repeat in LLaVA's own files; the place in the file does not.
+        name = f"{self.config.name}/train/{i}/{record.get('id', record.get('question_id', ''))}"
+        return Example(id=name, inputs=inputs, target=record["conversations"][-1]["value"])
+
+    def _question(self, record: Mapping[str, Any], answers: Mapping[str, Any] | None) -> Example:
+        config = self.config
+        text = record["text"].replace("<image>", "").strip()
+        if config.scorer == "scienceqa" and LETTER_REQUEST not in text:
+            text = f"{text}\n{LETTER_REQUEST}"
+        target = {
+            "answer": _reference(record, config.scorer, answers),
+            "scorer": config.scorer,
+            "form": config.form or TASK_FORMS[config.scorer],
+            "official": config.official,
+        }
+        name = f"{config.name}/test/{record['question_id']}"
+        return Example(id=name, inputs={"text": text, **self._image(record)}, target=target)
+
+    def _image(self, record: Mapping[str, Any]) -> dict[str, Path]:
+        image = record.get("image")
+        return {} if image is None else {"image": Path(self.config.images) / image}
+
+    def _image_fault(self, record: Any) -> str | None:
+        image = record.get("image")
+        if image is None:
+            return None
+        if not isinstance(image, str):
+            return f"'image' is {image!r}, no path"
+        path = Path(self.config.images) / image
+        if self.config.check_images and path.name not in self._names(path.parent):
+            return f"'image' names {image}, which is not under {self.config.images}"
+        return None
+
+    def _names(self, folder: Path) -> set[str]:
+        """Names in a folder, listed once."""
+        if folder not in self._listed:
+            self._listed[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+        return self._listed[folder]
+
+
+def _question_fault(record: Any, scorer: str, answers: Mapping[str, Any] | None, seen: set[str]) -> str | None:
+    if not isinstance(record, Mapping) or record.get("question_id") is None:
+        return "'question_id' is missing"
+    name = str(record["question_id"])
+    if name in seen:
+        return f"question_id {name} occurs twice"
+    seen.add(name)
+    if not isinstance(record.get("text"), str) or not record["text"].strip():
+        return "'text' is missing or empty"
+    if answers is not None:
+        return None if name in answers else f"the answers file has no question {name}"
+    if record.get("answer_bbox") is None and record.get("answer") in (None, "", []):
+        return "'answer' is missing or empty"
+    if scorer == "grounding":
+        try:
+            true_box(record.get("answer_bbox", record.get("answer")))
+        except DataError as error:
+            return str(error)
+    return None
+
+
+def _reference(record: Mapping[str, Any], scorer: str, answers: Mapping[str, Any] | None) -> Any:
+    """The target as the scorer wants it."""
+    if answers is not None:
+        return answers[str(record["question_id"])]
+    if scorer == "grounding":
+        return {"box": record.get("answer_bbox", record.get("answer")), "size": record.get("size", [1, 1])}
+    if scorer == "scienceqa":
+        choices = count_choices(record["text"])
+        return {"letter": record["answer"], "choices": choices} if choices else record["answer"]
+    return record["answer"]
+
+
+def count_choices(question: str) -> int:
+    """Lines that begin with an option's letter."""
+    return len(re.findall(r"^[A-E]\. ", question, re.M))

@@ -1,0 +1,212 @@
+"""Instruction data sets one after another: the eight CoIN tasks in their order, or any list of your own files.
+
+Knows which files make a task, in which order tasks come, and how each is scored. Does not know records (that is
+`perdure.data.instruction`), images or models. No task is named at test time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from perdure.data import instruction
+from perdure.data.instruction import Form, Scorer
+from perdure.errors import DataError, RecipeError
+from perdure.runtime import key_seed
+from perdure.types import NO_EXAMPLES, Dataset, Examples, Stream, Task
+
+COIN: tuple[tuple[str, Scorer], ...] = (
+    ("ScienceQA", "scienceqa"),
+    ("TextVQA", "textvqa"),
+    ("ImageNet", "imagenet"),
+    ("GQA", "gqa"),
+    ("VizWiz", "vizwiz"),
+    ("Grounding", "grounding"),
+    ("VQAv2", "vqav2"),
+    ("OCRVQA", "ocrvqa"),
+)
+"""CoIN's tasks in their order, each with its scorer."""
+ANSWERS = {
+    "scienceqa": "ScienceQA",
+    "textvqa": "TextVQA/TextVQA_0.5.1_val.json",
+    "gqa": "GQA/testdev_balanced_questions.json",
+}
+"""Where, under CoIN's root, the reference answers of a scorer are that needs more than the test file."""
+METRICS = ("answer_accuracy", "format_compliance", "superficial", "essential")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFiles:
+    """One task of your own."""
+
+    name: str
+    """What it is called in scores and reports."""
+    train: Path | None = None
+    """Training conversations; none: `annotations/<name>/` and the stream's `train`."""
+    test: Path | None = None
+    """Test questions; none: `annotations/<name>/test.json`."""
+    answers: Path | None = None
+    """Reference answers, if the test file has none."""
+    images: Path | None = None
+    """Folder that image paths start from; none: the stream's root."""
+    scorer: Scorer = "exact"
+    """How an answer is compared with its reference."""
+    form: Form | None = None
+    """The form that the questions ask for; none: that of the scorer's task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a stream of instruction tasks."""
+
+    root: Path
+    """Folder with `annotations/<task>/train.json` and `test.json`; image paths start here."""
+    tasks: tuple[TaskFiles, ...] = ()
+    """Your own tasks in order; empty: CoIN's eight."""
+    order: tuple[str, ...] = ()
+    """Names of the tasks to take, in this order; empty: all as they come."""
+    train: str = "train.json"
+    """Training file of each task: `train_x20.json` has a fifth of its answers in other styles."""
+    train_per_task: Annotated[int, Field(ge=1)] | None = None
+    """Only so many training conversations of each task, chosen by `seed`."""
+    test_per_task: Annotated[int, Field(ge=1)] | None = None
+    """Only so many test questions of each task, chosen by `seed`."""
+    seed: int = 0
+    """Chooses the examples of `train_per_task` and `test_per_task`."""
+    official: bool = False
+    """Score as the published code does, with its defects."""
+    multitask: bool = False
+    """All tasks' training data in the first task: the upper bound; the others bring tests only."""
+    on_fault: Literal["stop", "skip"] = "stop"
+    """Stop at faulty records, all told at once, or leave them out and count them."""
+    check_images: bool = True
+    """See whether every image file is there before any work starts."""
+
+    def faults(self):
+        names = [t.name for t in self.tasks] or [name for name, _ in COIN]
+        if len(set(names)) != len(names):
+            yield "tasks", "the same name twice"
+        for name in self.order:
+            if name not in names:
+                yield "order", f"`{name}` is none of {', '.join(names)}"
+        if len(set(self.order)) != len(self.order):
+            yield "order", "the same name twice"
+
+
+def build(config: Config) -> Stream:
+    """One task a data set.
+
+    Raises:
+        RecipeError: `order` names no task.
+        DataError: a file is missing, or records are faulty.
+    """
+    for name, what in config.faults():
+        raise RecipeError(what, where=f"stream instruction: {name}")
+    chosen = _ordered(config)
+    datasets = [_limited(_read(task, config), config) for task in chosen]
+    tasks = tuple(
+        Task(
+            index=i,
+            name=task.name,
+            kind="instruct",
+            train=data.train,
+            test=data.test,
+            metrics=METRICS,
+            facts={"scorer": task.scorer, **data.facts},
+        )
+        for i, (task, data) in enumerate(zip(chosen, datasets))
+    )
+    return Stream(
+        name="instruction: " + ", ".join(task.name for task in chosen),
+        tasks=_multitask(tasks) if config.multitask else tasks,
+        shared_candidates=False,
+        manifest=_manifest(config, chosen, datasets),
+    )
+
+
+def _ordered(config: Config) -> list[TaskFiles]:
+    tasks = list(config.tasks) or [TaskFiles(name=name, scorer=scorer) for name, scorer in COIN]
+    if not config.order:
+        return tasks
+    by_name = {task.name: task for task in tasks}
+    return [by_name[name] for name in config.order]
+
+
+def _read(task: TaskFiles, config: Config) -> Dataset:
+    folder = config.root / "annotations" / task.name
+    answers = task.answers
+    if answers is None and not config.tasks and task.scorer in ANSWERS:
+        standard = config.root / ANSWERS[task.scorer]
+        exists = (standard / "problems.json").is_file() if standard.is_dir() else standard.is_file()
+        if not exists and task.scorer == "textvqa":
+            raise DataError("TextVQA's reference answers are missing", where=str(standard))
+        answers = standard if exists else None
+    return instruction.read(
+        instruction.Config(
+            name=task.name,
+            train=task.train or folder / config.train,
+            test=task.test or folder / "test.json",
+            images=task.images or config.root,
+            answers=answers,
+            scorer=task.scorer,
+            form=task.form,
+            official=config.official,
+            on_fault=config.on_fault,
+            check_images=config.check_images,
+        )
+    )
+
+
+def _limited(data: Dataset, config: Config) -> Dataset:
+    train = _some(data.train, config.train_per_task, (config.seed, data.name, "train"))
+    test = _some(data.test, config.test_per_task, (config.seed, data.name, "test"))
+    return replace(data, train=train, test=test)
+
+
+def _some(examples: Examples, limit: int | None, key: tuple[Any, ...]) -> Examples:
+    """So many examples, in their order; which ones depends on the key and their ids alone."""
+    if limit is None or limit >= len(examples):
+        return examples
+    ranked = sorted(range(len(examples)), key=lambda i: key_seed(*key, examples[i].id))
+    return examples.select(sorted(ranked[:limit]))
+
+
+def _multitask(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    union = Examples.of([example for task in tasks for example in task.train])
+    first, *others = tasks
+    return (replace(first, train=union), *(replace(task, train=NO_EXAMPLES) for task in others))
+
+
+def _manifest(config: Config, chosen: list[TaskFiles], datasets: list[Dataset]) -> dict[str, Any]:
+    return {
+        "stream": "instruction",
+        "train_file": config.train,
+        "seed": config.seed,
+        "official": config.official,
+        "multitask": config.multitask,
+        "tasks": [
+            {
+                "name": task.name,
+                "scorer": task.scorer,
+                "train": len(data.train),
+                "test": len(data.test),
+                "left_out": data.facts["left_out"],
+                "fingerprint": _fingerprint(data),
+            }
+            for task, data in zip(chosen, datasets)
+        ],
+    }
+
+
+def _fingerprint(data: Dataset) -> str:
+    """sha256 over all conversations, questions and references, and the images' names."""
+    digest = hashlib.sha256()
+    for example in [*data.train, *data.test]:
+        said = {name: v.name if isinstance(v, Path) else v for name, v in example.inputs.items()}
+        digest.update(json.dumps([example.id, said, example.target], sort_keys=True).encode())
+    return digest.hexdigest()

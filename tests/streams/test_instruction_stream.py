@@ -1,0 +1,89 @@
+"""Instruction tasks in order: CoIN's eight, and one's own files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perdure.errors import DataError, RecipeError
+from perdure.streams import instruction
+from perdure.streams.instruction import Config, TaskFiles
+
+PACK = Path("../shared/data/coin_mini")
+
+
+def task_files(root, name, *, train=4, test=2, file="train.json", answer="A"):
+    folder = root / "annotations" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    box = name == "Grounding"
+    told = "[0.1, 0.1, 0.5, 0.5]" if box else answer
+    said = [{"from": "human", "value": f"{name}?"}, {"from": "gpt", "value": told}]
+    (folder / file).write_text(json.dumps([{"id": i, "conversations": said} for i in range(train)]))
+    target = {"answer_bbox": told, "size": [4, 4]} if box else {"answer": answer}
+    questions = [{"question_id": i, "text": f"{name} {i}?", **target} for i in range(test)]
+    (folder / "test.json").write_text(json.dumps(questions))
+
+
+def test_coin_has_its_eight_tasks_in_order_each_with_its_scorer(tmp_path):
+    for name, _ in instruction.COIN:
+        task_files(tmp_path, name)
+    (tmp_path / "TextVQA").mkdir()
+    (tmp_path / "TextVQA" / "TextVQA_0.5.1_val.json").write_text(
+        json.dumps({"data": [{"question_id": i, "answers": ["A"] * 10} for i in range(2)]})
+    )
+    stream = instruction.build(Config(root=tmp_path))
+    assert [task.name for task in stream] == [name for name, _ in instruction.COIN]
+    assert [task.test[0].target["scorer"] for task in stream] == [s for _, s in instruction.COIN]
+    assert stream.tasks[1].test[0].target["answer"] == ["A"] * 10
+    assert all(stream.query(t, after=7).task is None and t.kind == "instruct" for t in stream)
+
+
+def test_textvqa_without_its_reference_answers_is_refused(tmp_path):
+    task_files(tmp_path, "TextVQA")
+    with pytest.raises(DataError, match=r"TextVQA_0\.5\.1_val\.json: TextVQA's reference answers are missing"):
+        instruction.build(Config(root=tmp_path, order=("TextVQA",)))
+
+
+def test_order_takes_a_part_and_unknown_names_are_refused(tmp_path):
+    for name in ("VizWiz", "OCRVQA"):
+        task_files(tmp_path, name)
+    stream = instruction.build(Config(root=tmp_path, order=("OCRVQA", "VizWiz")))
+    assert [task.name for task in stream] == ["OCRVQA", "VizWiz"]
+    with pytest.raises(RecipeError, match="`OCR` is none of"):
+        instruction.build(Config(root=tmp_path, order=("OCR",)))
+
+
+def test_training_file_may_be_a_diversified_one(tmp_path):
+    task_files(tmp_path, "VizWiz")
+    task_files(tmp_path, "VizWiz", file="train_x20.json", train=3)
+    assert len(instruction.build(Config(root=tmp_path, order=("VizWiz",), train="train_x20.json")).tasks[0].train) == 3
+
+
+def test_own_tasks_and_a_limit_that_depends_on_the_seed_alone(tmp_path):
+    task_files(tmp_path, "mine", train=30, test=10)
+    config = Config(root=tmp_path, tasks=(TaskFiles(name="mine"),), train_per_task=5, test_per_task=3)
+    first, again = instruction.build(config), instruction.build(config)
+    ids = [e.id for e in first.tasks[0].train]
+    assert len(ids) == 5 and ids == [e.id for e in again.tasks[0].train] and len(first.tasks[0].test) == 3
+    other = instruction.build(Config(root=tmp_path, tasks=config.tasks, train_per_task=5, seed=1))
+    assert ids != [e.id for e in other.tasks[0].train]
+
+
+def test_multitask_puts_all_training_data_first(tmp_path):
+    for name in ("VizWiz", "OCRVQA"):
+        task_files(tmp_path, name)
+    stream = instruction.build(Config(root=tmp_path, order=("VizWiz", "OCRVQA"), multitask=True))
+    assert [len(t.train) for t in stream] == [8, 0] and [len(t.test) for t in stream] == [2, 2]
+
+
+def test_the_real_small_coin_is_read():
+    if not PACK.is_dir():
+        pytest.skip(f"the data pack coin_mini is not in {PACK.parent}")
+    scorers = {"ScienceQA": "scienceqa", "ImageNet": "imagenet", "Grounding": "grounding", "VQA": "vqav2"}
+    tasks = tuple(
+        TaskFiles(name=n, train=PACK / n / "train.json", test=PACK / n / "test.json", scorer=s)
+        for n, s in scorers.items()
+    )
+    stream = instruction.build(Config(root=PACK, tasks=tasks, check_images=False, on_fault="skip"))
+    assert [len(t.train) for t in stream] == [1200, 2000, 179, 1293]
+    assert [len(t.test) for t in stream] == [600, 1000, 66, 412 - 5]  # five question ids occur twice
