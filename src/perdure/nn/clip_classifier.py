@@ -1,26 +1,27 @@
 """What methods that classify with CLIP share: prompts, classes across tasks, features of images and texts.
 
-Knows templates, labels counted from a task's offset, and a loaded Clip. Does not know losses, what a method
-trains or how it scores. Functions only; a Clip (`perdure.models.clip`) is handed in.
+Knows templates, labels counted from a task's offset, and a loaded Clip. Does not know losses, stages or how a
+method scores. Functions only; a Clip (`perdure.models.clip`) is handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure import training
-from perdure.errors import DataError, RecipeError
+from perdure.errors import CheckpointError, DataError, RecipeError
 from perdure.loading import ExampleBatches
+from perdure.nn import lora
 from perdure.runtime import Runtime
-from perdure.types import Batch, Example, Examples, Task
+from perdure.types import Batch, Example, Task
 
 if TYPE_CHECKING:
     from perdure.models.clip import Clip
@@ -48,6 +49,45 @@ def prompts(template: str, names: Sequence[str], *, clean: bool = False) -> list
 def tokenize(clip: Clip, texts: Sequence[str], device: torch.device) -> Int[Tensor, "classes tokens"]:
     """Ids up to the longest text's end: the same features as all 77 positions, for a sixth of the work."""
     return clip.cut(clip.tokenize(texts)).to(device)
+
+
+# -- what is trained ----------------------------------------------------------------------------------------
+
+
+def trainable(
+    clip: Clip, weights: Literal["lora", "all"], *, mode: str, rank: int, alpha: float
+) -> dict[str, nn.Parameter]:
+    """Parameters that a fine-tuning method trains, by name: new LoRA adapters, or all weights but the logit scale."""
+    if weights == "lora":
+        return lora.add_clip_lora(clip.model, mode=mode, r=rank, alpha=alpha)
+    clip.model.requires_grad_(True)
+    clip.model.logit_scale.requires_grad_(False)
+    return {name: p for name, p in clip.model.named_parameters() if p.requires_grad}
+
+
+def copy_parameters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached copies by name."""
+    return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+@torch.no_grad()
+def restore_parameters(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Put copies back, in place.
+
+    Raises:
+        CheckpointError: other names or shapes.
+    """
+    if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in saved.items()}:
+        raise CheckpointError("the saved weights have other names or shapes", todo="Use the settings of the run.")
+    for name, parameter in parameters.items():
+        parameter.copy_(saved[name])
+
+
+def logits(
+    clip: Clip, pixels: UInt8[Tensor, "images 3 size size"], ids: Int[Tensor, "classes tokens"]
+) -> Float[Tensor, "images classes"]:
+    """CLIP's logits, with gradients through both towers."""
+    return clip.scale * image_features(clip, pixels) @ text_features(clip, ids).T
 
 
 # -- classes across tasks -----------------------------------------------------------------------------------
@@ -189,35 +229,35 @@ class Joined(Sequence[Example]):
         return self.first[index] if index < n else self.second[index - n]
 
 
-def pack_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Raw classification Examples as tensors and JSON: paths stay paths, arrays become tensors."""
+def pack_examples(examples: Sequence[Example]) -> dict[str, Any]:
+    """Raw classification Examples as tensors and JSON: paths stay paths, arrays of one shape become one tensor."""
+    names = list(examples[0].inputs) if len(examples) else []
+    return {
+        "ids": [e.id for e in examples],
+        "targets": [int(e.target) for e in examples],
+        "inputs": {name: _packed([e.inputs[name] for e in examples]) for name in names},
+    }
+
+
+def unpack_examples(packed: Mapping[str, Any]) -> list[Example]:
+    """The Examples that `pack_examples` was given."""
+    columns = {name: _unpacked(column) for name, column in packed["inputs"].items()}
     return [
-        {"id": e.id, "inputs": {name: _packed(value) for name, value in e.inputs.items()}, "target": int(e.target)}
-        for e in examples
+        Example(id=name, inputs={key: column[i] for key, column in columns.items()}, target=target)
+        for i, (name, target) in enumerate(zip(packed["ids"], packed["targets"]))
     ]
 
 
-def unpack_examples(packed: Sequence[dict[str, Any]]) -> Examples:
-    """The Examples that `pack_examples` was given."""
-    return Examples.of(
-        [
-            Example(
-                id=item["id"],
-                inputs={name: _unpacked(value) for name, value in item["inputs"].items()},
-                target=item["target"],
-            )
-            for item in packed
-        ]
-    )
+def _packed(values: list[Any]) -> Any:
+    if all(isinstance(value, Path) for value in values):
+        return {"paths": [str(value) for value in values]}
+    if all(isinstance(value, np.ndarray) for value in values):
+        same = len({(value.shape, value.dtype) for value in values}) == 1
+        return torch.from_numpy(np.stack(values)) if same else [torch.from_numpy(value) for value in values]
+    return values
 
 
-def _packed(value: Any) -> Any:
-    if isinstance(value, Path):
-        return {"path": str(value)}
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-
-
-def _unpacked(value: Any) -> Any:
-    if isinstance(value, dict):
-        return Path(value["path"])
-    return value.numpy() if isinstance(value, Tensor) else value
+def _unpacked(column: Any) -> list[Any]:
+    if isinstance(column, Mapping):
+        return [Path(path) for path in column["paths"]]
+    return [value.numpy() if isinstance(value, Tensor) else value for value in column]

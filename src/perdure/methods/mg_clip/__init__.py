@@ -212,7 +212,7 @@ class MgClip:
         ids = self._ids(classes if replayed else task.candidates)
 
         def loss(batch: Batch) -> Tensor:
-            logits = self._logits(batch, ids)
+            logits = classifier.logits(clip, batch["image"], ids)
             if replayed:
                 return replay_loss(logits, batch["label"], first=first, weight=config.replay_weight)
             return F.cross_entropy(logits, batch["label"] - first)
@@ -269,7 +269,7 @@ class MgClip:
             accumulate=config.accumulate,
         )
         training.fit(
-            lambda batch: F.cross_entropy(self._logits(batch, ids), batch["label"]),
+            lambda batch: F.cross_entropy(classifier.logits(self.clip, batch["image"], ids), batch["label"]),
             lora.lora_parameters(self.clip.model),
             batches,
             settings,
@@ -299,10 +299,6 @@ class MgClip:
     def _ids(self, names: Sequence[str]) -> Tensor:
         texts = classifier.prompts(self.config.template, names, clean=self.config.clean_names)
         return classifier.tokenize(self.clip, texts, self.clip.device)
-
-    def _logits(self, batch: Batch, ids: Tensor) -> Tensor:
-        texts = classifier.text_features(self.clip, ids)
-        return self.clip.scale * classifier.image_features(self.clip, batch["image"]) @ texts.T
 
     def _encode(self, examples: Sequence[Example], runtime: Runtime) -> dict[str, Tensor]:
         return classifier.encode_images(self.clip, examples, batch_size=self.config.batch_size, runtime=runtime)
@@ -377,7 +373,7 @@ class MgClip:
         lora.load_lora_state(self.clip.model, state["lora"])
         self.initial = dict(state["initial"]) or self.initial
         self.rows, self.classes, self.epochs = state["rows"], list(state["classes"]), state["epochs"]
-        self.memory = list(classifier.unpack_examples(state["memory"]))
+        self.memory = classifier.unpack_examples(state["memory"])
 
     def export(self, folder: Path) -> None:
         """A PEFT adapter in ``adapter/``, the visual classifier's rows, and the classes with the vote's settings."""

@@ -41,7 +41,7 @@ def measure_gap(
     matrix of all pairs is never made. With one class there are no negative pairs: 0.
     """
     own = (images * texts[labels]).sum(1)
-    others = (images @ texts.sum(0) - own) / max(len(texts) - 1, 1)
+    others = (images @ texts.sum(0) - own) / (len(texts) - 1) if len(texts) > 1 else torch.zeros_like(own)
     positive = torch.stack([part.mean() for part in own.split(batch_size)]).mean()
     negative = torch.stack([part.mean() for part in others.split(batch_size)]).mean()
     centroid = torch.linalg.vector_norm(images.mean(0) - texts.mean(0))

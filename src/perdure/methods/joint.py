@@ -1,0 +1,127 @@
+"""Joint training of CLIP: keeps all examples of past tasks and trains anew on everything; the upper bound.
+
+After each task the weights start from the pretrained ones and are trained on the examples of all tasks so far. Not
+a continual method: storage and time grow with every task.
+
+Knows one loss and a list of raw examples. Does not know what they show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from perdure import training
+from perdure.checkpoint import stored_bytes
+from perdure.loading import ExampleBatches
+from perdure.models.clip import Clip
+from perdure.nn import clip_classifier as classifier
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of joint training."""
+
+    template: str = "a good photo of a {}."
+    """Prompt of a class; `{}` stands for its name."""
+    clean_names: bool = False
+    """Put spaces for the underscores of class names."""
+    trains: Literal["lora", "all"] = "lora"
+    """Train adapters, or all weights but the logit scale (then 1e-5 is a usual `lr`)."""
+    lora_mode: str = "vision+only_kv+text"
+    """Towers and layers with adapters, joined by +: `vision`, `text`, and `only_kv`, `mlp` or neither."""
+    lora_rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of the adapters."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 1.0
+    """The adapters' output is scaled by alpha / rank."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over all images so far."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of Adam; falls to a hundredth as a cosine, epoch by epoch."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Images a step."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Parts in which a batch is computed: less memory, the same step."""
+
+
+class Joint:
+    """State: the trained weights, the first ones, the class names and every example so far."""
+
+    Config = Config
+    answers = frozenset({"classify"})
+
+    def __init__(self, config: Config, *, clip: Clip) -> None:
+        classifier.check_template(config.template)
+        self.config, self.clip = config, clip
+        self.parameters = classifier.trainable(
+            clip, config.trains, mode=config.lora_mode, rank=config.lora_rank, alpha=config.lora_alpha
+        )
+        self.initial = classifier.copy_parameters(self.parameters)
+        self.classes: list[str] = []
+        self.examples: list[Example] = []
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return classifier.preprocess(self.clip, example)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        config = self.config
+        self.clip.to(runtime.device)
+        classes = classifier.extend_classes(self.classes, task)
+        examples = [*self.examples, *task.train]
+        classifier.restore_parameters(self.parameters, self.initial)
+        prompts = classifier.prompts(config.template, classes, clean=config.clean_names)
+        ids = classifier.tokenize(self.clip, prompts, runtime.device)
+
+        def loss(batch: Batch) -> Tensor:
+            return F.cross_entropy(classifier.logits(self.clip, batch["image"], ids), batch["label"])
+
+        batches = ExampleBatches(
+            examples,
+            self.preprocess,
+            batch_size=config.batch_size,
+            runtime=runtime,
+            stage="train",
+            training=True,
+        )
+        settings = training.Fit(
+            epochs=config.epochs, lr=config.lr, schedule="cosine_epoch", accumulate=config.accumulate
+        )
+        training.fit(loss, self.parameters, batches, settings, runtime=runtime, stage="train")
+        self.classes, self.examples = classes, examples
+
+    def predictor(self, query: Query):
+        names = classifier.prompts(self.config.template, query.candidates, clean=self.config.clean_names)
+        texts = classifier.encode_prompts(self.clip, names)
+
+        def predict(batch: Batch) -> Tensor:
+            return self.clip.scale * classifier.image_features(self.clip, batch["image"]) @ texts.T
+
+        return predict
+
+    def state_dict(self) -> dict[str, Any]:
+        # Adapters are drawn at random when they are made; pretrained weights need no second copy.
+        drawn = self.config.trains == "lora"
+        return {
+            "parameters": classifier.copy_parameters(self.parameters),
+            "initial": classifier.copy_parameters(self.initial) if drawn else {},
+            "classes": list(self.classes),
+            "examples": classifier.pack_examples(self.examples),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        classifier.restore_parameters(self.parameters, state["parameters"])
+        self.initial = dict(state["initial"]) or self.initial
+        self.classes = list(state["classes"])
+        self.examples = classifier.unpack_examples(state["examples"])
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept of past tasks, for the result card."""
+        packed = classifier.pack_examples(self.examples)
+        return {"memory_examples": len(self.examples), "stored_bytes": stored_bytes(packed)}

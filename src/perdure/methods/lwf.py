@@ -1,0 +1,132 @@
+"""Learning without Forgetting for CLIP: fine-tuning held to the answers of the model before the task.
+
+Li and Hoiem, Learning without Forgetting, ECCV 2016. Over the columns of old classes, ``T^2 KL(softmax(old/T) ||
+softmax(new/T))`` is added to the cross-entropy. The old model's features of the task's images and of old prompts are
+computed once a task, not in every step.
+
+Knows two losses. Does not know past tasks' data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from perdure import training
+from perdure.loading import ExampleBatches
+from perdure.losses import distillation, local_cross_entropy
+from perdure.models.clip import Clip
+from perdure.nn import clip_classifier as classifier
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of Learning without Forgetting."""
+
+    template: str = "a good photo of a {}."
+    """Prompt of a class; `{}` stands for its name."""
+    clean_names: bool = False
+    """Put spaces for the underscores of class names."""
+    trains: Literal["lora", "all"] = "lora"
+    """Train adapters, or all weights but the logit scale (then 1e-5 is a usual `lr`)."""
+    lora_mode: str = "vision+only_kv+text"
+    """Towers and layers with adapters, joined by +: `vision`, `text`, and `only_kv`, `mlp` or neither."""
+    lora_rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of the adapters."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 1.0
+    """The adapters' output is scaled by alpha / rank."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over a task's images."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of Adam; falls to a hundredth as a cosine, epoch by epoch."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Images a step."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Parts in which a batch is computed: less memory, the same step."""
+    loss: Literal["full", "local"] = "full"
+    """Cross-entropy over all classes seen, or over the current task's alone."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the distillation."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Temperature T of both softmaxes in the distillation."""
+
+
+class Lwf:
+    """State: the trained weights and the class names."""
+
+    Config = Config
+    answers = frozenset({"classify"})
+
+    def __init__(self, config: Config, *, clip: Clip) -> None:
+        classifier.check_template(config.template)
+        self.config, self.clip = config, clip
+        self.parameters = classifier.trainable(
+            clip, config.trains, mode=config.lora_mode, rank=config.lora_rank, alpha=config.lora_alpha
+        )
+        self.classes: list[str] = []
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return classifier.preprocess(self.clip, example)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        config, first = self.config, task.offset
+        self.clip.to(runtime.device)
+        classes = classifier.extend_classes(self.classes, task)
+        prompts = classifier.prompts(config.template, classes, clean=config.clean_names)
+        ids = classifier.tokenize(self.clip, prompts, runtime.device)
+        teacher = self._teacher(task, prompts[:first], runtime) if first and len(task.train) else None
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            logits = classifier.logits(self.clip, batch["image"], ids)
+            start = first if config.loss == "local" else 0
+            entropy = local_cross_entropy(logits, batch["label"], first=start)
+            if teacher is None:
+                return {"loss": entropy}
+            before = teacher[batch["position"]].to(logits)
+            kept = distillation(logits[:, :first], before, temperature=config.temperature)
+            return {"loss": entropy + config.weight * kept, "cross_entropy": entropy, "distillation": kept}
+
+        batches = ExampleBatches(
+            task.train,
+            self.preprocess,
+            batch_size=config.batch_size,
+            runtime=runtime,
+            stage="train",
+            training=True,
+        )
+        settings = training.Fit(
+            epochs=config.epochs, lr=config.lr, schedule="cosine_epoch", accumulate=config.accumulate
+        )
+        training.fit(loss, self.parameters, batches, settings, runtime=runtime, stage="train")
+        self.classes = classes
+
+    def _teacher(self, task: Task, old_prompts: list[str], runtime: Runtime) -> Tensor:
+        """Logits of old classes for each training image, from the model as it is now: [images old], on the CPU."""
+        found = classifier.encode_images(self.clip, task.train, batch_size=self.config.batch_size, runtime=runtime)
+        texts = classifier.encode_prompts(self.clip, old_prompts).cpu()
+        table = torch.zeros(len(task.train), len(old_prompts), dtype=found["feature"].dtype)
+        table[found["position"]] = self.clip.scale.item() * found["feature"] @ texts.T
+        return table
+
+    def predictor(self, query: Query):
+        names = classifier.prompts(self.config.template, query.candidates, clean=self.config.clean_names)
+        texts = classifier.encode_prompts(self.clip, names)
+
+        def predict(batch: Batch) -> Tensor:
+            return self.clip.scale * classifier.image_features(self.clip, batch["image"]) @ texts.T
+
+        return predict
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parameters": classifier.copy_parameters(self.parameters), "classes": list(self.classes)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        classifier.restore_parameters(self.parameters, state["parameters"])
+        self.classes = list(state["classes"])

@@ -1,0 +1,56 @@
+"""A tiny real CLIP on disk and a tiny stream, for the tests of methods that classify with CLIP."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tiny_clip import tiny_clip
+
+from perdure.models.clip import Clip, load
+from perdure.models.clip import Config as ClipConfig
+from perdure.runtime import Runtime
+from perdure.testing import tiny_stream
+from perdure.types import Stream, Task
+
+TEMPLATE = "a photo of {}."
+
+
+@cache
+def _loaded() -> Clip:
+    with TemporaryDirectory() as folder:
+        return load(ClipConfig(weights=str(tiny_clip(Path(folder), context=32))))
+
+
+def fresh_clip() -> Clip:
+    """A copy of a tiny CLIP that was loaded from disk once."""
+    return deepcopy(_loaded())
+
+
+def small_stream(**settings: int) -> Stream:
+    return tiny_stream(**{"tasks": 2, "train": 4, "test": 2, "size": 16, **settings})
+
+
+class Recording(Runtime):
+    """A Runtime on the CPU that keeps the events and the losses of each stage."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(device="cpu", quiet=True, **settings)
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def log(self, event: str, **values: Any) -> None:
+        self.events.append((event, values))
+        super().log(event, **values)
+
+    def last(self, event: str) -> dict[str, Any]:
+        return [values for name, values in self.events if name == event][-1]
+
+
+def learn(method: Any, task: Task, runtime: Runtime | None = None) -> Runtime:
+    runtime = runtime or Recording()
+    runtime.task = task.index
+    method.learn(task, runtime)
+    return runtime
