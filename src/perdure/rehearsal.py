@@ -21,6 +21,7 @@ from perdure.errors import DataError, RecipeError, TrainingError
 from perdure.images import open_image
 from perdure.loading import ExampleBatches
 from perdure.memory import Draws
+from perdure.nn import gradients
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -43,6 +44,8 @@ class At:
 
     step: int
     epoch: int
+    index: Tensor
+    """Places of the batch's images among the task's."""
 
 
 Step = Callable[[Tensor, Tensor, At], Mapping[str, Tensor]]
@@ -131,7 +134,7 @@ def train(
             order = runtime.permutation(count, stage, epoch) if shuffled else torch.arange(count)
             of_epoch = epoch
         index = order[ends[within] - cuts[within] : ends[within]].to(data.labels.device)
-        values = step(data.images[index], data.labels[index], At(step=number, epoch=epoch))
+        values = step(data.images[index], data.labels[index], At(step=number, epoch=epoch, index=index))
         guard.check(values["loss"], number, data.images[index])
         steps.shown = {"loss": values["loss"].detach()}
         runtime.log("step", stage=stage, step=number, epoch=epoch, **values)
@@ -153,6 +156,13 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, runtime: Runtime) ->
     optimizer.zero_grad(set_to_none=True)
     runtime.backward(loss)
     optimizer.step()
+
+
+def descend_along(g: Tensor, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """One step of the optimizer with the gradient `g` (one vector); nothing if `loss` is not finite (CPU)."""
+    if loss.is_cuda or math.isfinite(loss.item()):
+        gradients.assign(g, parameters)
+        optimizer.step()
 
 
 def sgd(net: nn.Module, lr: float) -> torch.optim.SGD:
@@ -230,7 +240,8 @@ class _Finite:
     def raise_if_bad(self) -> None:
         if self.bad is None or not bool(self.bad):
             return
-        layer = self.net is not None and self.images is not None and first_bad_layer(self.net, self.images)
+        shown = self.net is not None and self.images is not None and self.images.ndim > 1
+        layer = shown and first_bad_layer(self.net, self.images)
         raise TrainingError(
             f"the loss is not finite at step {self.step}" + (f"; first in layer {layer}" if layer else ""),
             where=f"task {self.runtime.task + 1}, stage {self.stage}",

@@ -1,0 +1,97 @@
+"""A-GEM with a reservoir: a step must not raise the loss on a batch from memory.
+
+Chaudhry et al., "Efficient Lifelong Learning with A-GEM", ICLR 2019 (arXiv 1812.00420), with the reservoir of
+Buzzega et al. 2020, so that it needs no task boundaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perdure import rehearsal
+from perdure.memory import Draws, Memory
+from perdure.nn import gradients
+from perdure.runtime import Runtime
+from perdure.types import Batch, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of A-GEM with a reservoir."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.03
+    """Learning rate of SGD."""
+    batch_size: Annotated[int, Field(gt=0)] = 10
+    """Images of the stream a step."""
+    epochs: Annotated[int, Field(gt=0)] = 1
+    """Passes over each task."""
+    milestones: tuple[int, ...] = ()
+    """Epochs from which the learning rate is a tenth."""
+    augment: Literal["none", "crop_flip"] = "none"
+    """Augmentation of current and replayed images."""
+    minibatch_size: Annotated[int, Field(gt=0)] = 10
+    """Replayed images a step."""
+    buffer_size: Annotated[int, Field(ge=0)] = 200
+    """Slots of the replay memory."""
+
+
+class AgemR:
+    """One network and a reservoir of images and labels."""
+
+    Config = Config
+    answers = frozenset({"classify"})
+
+    def __init__(self, config: Config, *, net: nn.Module) -> None:
+        self.config, self.net = config, net
+        self.memory = Memory(config.buffer_size)
+        self.draws = Draws()
+
+    preprocess = staticmethod(rehearsal.preprocess)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        c = self.config
+        optimizer = rehearsal.sgd(self.net, c.lr)
+        parameters = list(self.net.parameters())
+        data = rehearsal.read(task, self.net, runtime)
+
+        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            self.net.train()
+            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
+            loss = self._loss(images, labels)
+            g = gradients.gradient(loss, parameters)
+            replay = self.memory.draw(c.minibatch_size, self.draws)
+            if replay is not None:
+                past = self._loss(replay["image"], replay["label"].to(loss.device))
+                g = gradients.without_conflict(g, gradients.gradient(past, parameters))
+            rehearsal.descend_along(g, loss, optimizer, parameters)
+            self.memory.add({"image": images, "label": labels}, self.draws)
+            return {"loss": loss.detach()}
+
+        rehearsal.train(
+            step,
+            data,
+            epochs=c.epochs,
+            batch_size=c.batch_size,
+            runtime=runtime,
+            stage="train",
+            state={"net": self.net, "memory": self.memory},
+        )
+
+    def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
+        return rehearsal.predictor(self.net, query)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"net": self.net.state_dict(), "memory": self.memory.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.memory.load_state_dict(state["memory"])
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.net(rehearsal.view(images, self.config.augment, self.draws, self.net)), labels)

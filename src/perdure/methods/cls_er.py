@@ -1,0 +1,165 @@
+"""CLS-ER: a fast and a slow average of the network's weights say what replayed images should give.
+
+Arani et al., "Learning Fast, Learning Slow: A General Continual Learning Method based on Complementary Learning
+System", ICLR 2022 (arXiv 2201.12604). Needs no task boundaries. The stable average answers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perdure import rehearsal
+from perdure.memory import Draws, Memory
+from perdure.runtime import Runtime
+from perdure.types import Batch, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of CLS-ER."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate of SGD."""
+    batch_size: Annotated[int, Field(gt=0)] = 10
+    """Images of the stream a step."""
+    epochs: Annotated[int, Field(gt=0)] = 1
+    """Passes over each task."""
+    milestones: tuple[int, ...] = ()
+    """Epochs from which the learning rate is a tenth."""
+    augment: Literal["none", "crop_flip"] = "none"
+    """Augmentation of current and replayed images."""
+    minibatch_size: Annotated[int, Field(gt=0)] = 10
+    """Replayed images a step."""
+    buffer_size: Annotated[int, Field(ge=0)] = 200
+    """Slots of the replay memory."""
+    reg_weight: Annotated[float, Field(ge=0)] = 0.15
+    """Weight of the consistency with the averages, on replayed images."""
+    plastic_frequency: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Probability that the plastic average is updated after a step."""
+    plastic_alpha: Annotated[float, Field(ge=0, le=1)] = 0.999
+    """What remains of the plastic average in an update."""
+    stable_frequency: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Probability that the stable average is updated after a step."""
+    stable_alpha: Annotated[float, Field(ge=0, le=1)] = 0.999
+    """What remains of the stable average in an update."""
+    inference: Literal["stable", "plastic", "working"] = "stable"
+    """Which network answers."""
+
+
+class ClsEr:
+    """A working network, its plastic and stable averages, and a reservoir of images and labels."""
+
+    Config = Config
+    answers = frozenset({"classify"})
+
+    def __init__(self, config: Config, *, net: nn.Module) -> None:
+        self.config, self.net = config, net
+        # Batch norm's statistics are each network's own: the averages run in training mode on replayed images.
+        self.plastic = copy.deepcopy(net)
+        self.stable = copy.deepcopy(net)
+        self.memory = Memory(config.buffer_size)
+        self.draws = Draws()
+        self.steps = torch.tensor(0)
+        """Training steps so far."""
+
+    preprocess = staticmethod(rehearsal.preprocess)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        c = self.config
+        for net in (self.plastic, self.stable):
+            net.to(runtime.device)
+        optimizer = rehearsal.sgd(self.net, c.lr)
+
+        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            for net in (self.net, self.plastic, self.stable):
+                net.train()
+            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
+            with runtime.autocast():
+                values = self.losses(images, labels)
+            rehearsal.descend(values["loss"], optimizer, runtime)
+            self.memory.add({"image": images, "label": labels}, self.draws)
+            self._average()
+            return values
+
+        rehearsal.train(
+            step,
+            rehearsal.read(task, self.net, runtime),
+            epochs=c.epochs,
+            batch_size=c.batch_size,
+            runtime=runtime,
+            stage="train",
+            state={
+                "net": self.net,
+                "plastic": self.plastic,
+                "stable": self.stable,
+                "memory": self.memory,
+                "steps": {"steps": self.steps},
+            },
+        )
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The loss with its terms."""
+        x, y = self._view(images), labels
+        replay = self.memory.draw(self.config.minibatch_size, self.draws)
+        if replay is None:
+            return {"loss": F.cross_entropy(self.net(x), y)}
+        past, told = self._view(replay["image"]), replay["label"].to(y.device)
+        with torch.no_grad():
+            wanted = surer(self.plastic(past), self.stable(past), told)
+        consistency = F.mse_loss(self.net(past), wanted)
+        cross_entropy = F.cross_entropy(self.net(torch.cat([x, past])), torch.cat([y, told]))
+        total = self.config.reg_weight * consistency + cross_entropy
+        return {"loss": total, "consistency": consistency, "cross_entropy": cross_entropy}
+
+    def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
+        nets = {"working": self.net, "plastic": self.plastic, "stable": self.stable}
+        return rehearsal.predictor(nets[self.config.inference], query)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "net": self.net.state_dict(),
+            "plastic": self.plastic.state_dict(),
+            "stable": self.stable.state_dict(),
+            "memory": self.memory.state_dict(),
+            "steps": int(self.steps),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.plastic.load_state_dict(state["plastic"])
+        self.stable.load_state_dict(state["stable"])
+        self.memory.load_state_dict(state["memory"])
+        self.steps = torch.tensor(int(state["steps"]))
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averages towards the working network, each with its probability."""
+        c = self.config
+        self.steps += 1
+        warm = 1 - 1 / (int(self.steps) + 1)
+        for name, net, frequency, alpha in (
+            ("plastic", self.plastic, c.plastic_frequency, c.plastic_alpha),
+            ("stable", self.stable, c.stable_frequency, c.stable_alpha),
+        ):
+            if float(self.draws.uniforms(1, of=name)) < frequency:
+                keep = min(warm, alpha)
+                for average, weight in zip(net.parameters(), self.net.parameters()):
+                    average.mul_(keep).add_(weight, alpha=1 - keep)
+
+    def _view(self, images: Tensor) -> Tensor:
+        return rehearsal.view(images, self.config.augment, self.draws, self.net)
+
+
+def surer(plastic: Tensor, stable: Tensor, labels: Tensor) -> Tensor:
+    """For each image the logits ``[images, classes]`` that give its label the larger probability."""
+    own = labels[:, None]
+    better = stable.softmax(dim=1).gather(1, own) > plastic.softmax(dim=1).gather(1, own)
+    return torch.where(better, stable, plastic)

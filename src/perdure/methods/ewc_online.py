@@ -1,0 +1,149 @@
+"""Online EWC: parameters that mattered for past tasks are held by a quadratic penalty.
+
+Kirkpatrick et al. 2017 (arXiv 1612.00796), in the online form of Schwarz et al., "Progress & Compress", ICML
+2018 (arXiv 1805.06370): one running Fisher diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perdure import rehearsal
+from perdure.memory import Draws
+from perdure.nn import gradients
+from perdure.runtime import Runtime
+from perdure.types import Batch, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of online EWC."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.03
+    """Learning rate of SGD."""
+    batch_size: Annotated[int, Field(gt=0)] = 10
+    """Images of the stream a step."""
+    epochs: Annotated[int, Field(gt=0)] = 1
+    """Passes over each task."""
+    milestones: tuple[int, ...] = ()
+    """Epochs from which the learning rate is a tenth."""
+    augment: Literal["none", "crop_flip"] = "none"
+    """Augmentation of the images."""
+    e_lambda: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the penalty."""
+    gamma: Annotated[float, Field(ge=0)] = 1.0
+    """What remains of the running Fisher diagonal when a task is added."""
+    fisher: Literal["running_statistics", "single_images"] = "running_statistics"
+    """Batch norm while measuring the Fisher diagonal: in evaluation mode, many images at once; or in training
+    mode, image by image, which also moves the running statistics (as the code of the literature does)."""
+
+
+class EwcOnline:
+    """One network, the running Fisher diagonal, and the parameters after the last task."""
+
+    Config = Config
+    answers = frozenset({"classify"})
+
+    def __init__(self, config: Config, *, net: nn.Module) -> None:
+        self.config, self.net = config, net
+        self.draws = Draws()
+        self.anchor: dict[str, Tensor] = {}
+        """``fisher`` and ``parameters`` [all parameters], from the end of the first task on."""
+
+    preprocess = staticmethod(rehearsal.preprocess)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        c = self.config
+        optimizer = rehearsal.sgd(self.net, c.lr)
+        data = rehearsal.read(task, self.net, runtime)
+        anchor = {name: value.to(runtime.device) for name, value in self.anchor.items()}
+
+        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            self.net.train()
+            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
+            with runtime.autocast():
+                logits = self.net(rehearsal.view(images, c.augment, self.draws, self.net))
+                values = {"cross_entropy": F.cross_entropy(logits, labels)}
+            values["penalty"] = self._penalty(anchor, values["cross_entropy"])
+            values["loss"] = values["cross_entropy"] + c.e_lambda * values["penalty"]
+            rehearsal.descend(values["loss"], optimizer, runtime)
+            return values
+
+        rehearsal.train(
+            step,
+            data,
+            epochs=c.epochs,
+            batch_size=c.batch_size,
+            runtime=runtime,
+            stage="train",
+            state={"net": self.net},
+        )
+        self.remember(data)
+
+    def remember(self, data: rehearsal.Images) -> None:
+        """Add the task's Fisher diagonal and hold the parameters where they are."""
+        fisher = self._fisher(data)
+        if self.anchor:
+            fisher = fisher + self.config.gamma * self.anchor["fisher"].to(fisher.device)
+        self.anchor = {"fisher": fisher, "parameters": gradients.vector(list(self.net.parameters()))}
+
+    def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
+        return rehearsal.predictor(self.net, query)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"net": self.net.state_dict(), "anchor": dict(self.anchor)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.anchor = dict(state["anchor"])
+
+    def _penalty(self, anchor: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """``sum_p F_p (theta_p - theta*_p)^2``; its gradient is ``2 F (theta - theta*)``."""
+        if not anchor:
+            return torch.zeros_like(like)
+        now = torch.cat([p.flatten() for p in self.net.parameters()])
+        return (anchor["fisher"] * (now - anchor["parameters"]) ** 2).sum()
+
+    def _fisher(self, data: rehearsal.Images) -> Tensor:
+        """``sum_i p_i g_i^2 / (batches x batch size)``, g_i the gradient of ``log p_i``, p_i that of the label."""
+        size = self.config.batch_size
+        batches = len(data.cuts) if data.cuts is not None else -(-len(data.labels) // size)
+        together = self.config.fisher == "running_statistics"
+        self.net.train(not together)
+        total = 0.0
+        for images, labels in zip(data.images.split(64), data.labels.split(64)):
+            x = rehearsal.network_input(images, self.net)
+            total = total + (squares(self.net, x, labels) if together else self._one_by_one(x, labels))
+        assert isinstance(total, Tensor)
+        return total / (batches * size)
+
+    def _one_by_one(self, x: Tensor, labels: Tensor) -> Tensor:
+        parameters, total = list(self.net.parameters()), 0.0
+        for i in range(len(x)):
+            log_p = -F.cross_entropy(self.net(x[i : i + 1]), labels[i : i + 1])
+            total = total + log_p.detach().exp() * gradients.gradient(log_p, parameters) ** 2
+        assert isinstance(total, Tensor)
+        return total
+
+
+def squares(net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """``sum_i p_i g_i^2`` over a batch ``[images, ...]`` -> ``[parameters]``, by one vectorized backward pass."""
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+    buffers = {name: b.detach() for name, b in net.named_buffers()}
+
+    def log_p(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.func.functional_call(net, (weights, buffers), (image[None],))
+        value = -F.cross_entropy(logits, label[None])
+        return value, value
+
+    per_image = torch.func.vmap(torch.func.grad(log_p, has_aux=True), in_dims=(None, 0, 0))
+    found, values = per_image(parameters, x, labels)
+    weight = values.detach().exp()
+    return torch.cat([(weight @ (found[name].flatten(1) ** 2)) for name in parameters])

@@ -1,0 +1,147 @@
+"""GEM: a step must not raise the loss on any past task, by its stored images.
+
+Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017 (arXiv 1706.08840).
+The memory is shared equally among the tasks seen so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perdure import rehearsal
+from perdure.memory import Draws, Memory
+from perdure.nn import gradients
+from perdure.runtime import Runtime
+from perdure.types import Batch, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of GEM."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.03
+    """Learning rate of SGD."""
+    batch_size: Annotated[int, Field(gt=0)] = 10
+    """Images of the stream a step."""
+    epochs: Annotated[int, Field(gt=0)] = 1
+    """Passes over each task."""
+    milestones: tuple[int, ...] = ()
+    """Epochs from which the learning rate is a tenth."""
+    augment: Literal["none", "crop_flip"] = "none"
+    """Augmentation of the images."""
+    buffer_size: Annotated[int, Field(ge=0)] = 200
+    """Slots of the memory, over all tasks."""
+    margin: Annotated[float, Field(ge=0)] = 0.5
+    """Least weight of a past task's gradient in a projected step (gamma): more favors old tasks."""
+
+
+class Gem:
+    """One network, and images, labels and task numbers of past tasks."""
+
+    Config = Config
+    answers = frozenset({"classify"})
+
+    def __init__(self, config: Config, *, net: nn.Module) -> None:
+        self.config, self.net = config, net
+        self.memory = Memory(config.buffer_size)
+        self.draws = Draws()
+        self.tasks = 0
+        """Tasks learned."""
+
+    preprocess = staticmethod(rehearsal.preprocess)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        c = self.config
+        optimizer = rehearsal.sgd(self.net, c.lr)
+        parameters = list(self.net.parameters())
+        data = rehearsal.read(task, self.net, runtime)
+        past = self._past_tasks()
+
+        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            self.net.train()
+            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
+            memories = [gradients.gradient(self._loss(*pair), parameters) for pair in past]
+            loss = self._loss(images, labels)
+            g = gradients.gradient(loss, parameters)
+            if memories:
+                g = project(g, torch.stack(memories), margin=c.margin)
+            rehearsal.descend_along(g, loss, optimizer, parameters)
+            return {"loss": loss.detach()}
+
+        rehearsal.train(
+            step,
+            data,
+            epochs=c.epochs,
+            batch_size=c.batch_size,
+            runtime=runtime,
+            stage="train",
+            state={"net": self.net},
+        )
+        for _ in runtime.steps("store", total=1, state={"memory": self.memory}):
+            self._store(data, runtime)
+        self.tasks += 1
+
+    def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
+        return rehearsal.predictor(self.net, query)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"net": self.net.state_dict(), "memory": self.memory.state_dict(), "tasks": self.tasks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.memory.load_state_dict(state["memory"])
+        self.tasks = int(state["tasks"])
+
+    def _past_tasks(self) -> list[tuple[Tensor, Tensor]]:
+        """Images and labels of each stored task."""
+        stored = self.memory.everything()
+        if stored is None:
+            return []
+        device = next(self.net.parameters()).device
+        of = [stored["task"] == number for number in stored["task"].unique()]
+        return [(stored["image"][mask].to(device), stored["label"][mask].to(device)) for mask in of]
+
+    def _store(self, data: rehearsal.Images, runtime: Runtime) -> None:
+        """The first images of each stored task, and as many of this one."""
+        share = self.config.buffer_size // (self.tasks + 1)
+        chosen = runtime.permutation(len(data.labels), "stored")[:share].to(data.labels.device)
+        columns = {"image": data.images[chosen], "label": data.labels[chosen]}
+        columns["task"] = torch.full_like(columns["label"], self.tasks)
+        stored = self.memory.everything()
+        if stored is not None:
+            tasks = stored["task"].tolist()
+            kept = [i for i, number in enumerate(tasks) if tasks[:i].count(number) < share]
+            old = {name: column[kept].to(data.labels.device) for name, column in stored.items()}
+            columns = {name: torch.cat([old[name], column]) for name, column in columns.items()}
+        self.memory.put(columns)
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.net(rehearsal.view(images, self.config.augment, self.draws, self.net)), labels)
+
+
+def project(g: Tensor, memories: Tensor, *, margin: float, eps: float = 1e-3) -> Tensor:
+    """The step nearest to `g` ``[parameters]`` that raises no loss of `memories` ``[tasks, parameters]``.
+
+    With rows G: ``g + G'v``, v >= margin the minimum of ``v'(GG' + eps I)v / 2 + (Gg)'v``; `g` itself where no
+    product with a row is negative. Solved exactly, as non-negative least squares, in float64.
+    """
+    from scipy.optimize import nnls
+
+    rows, target = memories.detach().double(), g.detach().double()
+    products = rows @ target
+    if bool((products >= 0).all()):
+        return g
+    quadratic = (rows @ rows.T).cpu().numpy() + eps * np.eye(len(rows))
+    linear = products.cpu().numpy() + quadratic @ np.full(len(rows), margin)
+    factor = np.linalg.cholesky(quadratic)
+    beyond, _ = nnls(factor.T, -np.linalg.solve(factor, linear))
+    v = torch.tensor(beyond + margin, device=g.device)
+    return (rows.T @ v + target).to(g.dtype)

@@ -1,0 +1,108 @@
+"""Joint training of a network from scratch on all tasks seen so far: the upper bound.
+
+Keeps every image. Each task starts again from the initial weights; over a stream without tasks it is one
+shuffled pass (use ``lr: 0.1, batch_size: 4``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perdure import rehearsal
+from perdure.memory import Draws
+from perdure.runtime import Runtime
+from perdure.types import Batch, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of joint training."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.03
+    """Learning rate of SGD."""
+    batch_size: Annotated[int, Field(gt=0)] = 10
+    """Images of the stream a step."""
+    epochs: Annotated[int, Field(gt=0)] = 1
+    """Passes over each task."""
+    milestones: tuple[int, ...] = ()
+    """Epochs from which the learning rate is a tenth."""
+    augment: Literal["none", "crop_flip"] = "none"
+    """Augmentation of the images."""
+    from_task: Annotated[int, Field(ge=1)] = 1
+    """Train only from this task on (counted from 1): the number of tasks trains once, at the end."""
+
+
+class JointNet:
+    """One network, its initial weights, and all images so far."""
+
+    Config = Config
+    answers = frozenset({"classify"})
+
+    def __init__(self, config: Config, *, net: nn.Module) -> None:
+        self.config, self.net = config, net
+        self.draws = Draws()
+        self.initial = rehearsal.network_state(net)
+        self.stored: dict[str, Tensor] = {}
+        """``image`` and ``label`` of all tasks learned."""
+        self.tasks = 0
+        """Tasks learned."""
+
+    preprocess = staticmethod(rehearsal.preprocess)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        c = self.config
+        data = rehearsal.read(task, self.net, runtime)
+        columns = {"image": data.images, "label": data.labels}
+        if self.stored:
+            old = {name: self.stored[name].to(column.device) for name, column in columns.items()}
+            columns = {name: torch.cat([old[name], column]) for name, column in columns.items()}
+        if self.tasks + 1 >= c.from_task:
+            self._train(rehearsal.Images(images=columns["image"], labels=columns["label"]), runtime)
+        self.stored = columns
+        self.tasks += 1
+
+    def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
+        return rehearsal.predictor(self.net, query)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "net": self.net.state_dict(),
+            "initial": dict(self.initial),
+            "stored": dict(self.stored),
+            "tasks": self.tasks,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.initial, self.stored = dict(state["initial"]), dict(state["stored"])
+        self.tasks = int(state["tasks"])
+
+    def _train(self, data: rehearsal.Images, runtime: Runtime) -> None:
+        c = self.config
+        self.net.load_state_dict(self.initial)
+        optimizer = rehearsal.sgd(self.net, c.lr)
+
+        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            self.net.train()
+            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
+            with runtime.autocast():
+                loss = F.cross_entropy(self.net(rehearsal.view(images, c.augment, self.draws, self.net)), labels)
+            rehearsal.descend(loss, optimizer, runtime)
+            return {"loss": loss}
+
+        rehearsal.train(
+            step,
+            data,
+            epochs=c.epochs,
+            batch_size=c.batch_size,
+            runtime=runtime,
+            stage="train",
+            state={"net": self.net},
+        )

@@ -1,0 +1,80 @@
+"""Sequential training by SGD, with no memory of earlier tasks: the lower bound.
+
+Knows cross-entropy on the current batch, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perdure import rehearsal
+from perdure.memory import Draws
+from perdure.runtime import Runtime
+from perdure.types import Batch, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of sequential SGD."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.03
+    """Learning rate of SGD."""
+    batch_size: Annotated[int, Field(gt=0)] = 10
+    """Images of the stream a step."""
+    epochs: Annotated[int, Field(gt=0)] = 1
+    """Passes over each task."""
+    milestones: tuple[int, ...] = ()
+    """Epochs from which the learning rate is a tenth."""
+    augment: Literal["none", "crop_flip"] = "none"
+    """Augmentation of the images."""
+
+
+class Sgd:
+    """One network, trained on each task in turn."""
+
+    Config = Config
+    answers = frozenset({"classify"})
+
+    def __init__(self, config: Config, *, net: nn.Module) -> None:
+        self.config, self.net = config, net
+        self.draws = Draws()
+
+    preprocess = staticmethod(rehearsal.preprocess)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        c = self.config
+        optimizer = rehearsal.sgd(self.net, c.lr)
+
+        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            self.net.train()
+            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
+            with runtime.autocast():
+                logits = self.net(rehearsal.view(images, c.augment, self.draws, self.net))
+                loss = F.cross_entropy(logits, labels)
+            rehearsal.descend(loss, optimizer, runtime)
+            return {"loss": loss}
+
+        rehearsal.train(
+            step,
+            rehearsal.read(task, self.net, runtime),
+            epochs=self.config.epochs,
+            batch_size=self.config.batch_size,
+            runtime=runtime,
+            stage="train",
+            state={"net": self.net},
+        )
+
+    def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
+        return rehearsal.predictor(self.net, query)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"net": self.net.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
