@@ -256,7 +256,8 @@ def _typed(cls: type[T], known: dict[str, Any], path: Keys) -> tuple[T | None, l
                 at, found = _located(each["loc"], good)
                 faults.setdefault(at, ([], found))[0].append(_words(each))
             good = {k: v for k, v in good.items() if k not in {e["loc"][0] for e in wrong}}
-            if not wrong:
+            if not wrong:  # no field's fault: text that is no Unicode
+                faults[()] = ([_words(error.errors(include_url=False)[0])], known)
                 instance = None
                 break
             continue

@@ -171,16 +171,16 @@ class Unreadable(RecipeError):
 
 def rendered(wrong: Wrong) -> str:
     """One fault: place and text, the line, and a caret with the hint."""
-    mark = wrong.mark
-    head = f"{mark.file}:{mark.line}:{mark.column}: error: {wrong.what}"
+    mark, hint = wrong.mark, _printable(wrong.hint)
+    head = f"{mark.file}:{mark.line}:{mark.column}: error: {_printable(wrong.what)}"
     if not mark.text.strip():
-        return f"{head}; {wrong.hint}" if wrong.hint else head
+        return f"{head}; {hint}" if hint else head
     text, start = _window(mark.text, mark.column - 1)
     before, under = text[:start], text[start : start + max(mark.width, 1)]
     pad = "".join("\t" if c == "\t" else " " * _cells(c) for c in before)
     caret = "^" * max(sum(_cells(c) for c in under), 1)
     number = f"{mark.line:>3}"
-    return f"{head}\n{number} | {text}\n{' ' * len(number)} | {pad}{caret} {wrong.hint}".rstrip()
+    return f"{head}\n{number} | {text}\n{' ' * len(number)} | {pad}{caret} {hint}".rstrip()
 
 
 def _count(faults: int) -> str:
@@ -188,12 +188,17 @@ def _count(faults: int) -> str:
 
 
 def _window(text: str, start: int) -> tuple[str, int]:
-    """A long line cut down around the fault; control characters replaced, for a terminal obeys them."""
-    text = "".join(c if c.isprintable() or c == "\t" else "?" for c in text)
+    """A long line cut down around the fault."""
+    text = _printable(text)
     if len(text) <= 160:
         return text, start
     first = max(start - 40, 0)
     return text[first : first + 120], start - first
+
+
+def _printable(text: str) -> str:
+    """Control characters replaced, for a terminal obeys them."""
+    return "".join(c if c.isprintable() or c == "\t" else "?" for c in text)
 
 
 def _cells(character: str) -> int:
@@ -316,6 +321,8 @@ class _Reader:
         if tag == "bool":
             return plain == "true"
         try:
+            if tag in ("int", "float") and len(plain) > 100:
+                raise ValueError
             if tag == "int":
                 sign, digits = (-1 if plain[0] == "-" else 1), plain.lstrip("+-")
                 base = {"0x": 16, "0o": 8, "0b": 2}.get(digits[:2], 10)
