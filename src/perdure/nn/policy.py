@@ -6,6 +6,7 @@ Knows logits, actions and policy logits of a batch. Does not know networks, buff
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ def keep_rewards(
         keep_ratio: wanted share of kept channels.
         penalty: negative; -500 makes a wrong image's reward 500 times as low.
     """
-    kept = torch.stack([actions[:, i:j].mean(dim=1) for i, j in zip(boundaries, boundaries[1:])], dim=1)
+    kept = torch.stack([actions[:, i:j].mean(dim=1) for i, j in pairwise(boundaries)], dim=1)
     rewards = -((keep_ratio - kept) ** 2)
     return torch.where(correct[:, None], rewards, rewards * -penalty)
 

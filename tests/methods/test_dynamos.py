@@ -1,0 +1,120 @@
+"""Dynamos: warm-up, what is stored and replayed, and its options."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from perdure.memory import Draws
+from perdure.methods.dynamos import Config, Dynamos
+from perdure.models import gated_resnet
+from perdure.run import run
+from perdure.runtime import Runtime
+from perdure.testing import tiny_stream
+
+
+class Steps(Runtime):
+    """Keeps the logged values of each step."""
+
+    def __init__(self) -> None:
+        super().__init__(device="cpu", quiet=True)
+        self.values: list[dict] = []
+
+    def log(self, event, **values):
+        if event == "step":
+            self.values.append(values | {"task": self.task})
+
+
+def method(**settings) -> Dynamos:
+    net = gated_resnet.load(gated_resnet.Config(classes=6, width=4, hidden_ratio=2))
+    defaults = {"lr": 0.02, "batch_size": 4, "minibatch_size": 4, "buffer_size": 10, "policy_penalty": -5.0}
+    return Dynamos(Config(**defaults | settings), net=net)
+
+
+def test_warm_up_is_ten_steps_without_gates_replay_or_storing():
+    dynamos, runtime = method(), Steps()
+    sizes = []
+    add = dynamos.memory.add
+    dynamos.memory.add = lambda *args, **kw: (sizes.append(len(runtime.values)), add(*args, **kw))
+    run(dynamos, tiny_stream(tasks=2, train=30, size=8), runtime=runtime)
+    first = [values for values in runtime.values if values["task"] == 0]
+    assert len(first) == 15
+    assert all("policy" not in values for values in first[:10])
+    assert all("policy" in values for values in first[10:])
+    assert min(sizes) == 10, "the first sample is offered in step 10"
+    assert all("policy" in values for values in runtime.values if values["task"] == 1), "warm-up never returns"
+
+
+@pytest.mark.parametrize("epochs", [2, 10, 12])
+def test_warm_up_in_epochs_ends_at_the_latest_with_the_first_task(epochs):
+    dynamos, runtime = method(epochs=epochs), Steps()
+    run(dynamos, tiny_stream(tasks=2, train=2, test=1, size=8), runtime=runtime)
+    warm = [values["epoch"] for values in runtime.values if "policy" not in values]
+    assert warm == list(range(min(epochs, 10)))
+    assert all("policy" in values for values in runtime.values if values["task"] == 1)
+
+
+def test_before_the_first_task_the_plain_network_answers():
+    dynamos = method()
+    query = tiny_stream(size=8).query(tiny_stream(size=8).tasks[0], after=-1)
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        scores = dynamos.predictor(query)({"image": images})
+        torch.testing.assert_close(scores, dynamos.net(images / 255)[:, :2])
+
+
+def test_no_empty_slot_is_ever_replayed():
+    dynamos = method(buffer_size=100, warmup=0)
+    drawn = []
+    draw = dynamos.memory.draw
+
+    def watched(*args, **kw):
+        drawn.append(draw(*args, **kw))
+        return drawn[-1]
+
+    dynamos.memory.draw = watched
+    run(dynamos, tiny_stream(size=8), runtime=Steps())
+    replayed = [columns for columns in drawn if columns is not None]
+    assert replayed, "something was replayed"
+    assert len(dynamos.memory) < dynamos.memory.seen, "some images were predicted wrong"
+    assert all(columns["image"].flatten(1).any(dim=1).all() for columns in replayed)
+
+
+def test_only_images_that_were_predicted_right_are_stored():
+    dynamos = method(buffer_size=100, warmup=0)
+    run(dynamos, tiny_stream(size=8), runtime=Steps())
+    stored = dynamos.memory.everything()
+    assert stored is not None
+    assert (stored["logits"].argmax(dim=1) == stored["label"]).all()
+    assert dynamos.memory.seen == 36
+
+
+def test_the_threshold_takes_effect_in_evaluation():
+    dynamos = method(warmup=0, threshold=1.01)
+    dynamos.tasks = 1
+    query = tiny_stream(size=8).query(tiny_stream(size=8).tasks[0], after=0)
+    with torch.no_grad():
+        scores = dynamos.predictor(query)({"image": torch.zeros(1, 3, 8, 8)})
+        assert torch.equal(scores[0], dynamos.net.head.bias[:2])
+
+
+def test_sampling_in_evaluation_uses_the_given_numbers():
+    class Zeros(Draws):
+        def uniforms(self, *shape, of):
+            assert of == "inference gates"
+            return torch.zeros(*shape, dtype=torch.float64)
+
+    dynamos = method(warmup=0, inference="sample")
+    dynamos.draws = Zeros()
+    dynamos.net.eval()
+    with torch.no_grad():
+        assert dynamos.infer(torch.rand(2, 3, 8, 8)).actions.all()
+
+
+def test_a_second_run_with_the_same_seed_is_identical():
+    runs = []
+    for _ in range(2):
+        dynamos, runtime = method(warmup=2), Steps()
+        run(dynamos, tiny_stream(size=8), runtime=runtime)
+        runs.append([values["loss"].item() for values in runtime.values])
+    assert runs[0] == runs[1]
