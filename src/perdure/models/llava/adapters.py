@@ -92,6 +92,19 @@ class Adapters:
             for parameter in (m.a, m.b):
                 parameter.requires_grad_(on)
 
+    def hold(self) -> None:
+        """Stop training the updates, and leave them on."""
+        for parameter in self.parameters().values():
+            parameter.requires_grad_(False)
+
+    def load_factors(self, factors: Mapping[str, Tensor]) -> None:
+        """What `parameters` gave; the updates are on, and not trained."""
+        with torch.no_grad():
+            for name, parameter in self.parameters().items():
+                parameter.copy_(factors[name])
+        self.enable(True)
+        self.hold()
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """Without the updates."""

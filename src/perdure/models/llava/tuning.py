@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from perdure.loading import ExampleBatches
@@ -151,13 +150,6 @@ def _lengths(examples: Examples) -> list[int]:
     return found
 
 
-def frozen_copy(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values of parameters at this moment."""
     return {name: p.detach().clone() for name, p in parameters.items()}
-
-
-@torch.no_grad()
-def copy_into(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Put saved values back."""
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])

@@ -1,0 +1,107 @@
+"""O-LoRA: each task's update lies in a subspace of its own, orthogonal to those of earlier tasks.
+
+Wang et al., Orthogonal Subspace Learning for Language Model Continual Learning, 2023 (arXiv 2310.14152).
+The penalty is ``sum_s sum |A_t A_s^T|`` in each matrix. Earlier updates stay added to the weights; of them only
+the A factors are kept.
+Needs: 24 GB GPU memory for 7 B parameters.
+
+Knows low-rank updates. Does not know data sets or scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from perdure.models.llava import Llava
+from perdure.models.llava.adapters import Adapters, save_merged
+from perdure.models.llava.settings import Tuning
+from perdure.models.llava.tuning import tune
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of O-LoRA."""
+
+    tuning: Tuning = Tuning()
+    """How one task is learned."""
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    """Of the orthogonality penalty (lambda 1); MCITlib takes 0.05."""
+    norm_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of the Frobenius norms of the present factors (lambda 2)."""
+
+
+class Olora:
+    """A LLaVA with merged updates, and the A factors of all of them."""
+
+    Config = Config
+    answers = frozenset({"instruct"})
+
+    def __init__(self, config: Config, *, llm: Llava) -> None:
+        self.config, self.llm = config, llm
+        self.adapters = Adapters(llm, config.tuning)
+        self.past: dict[str, Tensor] = {}
+        """A factors of earlier tasks by matrix, ``[tasks * rank, inputs]``."""
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return self.llm.preprocess(example, training)
+
+    def collate(self, items: list[Batch]) -> Batch:
+        return self.llm.collate(items)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        if len(task.train) == 0:
+            return
+        self.adapters.start(runtime)
+        self.past = {name: a.to(runtime.device) for name, a in self.past.items()}
+        parameters = self.adapters.parameters()
+        tune(self.llm, parameters, task.train, self.loss, self.config.tuning, runtime=runtime)
+        self.adapters.save_task(task, runtime)
+        self.past = {
+            name: torch.cat([self.past.get(name, m.a[:0]), m.a.detach()]) for name, m in self.adapters.matrices.items()
+        }
+        self.adapters.merge()
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the answers plus both penalties."""
+        answers = self.llm.answer_loss(batch, mean=self.config.tuning.mean)
+        total, values = answers, {"answers": answers}
+        matrices = self.adapters.matrices
+        if self.past:
+            overlaps = [overlap(m.a, self.past[name]) for name, m in matrices.items()]
+            values["overlap"] = torch.stack(overlaps).sum()
+            total = total + self.config.weight * values["overlap"]
+        if self.config.norm_weight:
+            norms = [m.a.norm() + m.b.norm() for m in matrices.values()]
+            total = total + self.config.norm_weight * torch.stack(norms).sum()
+        return {"loss": total, **values}
+
+    def predictor(self, query: Query):
+        return self.llm.answerer(self.config.tuning)
+
+    def export(self, folder: Path) -> None:
+        """The merged model, for plain transformers."""
+        save_merged(self.llm, folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        projector = self.llm.projector.state_dict()
+        return {"weights": self.adapters.weights(), "projector": projector, "past": self.past}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.adapters.load_weights(state["weights"])
+        self.llm.projector.load_state_dict(state["projector"])
+        self.past = dict(state["past"])
+
+
+def overlap(a: Float[Tensor, "rank inputs"], past: Float[Tensor, "past_rank inputs"]) -> Float[Tensor, ""]:
+    """Sum of ``|A_t A_s^T|`` over all entries and earlier tasks; 0 for orthogonal rows."""
+    return (a @ past.T).abs().sum()

@@ -1,0 +1,53 @@
+"""A LLaVA as it is: nothing is learned. The zero-shot row of continual instruction tuning.
+
+Needs: 16 GB GPU memory for 7 B parameters.
+
+Knows how to ask. Does not know training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from perdure.models.llava import Llava
+from perdure.models.llava.settings import Tuning
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of zero-shot answers."""
+
+    tuning: Tuning = Tuning()
+    """Only `max_new_tokens` and `generate_batch` are read."""
+
+
+class ZeroShotLlm:
+    """Stateless."""
+
+    Config = Config
+    answers = frozenset({"instruct"})
+
+    def __init__(self, config: Config, *, llm: Llava) -> None:
+        self.config, self.llm = config, llm.requires_grad_(False)
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return self.llm.preprocess(example, training)
+
+    def collate(self, items: list[Batch]) -> Batch:
+        return self.llm.collate(items)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        self.llm.to(runtime.device)
+
+    def predictor(self, query: Query):
+        return self.llm.answerer(self.config.tuning)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
