@@ -1,0 +1,99 @@
+"""`perdure run`: from a file to a table; again, changed, stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RECIPE = """# Plain SGD on real digits of 8 x 8 pixels.
+stream: {name: class_incremental, data: digits, step: 5, train_per_class: 10, test_per_class: 5}
+models: {net: {name: mlp, inputs: 192, hidden: 8}}
+method: {name: sgd, epochs: 2}
+run: {device: cpu, threads: 1}
+"""
+COMMAND = [sys.executable, "-m", "perdure", "run", "q.yaml"]
+RUN = Path("runs/q/seed_0")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "q.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False
+    )
+
+
+def test_a_run_ends_with_its_table_and_the_next_command_and_a_second_one_trains_nothing(folder):
+    first = run(folder)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("|method|metric|")
+    assert f"perdure report {RUN}" in first.stdout
+    assert "\x1b" not in first.stdout + first.stderr
+    assert "\r" not in first.stdout + first.stderr
+    card = json.loads((folder / RUN / "card.json").read_text())
+    assert (card["method"], card["seeds"]["seed"]) == ("sgd", 0)
+    assert card["origins"]["method.epochs"] == "q.yaml:4"
+    written = {p: p.stat().st_mtime_ns for p in (folder / RUN).rglob("*")}
+
+    second = run(folder)
+    assert (second.returncode, second.stdout) == (0, first.stdout)
+    assert {p: p.stat().st_mtime_ns for p in (folder / RUN).rglob("*")} == written
+
+    changed = run(folder, "method.lr=0.5")
+    assert changed.returncode == 2
+    assert "method.lr: 0.03 there, 0.5 now" in changed.stderr
+    assert "--again" in changed.stderr
+
+    anew = run(folder, "method.lr=0.5", "--again")
+    assert anew.returncode == 0
+    assert json.loads((folder / RUN / "card.json").read_text())["recipe"]["method"]["lr"] == 0.5
+
+
+def test_ctrl_c_saves_and_the_same_command_ends_as_if_it_had_never_been_stopped(folder):
+    longer = "method.epochs=400"
+    process = subprocess.Popen(
+        [*COMMAND, longer],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / RUN / "events.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)  # into the first stage
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert not (folder / RUN / "card.json").exists()
+
+    assert run(folder, longer).returncode == 0
+    assert run(folder, longer, "run.name=whole").returncode == 0
+    resumed, whole = (folder / "runs" / name / "seed_0" / "scores.json" for name in ("q", "whole"))
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_each_seed_is_a_run_of_its_own(folder):
+    assert run(folder, "run.seeds=[1, 2]").returncode == 0
+    assert sorted(p.name for p in (folder / "runs" / "q").iterdir()) == ["seed_1", "seed_2"]
+
+
+def test_a_notebook_runs_the_same_recipe(folder):
+    code = "import perdure; r = perdure.run('q.yaml', method={'lr': 0.5}); print(r._repr_markdown_()[:15])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.stdout == "|method|metric|\n", done.stderr
+    assert "lr: 0.5" in (folder / RUN / "recipe.yaml").read_text()
