@@ -21,6 +21,7 @@ from perdure.recipe import Built, Recipe
 from perdure.report.card import make_card
 from perdure.run import Scores, checkpoint_file, run
 from perdure.runtime import Runtime, key_seed
+from perdure.types import Query
 
 LEFTOVERS = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json")
 """What a run that is made again begins without."""
@@ -84,14 +85,15 @@ def run_recipe(name: str | Path, overrides: Sequence[str] = (), **sections: Mapp
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A run's recipe, its objects with what they have learned, and a runtime that writes nothing."""
+    """A run's method with what it has learned, and a runtime that writes nothing. Its data need not be there."""
 
     folder: Path
     recipe: Recipe
-    built: Built
+    method: Any
+    models: dict[str, Any]
     runtime: Runtime
-    after: int
-    """Index of the last task learned."""
+    query: Query
+    """The question that the last finished task was tested with: all classes seen, say."""
 
 
 def reopen(folder: Path, *, device: str = "auto") -> Opened:
@@ -105,12 +107,13 @@ def reopen(folder: Path, *, device: str = "auto") -> Opened:
     if not file.exists():
         raise CheckpointError("no task of this run is finished", where=str(folder), todo=f"Type: perdure run {folder}")
     saved = checkpoint.load(file)
-    built = recipe.build(asked, asked.run.seed)
-    built.method.load_state_dict(saved["method"])
-    runtime = Runtime(seed=asked.run.seed, device=device, precision=asked.run.precision, quiet=True)
-    for model in built.models.values():
+    method, models = recipe.build_method(asked, asked.run.seed)
+    method.load_state_dict(saved["method"])
+    runtime = Runtime(seed=asked.run.seed, device=device, precision=asked.run.precision, quiet=True, unreadable="skip")
+    for model in models.values():
         model.to(runtime.device)
-    return Opened(folder=folder, recipe=asked, built=built, runtime=runtime, after=saved["task"])
+    query = Query(**saved["query"] | {"candidates": tuple(saved["query"]["candidates"])})
+    return Opened(folder=folder, recipe=asked, method=method, models=models, runtime=runtime, query=query)
 
 
 def refuse_changed(asked: Recipe, folder: Path) -> None:
@@ -271,3 +274,50 @@ def _clear(folder: Path) -> None:
             path.unlink()
     with contextlib.suppress(FileNotFoundError):
         (folder / "recipe.yaml").unlink()
+
+
+def write_model_card(opened: Opened, folder: Path, usage: str) -> None:
+    """``README.md`` of an export: what it is, its numbers as a model-index, and how to load it."""
+    asked, scores = opened.recipe, _finished(opened.folder)
+    name = f"{asked.method.name} on {asked.stream.name}"
+    results = []
+    if scores is not None:
+        summary = load_summary(opened.folder)
+        results = [f"      - type: {k}\n        value: {v:.3f}" for k, v in summary.items() if v is not None]
+    index = "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            f"tags: [perdure, {asked.method.name}]",
+            "model-index:",
+            f"- name: {name}",
+            "  results:",
+            "  - task: {type: " + opened.query.kind + "}",
+            f"    dataset: {{type: {asked.stream.name}, name: {asked.stream.name}}}",
+            "    metrics:" if results else "    metrics: []",
+            *results,
+            "---",
+        ]
+    )
+    text = f"""{index}
+# {name}
+
+Made by perdure from the run in `{opened.folder.name}` (seed {asked.run.seed}). The numbers above are one seed's;
+`recipe.yaml` beside this file makes it again: `perdure run recipe.yaml`.
+
+```python
+{usage.strip()}
+```
+"""
+    checkpoint.write_text(folder / "README.md", text)
+    shutil.copy(opened.folder / "recipe.yaml", folder / "recipe.yaml")
+
+
+def load_summary(folder: Path) -> dict[str, float | None]:
+    """Average, last, forgetting and so on of a run's headline metric."""
+    from perdure.metrics import continual
+    from perdure.report import load
+
+    read = load.read(folder)
+    measured = continual.from_rows(read.rows, tasks=len(read.tasks), metric=read.headline)
+    return continual.summary(measured.matrix, counts=measured.counts, initial=measured.initial)

@@ -19,7 +19,7 @@ from perdure.checkpoint import write_text
 from perdure.errors import DataError, Interrupted, RecipeError
 from perdure.loading import ExampleBatches
 from perdure.progress import Progress
-from perdure.runtime import Runtime
+from perdure.runtime import Runtime, seed_torch
 from perdure.types import Batch, Examples, Predictions, Query, Task
 
 Record = dict[str, Any]
@@ -99,7 +99,7 @@ def _predict(
     with Progress(f"test {label}", total=len(batches), show=show) as progress:
         for step, (batch, _) in enumerate(batches.epoch(0)):
             if batch is not None:
-                torch.manual_seed(runtime.key("test", label, step))
+                seed_torch(runtime.key("test", label, step))
                 with torch.set_grad_enabled(getattr(method, "adapts", False)), runtime.autocast():
                     predictions = predict(batch)
                 chosen = [examples[i] for i in batch["position"].tolist()]

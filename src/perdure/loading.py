@@ -177,7 +177,7 @@ class _Prepare(Dataset):
             if not self.training:
                 return {**self.preprocess(example, False), "position": position}
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(key_seed(*self.seed, "sample", epoch, example.id))
+                torch.default_generator.manual_seed(key_seed(*self.seed, "sample", epoch, example.id))
                 return {**self.preprocess(example, True), "position": position}
         except UnreadableExample as fault:
             return _Skipped(example.id, str(fault))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from perdure import checkpoint
 from perdure.errors import CheckpointError, Interrupted, RecipeError
 from perdure.evaluate import Evaluation, evaluate
-from perdure.runtime import Runtime, key_seed
+from perdure.runtime import Runtime, key_seed, seed_torch
 from perdure.types import Method, Query, Stream, Task
 
 Plan = Callable[[Stream, int], Sequence[Task]]
@@ -90,14 +90,14 @@ def run(
             _test(method, stream, PLANS[plan](stream, -1) or stream.tasks[:1], -1, scores, evaluation, runtime)
     for task in stream.tasks[done + 1 :]:
         runtime.task = task.index
-        torch.manual_seed(runtime.key("learn"))
+        seed_torch(runtime.key("learn"))
         began = time.perf_counter()
         method.learn(task, runtime)
         learned = time.perf_counter()
         _test(method, stream, PLANS[plan](stream, task.index), task.index, scores, evaluation, runtime)
         tested = time.perf_counter()
         runtime.log("task", name=task.name, learn_seconds=learned - began, test_seconds=tested - learned)
-        _save(method, scores, task, runtime)
+        _save(method, stream, scores, task, runtime)
         if runtime.stop_requested and task.index < len(stream) - 1:
             raise Interrupted(f"stopped after task {task.index + 1} of {len(stream)}")
     runtime.finish()
@@ -106,7 +106,7 @@ def run(
 
 def seed_everything(seed: int) -> None:
     """Seed torch for the building of models and methods, before `run` keys all else."""
-    torch.manual_seed(key_seed(seed, "build"))
+    seed_torch(key_seed(seed, "build"))
 
 
 def checkpoint_file(out: Path) -> Path:
@@ -145,7 +145,7 @@ def _check_kinds(method: Method, stream: Stream) -> None:
         )
 
 
-def _save(method: Method, scores: Scores, task: Task, runtime: Runtime) -> None:
+def _save(method: Method, stream: Stream, scores: Scores, task: Task, runtime: Runtime) -> None:
     """The resume point, then what people read; the mid-task checkpoints of the task are done with."""
     if runtime.out is not None and runtime.main:
         state = {
@@ -154,7 +154,9 @@ def _save(method: Method, scores: Scores, task: Task, runtime: Runtime) -> None:
             "rows": scores.rows,
             "method": method.state_dict(),
         }
-        checkpoint.save(checkpoint_file(runtime.out), state | {"skipped": runtime.skipped})
+        query = asdict(stream.query(task, after=task.index))
+        more = {"query": query | {"candidates": list(query["candidates"])}, "skipped": runtime.skipped}
+        checkpoint.save(checkpoint_file(runtime.out), state | more)
         checkpoint.write_json(runtime.out / "scores.json", scores.to_json())
         for stale in (runtime.out / "checkpoint").glob("task_*"):
             shutil.rmtree(stale)

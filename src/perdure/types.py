@@ -192,7 +192,7 @@ class Method(Protocol):
     #   adapts = True         prediction needs gradients
     #   carries_state = True  state survives from test sample to test sample
     #   collate(items) -> Batch    where stacking is not enough
-    #   export(folder)             writes what plain transformers / peft load
+    #   export(folder) -> str      writes what plain transformers / peft load; returns the Python lines that do
     #   facts() -> dict            JSON-ready extras for the result card (extra parameters, bytes)
 
     def __init__(self, config: Any, **roles: Any) -> None: ...

@@ -115,14 +115,10 @@ def _row(folder: Path) -> dict[str, Any]:
     if not saved["rows"]:
         return {"steps": [], "tasks": -1}
     measured = continual.from_rows(saved["rows"], tasks=tasks, metric="accuracy")
-    steps = [value for value in continual.step_accuracies(measured.matrix, measured.counts) if value is not None]
-    summary = {
-        "average": continual.average_accuracy(measured.matrix, measured.counts),
-        "last": continual.last_accuracy(measured.matrix, measured.counts),
-        "forgetting": continual.forgetting(measured.matrix),
-    }
+    steps = continual.step_accuracies(measured.matrix, counts=measured.counts)
+    summary = continual.summary(measured.matrix, counts=measured.counts) if None not in steps else {}
     tested = sum(row["n"] for row in saved["rows"] if row["after"] == tasks - 1)
-    return {"steps": steps, "tasks": tasks, "tested": tested, **summary}
+    return {"steps": [s for s in steps if s is not None], "tasks": tasks, "tested": tested, **summary}
 
 
 def _seen(rows: dict[str, dict[str, Any]]) -> str:

@@ -33,9 +33,8 @@ def command(
         name = opened.recipe.method.name
         raise DataError(f"method {name} learns nothing that could be exported", where=str(run))
     out.mkdir(parents=True, exist_ok=True)
-    opened.method.export(out)
-    api.write_model_card(opened, out)
+    usage = opened.method.export(out)
+    api.write_model_card(opened, out, usage)
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         print(path)
-    print()
-    print((out / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0].rstrip())
+    print(f"\n{usage.strip()}")

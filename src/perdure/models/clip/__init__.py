@@ -238,6 +238,7 @@ def _from_folder(folder: Path, config: Config, dtype: torch.dtype) -> CLIPModel:
         raise RecipeError("config.json in the folder says these already", where="quick_gelu, heads", todo="Drop them.")
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         loaded: Any = CLIPModel.from_pretrained(
             folder,
