@@ -110,7 +110,7 @@ def test_prototype_loss_equals_the_sum_over_pairs():
 
 @pytest.fixture
 def net():
-    return gated_resnet.load(gated_resnet.Config(width=4, hidden_ratio=2, classes=5))
+    return gated_resnet.load(gated_resnet.Config(width=4, hidden_ratio=2, classes=5, seed=0))
 
 
 def test_all_ones_masks_equal_the_plain_path(net):
@@ -133,7 +133,7 @@ def test_about_half_of_the_channels_are_kept_at_first():
 
 def test_moments_and_map_pool_alike(net):
     x, uniforms = torch.rand(6, 3, 9, 7), torch.rand(6, 32)
-    twin = gated_resnet.load(gated_resnet.Config(width=4, hidden_ratio=2, classes=5))
+    twin = gated_resnet.load(gated_resnet.Config(width=4, hidden_ratio=2, classes=5, seed=0))
     twin.set_pooling("map")
     outs = [n.double().train().gated(x.double(), uniforms=uniforms.double()) for n in (net, twin)]
     for mine, theirs in zip(*outs):
@@ -178,9 +178,18 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_generator():
     assert not torch.equal(a.stem.conv.weight, c.stem.conv.weight)
 
 
+def test_without_a_seed_the_weights_follow_the_global_generator():
+    nets = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        nets.append(mlp.load(mlp.Config()))
+    assert torch.equal(nets[0].fc1.weight, nets[1].fc1.weight)
+    assert not torch.equal(nets[0].fc1.weight, nets[2].fc1.weight)
+
+
 def test_normalization_is_part_of_the_network():
-    plain = resnet18.load(resnet18.Config(width=4, stages=(1,))).eval()
-    config = resnet18.Config(width=4, stages=(1,), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    plain = resnet18.load(resnet18.Config(width=4, stages=(1,), seed=0)).eval()
+    config = resnet18.Config(width=4, stages=(1,), seed=0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     normalizing = resnet18.load(config).eval()
     x = torch.rand(2, 3, 8, 8)
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)

@@ -39,6 +39,8 @@ class Config:
     """Weight of the distillation."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Probabilities are taken to the power 1/temperature before they are compared."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of SGD."""
 
 
 class LwfNet:
@@ -63,7 +65,7 @@ class LwfNet:
         if past:
             self._train_new_outputs(data, past, seen, runtime)
             old = self._logits(data)
-        optimizer = rehearsal.sgd(self.net, c.lr)
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=c.lr, weight_decay=c.weight_decay)
 
         def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
             self.net.train()

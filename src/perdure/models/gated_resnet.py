@@ -43,8 +43,8 @@ class Config:
     """Input normalization per channel; none in the paper."""
     std: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Input normalization per channel; none in the paper."""
-    seed: int = 0
-    """Seed of the initial weights."""
+    seed: int | None = None
+    """Seed of the initial weights; null: they follow the run's seed."""
     weights: Path | None = None
     """A checkpoint to start from: the official ``task_*.pth``, or a state dict of this network."""
 

@@ -28,8 +28,8 @@ class Config:
     """Units of each hidden layer."""
     classes: Annotated[int, Field(gt=0)] = 10
     """Outputs of the head: all classes of the stream."""
-    seed: int = 0
-    """Seed of the initial weights."""
+    seed: int | None = None
+    """Seed of the initial weights; null: they follow the run's seed."""
     weights: Path | None = None
     """A state dict of this network to start from."""
 

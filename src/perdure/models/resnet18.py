@@ -30,8 +30,8 @@ class Config:
     """Input normalization per channel."""
     std: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Input normalization per channel."""
-    seed: int = 0
-    """Seed of the initial weights."""
+    seed: int | None = None
+    """Seed of the initial weights; null: they follow the run's seed."""
     weights: Path | None = None
     """A state dict of this network to start from."""
 

@@ -18,8 +18,11 @@ from perdure.errors import WeightsError
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Initialize under `seed` and leave torch's global generator as it was."""
+def seeded(seed: int | None) -> Iterator[None]:
+    """Initialize under `seed` and leave torch's global generator as it was; None draws from that generator."""
+    if seed is None:
+        yield
+        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
