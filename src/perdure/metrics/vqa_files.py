@@ -76,9 +76,7 @@ def join(
         _refuse_repeated(predictions)
     unknown = [p["id"] for p in predictions if p["id"] not in targets]
     if unknown and not (official and scorer == "scienceqa"):
-        raise DataError(
-            f"predictions for {len(unknown)} unknown ids: {_some(unknown)}", expected="annotated ids"
-        )
+        raise DataError(f"predictions for {len(unknown)} unknown ids: {_some(unknown)}", expected="annotated ids")
     by_id = {p["id"]: p for p in predictions}
     if official and scorer == "gqa":
         return [_record(i, p, targets[i]) for i, p in by_id.items()]
@@ -134,9 +132,7 @@ def _by_id(rows: list[tuple[Any, str]]) -> dict[str, Any]:
         elif "answer" in row:
             targets[identity] = row["answer"]
         else:
-            raise DataError(
-                "the record has no answer", where=where, expected="answer, answers or answer_bbox"
-            )
+            raise DataError("the record has no answer", where=where, expected="answer, answers or answer_bbox")
     return targets
 
 

@@ -1,1 +1,1 @@
-"""Data to data, before a run: not methods."""
+"""From data to data, before a run: what is made here are files, not methods."""

@@ -1,0 +1,176 @@
+"""`perdure prepare`: make data before a run: answer styles (asd), records of another tool's predictions.
+
+Knows arguments and what is printed. `perdure.prepare` does the work.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from perdure.cli import SETTINGS, epilog
+
+EXAMPLES = """
+perdure prepare asd --root /data/CoIN --task ImageNet --share 20 --endpoint http://localhost:8000/v1 --model qwen
+perdure prepare predictions merge.jsonl --task gqa --answers testdev_balanced_questions.json --out gqa.jsonl
+"""
+app = typer.Typer(
+    help="Make data before a run.",
+    epilog=epilog(EXAMPLES),
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings=SETTINGS,
+)
+DIVERSIFIED = """
+perdure prepare asd --root /data/CoIN --task ScienceQA --task GQA --share 20 --endpoint URL --model NAME
+perdure prepare asd mine/train.json --kind question --share 40 --local Qwen/Qwen2.5-7B-Instruct
+"""
+JOINED = """
+perdure prepare predictions merge.jsonl --task scienceqa --answers /data/CoIN/ScienceQA --out scienceqa.jsonl
+perdure score scienceqa.jsonl --metric answer_scores
+"""
+
+
+@app.command("asd", epilog=epilog(DIVERSIFIED), context_settings=SETTINGS)
+def asd(
+    source: Annotated[Path | None, typer.Argument(help="a training file of your own")] = None,
+    root: Annotated[Path | None, typer.Option("--root", help="CoIN's folder, and where image paths start")] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="a CoIN task; may be repeated [all eight]")] = None,
+    kind: Annotated[str, typer.Option("--kind", help="of your own file: choice, question, questions, box ...")] = "",
+    share: Annotated[float, typer.Option("--share", help="percent of the records to rewrite")] = 20.0,
+    seed: Annotated[int, typer.Option("--seed", help="chooses records, wrong answers and order")] = 0,
+    endpoint: Annotated[str, typer.Option("--endpoint", help="address of an OpenAI-compatible endpoint")] = "",
+    model: Annotated[str, typer.Option("--model", help="the model's name at the endpoint")] = "",
+    key_variable: Annotated[
+        str, typer.Option("--key-variable", help="environment variable that holds the key")
+    ] = "OPENAI_API_KEY",
+    local: Annotated[str, typer.Option("--local", help="a chat model of transformers: hub id or folder")] = "",
+    per_minute: Annotated[float | None, typer.Option("--per-minute", help="most requests a minute")] = None,
+    parallel: Annotated[int, typer.Option("--parallel", help="requests under way at a time")] = 8,
+    timeout: Annotated[float, typer.Option("--timeout", help="seconds to wait for a reply")] = 120.0,
+    text_only: Annotated[bool, typer.Option("--text-only", help="do not send images")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="of one file [train_xNN.json beside the source]")] = None,
+) -> None:
+    """Rewrite a share of the training records in the four other answer styles.
+
+    The new file and its manifest lie beside the source. Stopped, the same command goes on where it was.
+    Exit code 0: all chosen records were rewritten; 1: some stay as they were, and the manifest says why.
+    """
+    from perdure.prepare.asd import diversify_file
+
+    jobs = _jobs(source, root, task or [], kind, share, out)
+    chat = _chat(endpoint, model, key_variable, local, per_minute, parallel, timeout)
+    complete = True
+    for name, own_kind, file, target in jobs:
+        images = None if text_only or endpoint == "" else (root or file.parent)
+        manifest = diversify_file(
+            file, target, task=name, kind=own_kind, share=share, seed=seed, chat=chat, images=images
+        )
+        _print(name, target, manifest)
+        complete = complete and not manifest["failed"]
+    if not complete:
+        raise SystemExit(1)
+
+
+@app.command("predictions", epilog=epilog(JOINED), context_settings=SETTINGS)
+def predictions(
+    file: Annotated[Path, typer.Argument(help="upstream's merge.jsonl: question_id, prompt, text")],
+    task: Annotated[str, typer.Option("--task", help="scienceqa, textvqa, imagenet, gqa, vizwiz, grounding ...")],
+    answers: Annotated[Path, typer.Option("--answers", help="CoIN's test.json, or the task's own reference file")],
+    out: Annotated[Path, typer.Option("--out", help="records for perdure score")],
+    official: Annotated[bool, typer.Option("--official", help="score with the published scorers' defects")] = False,
+    form: Annotated[str, typer.Option("--form", help="form that the questions ask for [that of the task]")] = "",
+) -> None:
+    """Make scorable records of predictions that another tool saved."""
+    import json
+
+    from perdure.checkpoint import write_text
+    from perdure.errors import RecipeError
+    from perdure.metrics.answer_format import FORMS, TASK_FORMS
+    from perdure.metrics.vqa_files import join, read_annotations, read_predictions
+
+    for what, value, known in (("task", task, TASK_FORMS), ("form", form or "any", FORMS)):
+        if value not in known:
+            raise RecipeError(f"there is no {what} {value!r}", where=f"--{what}", expected=", ".join(known))
+    rows = join(read_predictions(file), read_annotations(answers, task), task, official=official)
+    more = {"scorer": task, "form": form or TASK_FORMS[task], "official": official}
+    write_text(out, "".join(json.dumps({**row, **more}, ensure_ascii=False) + "\n" for row in rows))
+    print(f"wrote {len(rows)} records to {out}\nperdure score {out} --metric answer_accuracy --metric superficial")
+
+
+def _jobs(
+    source: Path | None, root: Path | None, tasks: list[str], kind: str, share: float, out: Path | None
+) -> list[tuple[str, str, Path, Path]]:
+    """(task, kind, source, target) of each file."""
+    from perdure.errors import RecipeError
+    from perdure.nearest import nearest
+    from perdure.prepare.styles import COIN_KINDS, KINDS
+
+    if kind and kind not in KINDS:
+        raise RecipeError(f"there is no kind {kind!r}", where="--kind", expected=", ".join(KINDS))
+    name = f"train_x{share:g}.json"
+    if source is not None:
+        if not kind:
+            raise RecipeError("--kind is needed for a file of your own", expected=", ".join(KINDS))
+        return [(source.parent.name or source.stem, kind, source, out or source.with_name(name))]
+    if root is None:
+        raise RecipeError("give a training file and --kind, or CoIN's folder as --root")
+    jobs = []
+    for task in tasks or list(COIN_KINDS):
+        if task not in COIN_KINDS:
+            near = nearest(task, list(COIN_KINDS))
+            hint = f"Did you mean {near}?" if near else ""
+            raise RecipeError(f"CoIN has no task {task!r}", where="--task", expected=", ".join(COIN_KINDS), todo=hint)
+        folder = root / "annotations" / task
+        jobs.append((task, COIN_KINDS[task], _source(folder), out or folder / name))
+    if out is not None and len(jobs) > 1:
+        raise RecipeError("--out is for one file", where=str(out))
+    return jobs
+
+
+def _source(folder: Path) -> Path:
+    """The unchanged training file: CoIN-ASD calls it train_ori.json."""
+    original = folder / "train_ori.json"
+    return original if original.is_file() else folder / "train.json"
+
+
+def _chat(
+    endpoint: str,
+    model: str,
+    key_variable: str,
+    local: str,
+    per_minute: float | None,
+    parallel: int,
+    timeout: float,
+) -> Any:
+    from perdure.errors import RecipeError
+    from perdure.prepare.chat import Endpoint, LocalChat
+
+    if endpoint and local:
+        raise RecipeError("give --endpoint or --local, not both")
+    if local:
+        return LocalChat(name=local)
+    if not endpoint:
+        return None
+    if not model:
+        raise RecipeError("--model is needed with --endpoint")
+    return Endpoint(
+        base_url=endpoint,
+        name=model,
+        key_variable=key_variable,
+        parallel=parallel,
+        per_minute=per_minute,
+        timeout=timeout,
+    )
+
+
+def _print(name: str, target: Path, manifest: dict[str, Any]) -> None:
+    styles = ", ".join(f"{style} {n}" for style, n in manifest["styles"].items())
+    print(f"{name}: {manifest['records']} records ({styles}) -> {target}")
+    failed = manifest["failed"]
+    for entry in failed[:10]:
+        print(f"  record {entry['record']} ({entry['id']}) stays as it is: {entry['why']}")
+    if len(failed) > 10:
+        print(f"  ... and {len(failed) - 10} more in {target.with_suffix('.manifest.json')}")
