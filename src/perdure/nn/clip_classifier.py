@@ -115,8 +115,8 @@ def require_every_class(task: Task, labels: Sequence[int] | Int[Tensor, " images
     Args:
         labels: those that there are; None: the targets of the task's training examples.
     """
-    found = labels.tolist() if isinstance(labels, Tensor) else task.train.targets if labels is None else labels
-    present = set(found)
+    known = task.train.targets if labels is None else labels
+    present = set(known.tolist() if isinstance(known, Tensor) else known)
     missing = [name for i, name in enumerate(task.candidates, task.offset) if i not in present]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

@@ -145,16 +145,16 @@ class MgClip:
             self.epochs, before = probe.epochs, probe.before
         else:
             before = self._zero_shot_gap(task, classes, runtime, config.gap_examples)
-        self._fit_lora(task, classes, self.epochs, "lora", runtime)
+        self.fit_lora(task, classes, self.epochs, "lora", runtime)
         if config.real_replay:
             self.memory = update_memory(self.memory, task, size=config.memory_size, runtime=runtime)
             if later and config.balance_epochs:
                 self._balance_lora(classes, runtime)
         if config.visual or before is not None:
-            found = self._encode(task.train, runtime)
+            found = self.encode(task.train, runtime)
             self._log_gap(found, before, classes, task, runtime)
         if config.visual:
-            self._fit_visual(found, task, runtime)
+            self.fit_visual(found, task, runtime)
             if later and config.real_replay and config.balance_epochs:
                 self._balance_visual(runtime)
         self.classes = classes
@@ -173,12 +173,12 @@ class MgClip:
         trace = _Trace()
 
         def left(epoch: int) -> bool:
-            found = self._encode(task.train.select(self._gap_order(task, runtime, epoch).tolist()), runtime)
+            found = self.encode(task.train.select(self._gap_order(task, runtime, epoch).tolist()), runtime)
             trace.gaps.append(self._gap(found, classes))
             return gap_left(before.negative, trace.gaps[-1].negative, tolerance=config.gap_tolerance)
 
         gap_left(before.negative, before.negative, tolerance=config.gap_tolerance)  # a start of 0 is refused early
-        self._fit_lora(task, classes, config.max_epochs, "probe", runtime, until=left, keep={"gaps": trace})
+        self.fit_lora(task, classes, config.max_epochs, "probe", runtime, until=left, keep={"gaps": trace})
         lora.load_lora_state(self.clip.model, start)
         negatives = [gap.negative for gap in trace.gaps]
         epochs = select_epochs(before.negative, negatives, tolerance=config.gap_tolerance, minimum=config.min_epochs)
@@ -196,7 +196,7 @@ class MgClip:
         )
         return Probe(epochs, before, trace.gaps, held)
 
-    def _fit_lora(
+    def fit_lora(
         self,
         task: Task,
         classes: Sequence[str],
@@ -233,7 +233,7 @@ class MgClip:
             keep=keep,
         )
 
-    def _fit_visual(self, found: Mapping[str, Tensor], task: Task, runtime: Runtime) -> None:
+    def fit_visual(self, found: Mapping[str, Tensor], task: Task, runtime: Runtime) -> None:
         """New rows from class means, trained on the cached features; old rows stay, bit for bit."""
         config, labels = self.config, classifier.labels_of(task)
         classifier.require_every_class(task, found["label"])
@@ -280,7 +280,7 @@ class MgClip:
     def _balance_visual(self, runtime: Runtime) -> None:
         """All rows of the visual classifier on the memory's features; lowest rate: a hundredth of the LoRA's."""
         config = self.config
-        found = self._encode(self.memory, runtime)
+        found = self.encode(self.memory, runtime)
         lr = 0.1 * config.visual_lr
         floor = min(0.01 * config.lr / lr, 1.0)
         self.rows = fit_rows(
@@ -300,7 +300,8 @@ class MgClip:
         texts = classifier.prompts(self.config.template, names, clean=self.config.clean_names)
         return classifier.tokenize(self.clip, texts, self.clip.device)
 
-    def _encode(self, examples: Sequence[Example], runtime: Runtime) -> dict[str, Tensor]:
+    def encode(self, examples: Sequence[Example], runtime: Runtime) -> dict[str, Tensor]:
+        """Unit image features, labels and positions of examples, by one pass of the image tower."""
         return classifier.encode_images(self.clip, examples, batch_size=self.config.batch_size, runtime=runtime)
 
     def _texts(self, names: Sequence[str]) -> Tensor:
@@ -321,7 +322,7 @@ class MgClip:
             return None
         chosen = task.train.select(self._gap_order(task, runtime)[:limit].tolist())
         with lora.without_lora(self.clip.model):
-            return self._gap(self._encode(chosen, runtime), classes)
+            return self._gap(self.encode(chosen, runtime), classes)
 
     def _log_gap(
         self, found: Mapping[str, Tensor], before: Gap | None, classes: Sequence[str], task: Task, runtime: Runtime
