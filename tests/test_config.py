@@ -134,6 +134,10 @@ def test_settings_that_are_no_mapping_are_refused(mapping):
     assert said(Settings, mapping)[0].startswith("expected settings by name, found")
 
 
+def test_text_that_is_no_unicode_is_a_fault():
+    assert len(config.check(Settings, {"root": "\ud800"})[1]) == 1
+
+
 def test_a_missing_setting_is_named():
     assert said(Holder, {}) == ["`data` is missing"]
 

@@ -256,8 +256,9 @@ def _typed(cls: type[T], known: dict[str, Any], path: Keys) -> tuple[T | None, l
                 at, found = _located(each["loc"], good)
                 faults.setdefault(at, ([], found))[0].append(_words(each))
             good = {k: v for k, v in good.items() if k not in {e["loc"][0] for e in wrong}}
-            if not wrong:  # no field's fault: text that is no Unicode
-                faults[()] = ([_words(error.errors(include_url=False)[0])], known)
+            if not wrong:  # a required field is missing, or text is no Unicode
+                others = [_words(e) for e in error.errors(include_url=False) if not e["loc"]]
+                faults |= {(): (others, known)} if others else {}
                 instance = None
                 break
             continue

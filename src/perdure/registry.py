@@ -18,6 +18,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
+from tokenize import NAME, OP, STRING, generate_tokens
 from typing import Any, Literal
 
 from perdure.errors import RecipeError
@@ -48,6 +49,14 @@ class Description:
     module: str = ""
 
 
+RECIPES = _HERE / "recipes"
+
+
+def recipes() -> list[str]:
+    """Names of perdure's own recipes, ``method/recipe``: files below `RECIPES`."""
+    return sorted(str(f.relative_to(RECIPES).with_suffix("").as_posix()) for f in RECIPES.glob("*/*.yaml"))
+
+
 def names(place: Place) -> list[str]:
     """All names of a place, sorted: the files of perdure and the entry points of other packages."""
     return sorted({*_own(place), *_foreign(place)})
@@ -75,14 +84,14 @@ def find(place: Place, name: str) -> ModuleSpec:
 @cache
 def describe(place: Place, name: str) -> Description:
     """Summary, needs, and for a method its kinds and roles, read from the source."""
-    source = _source(place, name)
-    doc = ast.get_docstring(source.tree) or ""
+    spec = find(place, name)
+    doc = _docstring(Path(str(spec.origin)))
     needs = re.search(r"^\s*Needs:\s*(.+?)\s*$", doc, re.MULTILINE)
     answers: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     if place == "methods":
-        method = _method_class(source, name)
+        method = _method_class(_parsed(spec), name)
         answers = _answers(method)
         roles, optional = _roles(method)
     return Description(
@@ -92,7 +101,7 @@ def describe(place: Place, name: str) -> Description:
         answers=answers,
         roles=roles,
         optional_roles=optional,
-        module=source.module,
+        module=spec.name,
     )
 
 
@@ -156,6 +165,18 @@ def build(named: Any, **kwargs: Any) -> Any:
     return maker(config, **kwargs)
 
 
+def _docstring(file: Path) -> str:
+    """A module's docstring, without parsing the module: `perdure list` reads dozens of them."""
+    with file.open(encoding="utf-8") as opened:
+        for token in generate_tokens(opened.readline):
+            if token.type == STRING:
+                return str(ast.literal_eval(token.string))
+            if token.type in (NAME, OP):
+                break
+    return ""
+
+
+@cache
 def _own(place: Place) -> dict[str, Path]:
     """Files of a place that hold (or import) settings; the others serve them."""
     folder = _HERE / place
@@ -171,8 +192,13 @@ _CONFIG = re.compile(r"^class Config\b|^from \S+ import .*\bConfig\b", re.MULTIL
 
 
 def _foreign(place: Place) -> dict[str, str]:
-    """Entry points of other packages: name -> module. Not cached, for packages may come while we run."""
-    return {point.name: point.module for point in entry_points(group=f"perdure.{place}")}
+    """Entry points of other packages: name -> module."""
+    return _entry_points(f"perdure.{place}", tuple(sys.path))
+
+
+@cache
+def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, str]:
+    return {point.name: point.module for point in entry_points(group=group)}
 
 
 def _locate(module: str) -> ModuleSpec:

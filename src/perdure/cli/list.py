@@ -56,9 +56,9 @@ def command(
 def entries(place: str) -> list[dict[str, Any]]:
     """Name, summary and needs of everything in a place."""
     if place == "recipes":
-        from perdure.recipe import shipped
+        from perdure.registry import recipes
 
-        return [{"name": name, **recipe_head(name)} for name in shipped()]
+        return [{"name": name, **recipe_head(name)} for name in recipes()]
     if place == "metrics":
         from perdure.metrics import METRICS
 
@@ -77,10 +77,10 @@ def entries(place: str) -> list[dict[str, Any]]:
 
 def recipe_head(name: str) -> dict[str, str]:
     """First line and `Needs:` line of a recipe's opening comment."""
-    from perdure.recipe import SHIPPED
+    from perdure.registry import RECIPES
 
     lines = []
-    for line in (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+    for line in (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# ").rstrip())

@@ -18,9 +18,9 @@ perdure run my.yaml --again
 
 def recipes_starting(incomplete: str) -> list[str]:
     """For the shell's completion."""
-    from perdure.recipe import shipped
+    from perdure.registry import recipes
 
-    return [name for name in shipped() if name.startswith(incomplete)]
+    return [name for name in recipes() if name.startswith(incomplete)]
 
 
 def command(

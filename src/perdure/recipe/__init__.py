@@ -21,7 +21,7 @@ from perdure.recipe.sections import Evaluate, Expect, Recipe, Run
 from perdure.recipe.source import Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
 from perdure.recipe.text import dump
 
-SHIPPED = Path(__file__).parents[1] / "recipes"
+SHIPPED, shipped = registry.RECIPES, registry.recipes
 __all__ = ["Evaluate", "Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
 SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
 NAMED_SECTIONS = frozenset({"stream", "models", "method"})
@@ -64,11 +64,6 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if wrong or recipe is None:
         raise Unreadable(wrong, layer.files)
     return recipe
-
-
-def shipped() -> list[str]:
-    """Names of perdure's own recipes."""
-    return sorted(str(f.relative_to(SHIPPED).with_suffix("").as_posix()) for f in SHIPPED.glob("*/*.yaml"))
 
 
 def locate(path_or_name: str | Path) -> tuple[Path, str]:
