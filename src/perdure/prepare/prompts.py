@@ -98,8 +98,12 @@ def _batched(kind: str, style: str, items: Sequence[Item]) -> Prompt:
             "For each, write three wrong answers that fit the question and the image and resemble the correct one: "
             "neither so near that they could be right, nor obviously wrong."
         )
-        form = '{"question_index": 1, "question": "...", "correct_answer": "...", "distractor_options":
-        ["...", "...", "..."]}' system, key, count = f"You write wrong options for {about}.", "distractor_options", 3
+        form = (
+            '{"question_index": 1, "question": "...", "correct_answer": "...", '
+            '"distractor_options": ["...", "...", "..."]}'
+        )
+        system = f"You write wrong options for {about}."
+        key, count = "distractor_options", 3
     else:
         task = "For each, write one wrong answer that resembles the correct one, so that a reader must choose of two."
         form = '{"question_index": 1, "question": "...", "correct_answer": "...", "distractor_option": "..."}'
