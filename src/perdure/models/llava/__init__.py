@@ -255,7 +255,10 @@ class Llava(nn.Module):
             getattr(self.model, f"{family}_checkpointing_disable")()
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text).input_ids
+        """Token ids that begin with BOS, whether the tokenizer puts it there or not."""
+        ids = list(self.tokenizer(text).input_ids)
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     @property
     def _unknown(self) -> int:

@@ -5,7 +5,7 @@ Knows Hugging Face folders and hub ids, and the projector files of LLaVA's first
 
 from __future__ import annotations
 
-import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from perdure.errors import WeightsError
+from perdure.models.clip.archive import read_tensors
 from perdure.models.llava.tokenizer import load_tokenizer
 
 PROJECTOR_NAMES = {
@@ -98,21 +99,14 @@ def put_together(decoder: Any, tower: Any) -> Any:
 
 
 def read_projector(path: Path) -> dict[str, Tensor]:
-    """Tensors of a projector file, under transformers' names. Pickles are read without running their code.
+    """Tensors of a projector file, under transformers' names. Pickles are read as tensors only.
 
     Raises WeightsError if it is absent or holds something else.
     """
-    if not path.is_file():
-        raise WeightsError("there is no such projector file", where=str(path))
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(str(path))
-    else:
-        try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-            raise _unreadable("a projector", str(path), error) from None
+    try:
+        tensors, _ = read_tensors(path)
+    except struct.error:  # what torch's unpickler raises on a file cut short
+        raise WeightsError("a projector cannot be read (the file is cut short)", where=str(path)) from None
     found = {PROJECTOR_NAMES.get(n.removeprefix("base_model.model."), n): t for n, t in tensors.items()}
     missing = [name for name in PROJECTOR_NAMES.values() if name not in found]
     if missing:

@@ -64,7 +64,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     file = folder / "tokenizer_config.json"
     found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     names = ("legacy", "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "model_max_length")
-    kept = {name: found[name] for name in names if found.get(name) is not None}
+    kept = {"add_bos_token": True} | {name: found[name] for name in names if found.get(name) is not None}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = found.get(name)
         if value:
