@@ -17,6 +17,8 @@ perdure list
 perdure list recipes cifar
 perdure list methods --json
 """
+FEW = 4
+"""Recipes of a method that the list of everything names."""
 WHAT = ("methods", "recipes", "streams", "data", "models", "metrics")
 
 
@@ -94,7 +96,11 @@ def _families(items: list[dict[str, Any]]) -> list[str]:
     for item in items:
         method, _, rest = item["name"].partition("/")
         by_method.setdefault(method, []).append(rest)
-    return columns([[f"{m}/", " ".join(r)] for m, r in by_method.items()], indent="  ", total=width())
+    rows = [
+        [f"{method}/", " ".join(rest[:FEW]) + (f" and {len(rest) - FEW} more" if len(rest) > FEW else "")]
+        for method, rest in by_method.items()
+    ]
+    return columns(rows, indent="  ", total=width())
 
 
 def _matching(items: list[dict[str, Any]], word: str) -> list[dict[str, Any]]:
