@@ -26,7 +26,7 @@ class Steps(Runtime):
 
 
 def method(**settings) -> Dynamos:
-    net = gated_resnet.load(gated_resnet.Config(classes=6, width=4, hidden_ratio=2))
+    net = gated_resnet.load(gated_resnet.Config(classes=6, width=4, hidden_ratio=2, seed=0))
     defaults = {"lr": 0.02, "batch_size": 4, "minibatch_size": 4, "buffer_size": 10, "policy_penalty": -5.0}
     return Dynamos(Config(**defaults | settings), net=net)
 
@@ -118,3 +118,20 @@ def test_a_second_run_with_the_same_seed_is_identical():
         run(dynamos, tiny_stream(size=8), runtime=runtime)
         runs.append([values["loss"].item() for values in runtime.values])
     assert runs[0] == runs[1]
+
+
+def test_after_each_task_the_work_of_the_gates_is_logged():
+    class Logged(Steps):
+        def log(self, event, **values):
+            super().log(event, **values)
+            if event == "modularity":
+                self.modularity = values
+
+    dynamos, runtime = method(warmup=0, buffer_size=100), Logged()
+    run(dynamos, tiny_stream(size=8), runtime=runtime)
+    found = runtime.modularity
+    assert found["gates"] == [f"stage2.block{b}.gate{g}" for b in (0, 1) for g in (1, 2)]
+    assert all(0 <= ratio <= 1 for ratio in found["keep_ratio"])
+    assert len(found["overlap"]) == len(found["classes"]) == len(found["keep_ratio_of_class"])
+    assert found["multiply_accumulates"] < found["multiply_accumulates_plain"]
+    assert dynamos.facts()["modularity"] == found

@@ -14,14 +14,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from perdure import rehearsal
 from perdure.memory import Draws, Memory
-from perdure.nn import policy
+from perdure.nn import modularity, policy
 from perdure.nn.resnet import Gated, ResNet
+from perdure.nn.skipping import Skipping
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
 
@@ -61,6 +63,8 @@ class Config:
     """Keep channels by probability, or draw them as in training."""
     threshold: Annotated[float, Field(ge=0)] = 0.5
     """Least keep probability of a kept channel: 0 keeps all, more than 1 none."""
+    skip_channels: bool = True
+    """In evaluation on a CPU, do not compute channels that are off: the same answers up to rounding, sooner."""
     augment: Literal["none", "crop_flip"] = "none"
     """Augmentation of current and replayed images."""
     replay_unfilled_slots: bool = False
@@ -109,6 +113,8 @@ class Dynamos:
             state={"net": self.net, "memory": self.memory},
         )
         self.tasks += 1
+        if found := self.modularity():
+            runtime.log("modularity", **found)
 
     def losses(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Gated]:
         """All losses of a step, and the current images' pass through the gates.
@@ -155,7 +161,11 @@ class Dynamos:
             return rehearsal.predictor(self.net, query)
         self.net.eval()
         columns = slice(query.offset, query.offset + len(query.candidates))
-        return lambda batch: self.infer(rehearsal.network_input(batch["image"], self.net)).logits[:, columns]
+        infer: Callable[[Tensor], Gated] = self.infer
+        on_cpu = next(self.net.parameters()).device.type == "cpu"
+        if self.config.skip_channels and on_cpu and self.config.inference == "threshold":
+            infer = Skipping(self.net, threshold=self.config.threshold)
+        return lambda batch: infer(rehearsal.network_input(batch["image"], self.net)).logits[:, columns]
 
     def infer(self, x: Tensor) -> Gated:
         """A pass in evaluation mode; the actions say which channels worked."""
@@ -164,6 +174,22 @@ class Dynamos:
         if self.config.inference == "sample":
             uniforms = self._uniforms(len(x), of="inference gates")
         return self.net.gated(x, uniforms=uniforms, threshold=self.config.threshold)
+
+    @torch.no_grad()
+    def modularity(self) -> dict[str, Any]:
+        """What the gates do with the stored images (see `perdure.nn.modularity.summary`); empty without any."""
+        stored = self.memory.everything()
+        if stored is None or not self.net.gates():
+            return {}
+        self.net.eval()
+        parts = [rehearsal.network_input(part, self.net) for part in stored["image"].split(128)]
+        actions = torch.cat([self.net.gated(x, threshold=self.config.threshold).actions for x in parts])
+        images = rehearsal.network_input(stored["image"], self.net)
+        return modularity.summary(self.net, images, actions, stored["label"].to(actions.device))
+
+    def facts(self) -> dict[str, Any]:
+        found = self.modularity()
+        return {"modularity": found} if found else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"net": self.net.state_dict(), "memory": self.memory.state_dict(), "tasks": self.tasks}

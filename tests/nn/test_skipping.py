@@ -1,0 +1,77 @@
+"""Skipping channels gives what masking them gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from perdure.models import gated_resnet
+from perdure.nn.resnet import ResNet
+from perdure.nn.skipping import Skipping
+
+EVERYWHERE = tuple(f"stage{s}.block{b}.conv{c}" for s in (1, 2) for b in (0, 1) for c in (1, 2))
+
+
+def trained(**settings) -> ResNet:
+    """A network whose batch norms have seen data and whose gates differ between images."""
+    net = gated_resnet.load(gated_resnet.Config(**{"width": 8, "hidden_ratio": 2, "seed": 0} | settings))
+    torch.manual_seed(0)
+    for _ in range(3):
+        net.train().gated(torch.rand(8, 3, 12, 10), uniforms=torch.rand(8, net.boundaries[-1]))
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.bias.uniform_(-0.3, 0.3)
+                module.weight.uniform_(0.5, 1.5)
+    return net.eval()
+
+
+@pytest.mark.parametrize("gated", [gated_resnet.SECOND_STAGE, EVERYWHERE, ("stage2.block0.conv2",)])
+@pytest.mark.parametrize("images", [1, 9])
+@pytest.mark.parametrize("threshold", [0.5, 0.0, 1.01])
+def test_equals_the_masked_network(gated, images, threshold):
+    net = trained(gated=gated)
+    x = (
+        torch.rand(images, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+        * torch.linspace(0.2, 3, images)[:, None, None, None]
+    )
+    with torch.no_grad():
+        expected = net.gated(x, threshold=threshold)
+    found = Skipping(net, threshold=threshold)(x)
+    assert torch.equal(found.actions, expected.actions)
+    for mine, theirs in zip(found, expected):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_masks_do_differ_between_these_images():
+    net = trained()
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(9, 3, 12, 10, generator=generator) * 4 * torch.rand(9, 3, 1, 1, generator=generator)
+    actions = Skipping(net)(x).actions
+    assert len(actions.unique(dim=0)) > 3
+    assert 0.1 < actions.mean() < 0.9
+
+
+def test_equal_images_share_one_pass():
+    net = trained()
+    x = torch.rand(1, 3, 12, 10).expand(4, -1, -1, -1)
+    found = Skipping(net)(x)
+    with torch.no_grad():
+        torch.testing.assert_close(found.logits, net.gated(x).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", range(4))
+def test_a_layer_that_is_all_off_or_all_on(gate):
+    net = trained()
+    x = torch.rand(3, 3, 12, 10)
+    for bias in (-50.0, 50.0):
+        chosen = list(net.gates().values())[gate]
+        with torch.no_grad():
+            chosen.bn.weight.zero_()
+            chosen.bn.bias.fill_(bias)
+            chosen.fc2.weight.zero_()
+            chosen.fc2.bias.zero_()
+            expected = net.gated(x)
+        columns = slice(net.boundaries[gate], net.boundaries[gate + 1])
+        assert expected.actions[:, columns].mean() == (bias > 0)
+        torch.testing.assert_close(Skipping(net)(x).logits, expected.logits, rtol=1e-5, atol=1e-5)
