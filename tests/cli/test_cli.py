@@ -103,8 +103,8 @@ def test_every_help_is_short_and_has_two_examples():
 
 
 def test_the_list_is_short_and_its_json_is_whole(folder):
-    shown = perdure("list").stdout.splitlines()
-    assert len(shown) <= 120
+    for columns in ("60", "80", ""):
+        assert len(perdure("list", COLUMNS=columns).stdout.splitlines()) <= 120
     found = json.loads(perdure("list", "--json").stdout)
     assert {"methods", "recipes", "streams", "data", "models", "metrics"} == set(found)
     mg_clip = next(item for item in found["methods"] if item["name"] == "mg_clip")
@@ -253,7 +253,9 @@ def test_check_env_knows_versions_memory_and_programs():
     assert {"python", "perdure", "torch", "memory", "gpu", "java", "ffmpeg"} <= set(lines)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("list",), ("show", "mg_clip/cifar100"), ("check", "--env")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("list", "methods"), ("show", "mg_clip/cifar100"), ("check", "--env")]
+)
 def test_narrow_plain_ascii_terminals_lose_nothing(folder, arguments):
     plain = {"NO_COLOR": "1", "LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "dumb"}
     narrow, wide = perdure(*arguments, cwd=folder, COLUMNS="60", **plain), perdure(*arguments, cwd=folder, **plain)

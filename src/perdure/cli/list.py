@@ -50,7 +50,8 @@ def command(
             print("\n".join(_families(items)))
             continue
         rows = [[item["name"], _line(item)] for item in items]
-        print("\n".join(columns(rows, indent="" if what else "  ", total=total) or ["  none"]))
+        lines = columns(rows, indent="" if what else "  ", total=total if what else None) or ["  none"]
+        print("\n".join(lines if what else [_cut(line, total) for line in lines]))
     if not any(found.values()):
         raise SystemExit(1)
 
@@ -101,6 +102,11 @@ def _families(items: list[dict[str, Any]]) -> list[str]:
         for method, rest in by_method.items()
     ]
     return columns(rows, indent="  ", total=width())
+
+
+def _cut(line: str, total: int | None) -> str:
+    """One line a thing, so that the list of everything stays short; the list of one place is whole."""
+    return line if total is None or len(line) <= total else line[: total - 3] + "..."
 
 
 def _matching(items: list[dict[str, Any]], word: str) -> list[dict[str, Any]]:
