@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from perdure.models.clip import Clip
 from perdure.nn import clip_classifier as classifier
 from perdure.runtime import Runtime
@@ -47,13 +45,8 @@ class ContinualClip:
         self.clip.to(runtime.device)
 
     def predictor(self, query: Query):
-        names = classifier.prompts(self.config.template, query.candidates, clean=self.config.clean_names)
-        texts = classifier.encode_prompts(self.clip, names)
-
-        def predict(batch: Batch) -> Tensor:
-            return self.clip.scale * classifier.image_features(self.clip, batch["image"]) @ texts.T
-
-        return predict
+        config = self.config
+        return classifier.text_predictor(self.clip, config.template, query, clean=config.clean_names)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

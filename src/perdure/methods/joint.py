@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -21,6 +22,7 @@ from perdure.checkpoint import stored_bytes
 from perdure.loading import ExampleBatches
 from perdure.models.clip import Clip
 from perdure.nn import clip_classifier as classifier
+from perdure.nn import clip_export
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -97,13 +99,8 @@ class Joint:
         self.classes, self.examples = classes, examples
 
     def predictor(self, query: Query):
-        names = classifier.prompts(self.config.template, query.candidates, clean=self.config.clean_names)
-        texts = classifier.encode_prompts(self.clip, names)
-
-        def predict(batch: Batch) -> Tensor:
-            return self.clip.scale * classifier.image_features(self.clip, batch["image"]) @ texts.T
-
-        return predict
+        config = self.config
+        return classifier.text_predictor(self.clip, config.template, query, clean=config.clean_names)
 
     def state_dict(self) -> dict[str, Any]:
         # Adapters are drawn at random when they are made; pretrained weights need no second copy.
@@ -125,3 +122,8 @@ class Joint:
         """What is kept of past tasks, for the result card."""
         packed = classifier.pack_examples(self.examples)
         return {"memory_examples": len(self.examples), "stored_bytes": stored_bytes(packed)}
+
+    def export(self, folder: Path) -> str:
+        """The trained model, or the pretrained one and its PEFT adapter; and the classes."""
+        clip_export.save_classes(folder, self.classes, template=self.config.template)
+        return clip_export.save_trained(self.clip, folder)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from perdure.loading import ExampleBatches
 from perdure.losses import distillation, local_cross_entropy
 from perdure.models.clip import Clip
 from perdure.nn import clip_classifier as classifier
+from perdure.nn import clip_export
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -116,13 +118,8 @@ class Lwf:
         return table
 
     def predictor(self, query: Query):
-        names = classifier.prompts(self.config.template, query.candidates, clean=self.config.clean_names)
-        texts = classifier.encode_prompts(self.clip, names)
-
-        def predict(batch: Batch) -> Tensor:
-            return self.clip.scale * classifier.image_features(self.clip, batch["image"]) @ texts.T
-
-        return predict
+        config = self.config
+        return classifier.text_predictor(self.clip, config.template, query, clean=config.clean_names)
 
     def state_dict(self) -> dict[str, Any]:
         return {"parameters": classifier.copy_parameters(self.parameters), "classes": list(self.classes)}
@@ -130,3 +127,8 @@ class Lwf:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         classifier.restore_parameters(self.parameters, state["parameters"])
         self.classes = list(state["classes"])
+
+    def export(self, folder: Path) -> str:
+        """The trained model, or the pretrained one and its PEFT adapter; and the classes."""
+        clip_export.save_classes(folder, self.classes, template=self.config.template)
+        return clip_export.save_trained(self.clip, folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from perdure.models.clip import Clip
 from perdure.nn import clip_classifier as classifier
+from perdure.nn import clip_export
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -68,6 +70,11 @@ class Prototype:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.means = state["means"]
+
+    def export(self, folder: Path) -> str:
+        """The pretrained model and one mean feature a class."""
+        clip_export.save_tensors(folder, "means", {"weight": self.means})
+        return clip_export.save_trained(self.clip, folder) + clip_export.loads(folder, "means")
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters, for the result card."""

@@ -185,6 +185,18 @@ def encode_prompts(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "classes d
     return F.normalize(clip.encode_texts(texts), dim=1)
 
 
+def text_predictor(
+    clip: Clip, template: str, query: Query, *, clean: bool = False
+) -> Callable[[Batch], Float[Tensor, "images classes"]]:
+    """CLIP's own answer: logits of images against the prompts of a query's classes, which are encoded once."""
+    texts = encode_prompts(clip, prompts(template, query.candidates, clean=clean))
+
+    def predict(batch: Batch) -> Tensor:
+        return clip.scale * image_features(clip, batch["image"]) @ texts.T
+
+    return predict
+
+
 def encode_images(
     clip: Clip,
     examples: Sequence[Example],

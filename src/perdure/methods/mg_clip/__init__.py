@@ -19,19 +19,18 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from perdure import training
-from perdure.checkpoint import stored_bytes, write_json
+from perdure.checkpoint import stored_bytes
 from perdure.loading import ExampleBatches
 from perdure.methods.mg_clip.gap import Gap, gap_left, measure_gap, select_epochs
 from perdure.methods.mg_clip.replay import replay_loss, update_memory
 from perdure.methods.mg_clip.visual import cosine_scores, fit_rows, fuse
 from perdure.models.clip import Clip
 from perdure.nn import clip_classifier as classifier
-from perdure.nn import lora
+from perdure.nn import clip_export, lora
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -376,21 +375,12 @@ class MgClip:
         self.rows, self.classes, self.epochs = state["rows"], list(state["classes"]), state["epochs"]
         self.memory = classifier.unpack_examples(state["memory"])
 
-    def export(self, folder: Path) -> None:
-        """A PEFT adapter in ``adapter/``, the visual classifier's rows, and the classes with the vote's settings."""
-        config = self.config
-        base = self.clip.source.name if self.clip.source else None
-        lora.save_adapter(self.clip.model, folder / "adapter", base=base)
-        save_file({"weight": self.rows.contiguous()}, folder / "visual_classifier.safetensors")
-        about = {
-            "classes": self.classes,
-            "template": config.template,
-            "clean_names": config.clean_names,
-            "text_weight": config.text_weight,
-            "visual_weight": config.visual_weight,
-            "text_softmax": config.text_softmax,
-        }
-        write_json(folder / "classes.json", about)
+    def export(self, folder: Path) -> str:
+        """The pretrained model, the PEFT adapter, the visual classifier's rows, and the classes with the vote."""
+        names = ("template", "clean_names", "text_weight", "visual_weight", "text_softmax")
+        clip_export.save_classes(folder, self.classes, **{name: getattr(self.config, name) for name in names})
+        clip_export.save_tensors(folder, "visual_classifier", {"weight": self.rows})
+        return clip_export.save_trained(self.clip, folder) + clip_export.loads(folder, "visual_classifier")
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters, the chosen epochs and what is kept of past tasks, for the result card."""

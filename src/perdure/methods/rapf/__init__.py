@@ -35,6 +35,7 @@ from perdure.methods.rapf.gaussians import (
 )
 from perdure.models.clip import Clip
 from perdure.nn import clip_classifier as classifier
+from perdure.nn import clip_export
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -134,6 +135,12 @@ class Rapf:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.adapter, self.means, self.factors = state["adapter"], state["means"], state["factors"]
         self.classes = list(state["classes"])
+
+    def export(self, folder: Path) -> str:
+        """The pretrained model, the linear map of its image features, and the classes."""
+        clip_export.save_classes(folder, self.classes, template=self.config.template)
+        clip_export.save_tensors(folder, "image_adapter", {"weight": self.adapter})
+        return clip_export.save_trained(self.clip, folder) + clip_export.loads(folder, "image_adapter")
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters and what is stored of old classes, for the result card."""

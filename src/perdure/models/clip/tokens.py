@@ -66,6 +66,10 @@ class Tokenizer:
             ids[row, : len(tokens)] = torch.tensor(tokens)
         return ids
 
+    def save(self, folder: Path) -> None:
+        """The Hugging Face tokenizer, as ``AutoTokenizer.from_pretrained`` reads it."""
+        self._encoder.save_pretrained(folder)
+
     def words(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text without start, end and padding: what a prompt of learned vectors is put before."""
         if not texts:

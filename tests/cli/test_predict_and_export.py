@@ -1,0 +1,126 @@
+"""predict answers for a user's files; export loads, and answers the same, where perdure is not installed."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from perdure import api, recipe
+from perdure.cli import main
+from perdure.run import checkpoint_file
+
+pytestmark = pytest.mark.slow
+SMALL = ("stream.train_per_class=4", "stream.test_per_class=2", "run.seeds=[0]", "stream.step=20")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of MG-CLIP on 40 classes in two tasks."""
+    out = tmp_path_factory.mktemp("runs")
+    asked = recipe.load("mg_clip/microworld", [*SMALL, "method.epochs=1", f"run.out={out}"])
+    return api.execute(asked, quiet=True)[0].folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with three images of microworld and a file that is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    asked = recipe.load("mg_clip/microworld", SMALL)
+    for i, example in enumerate(recipe.build_stream(asked).tasks[0].test[:3]):
+        Image.fromarray(example.inputs["image"]).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"not an image")
+    return folder
+
+
+def perdure(capsys, *arguments):
+    with pytest.raises(SystemExit) as leaving:
+        main([str(argument) for argument in arguments])
+    return leaving.value.code, *capsys.readouterr()
+
+
+def test_predict_answers_readable_files_names_the_others_and_exits_1(run, pictures, capsys):
+    code, out, err = perdure(capsys, "predict", run, pictures, "--top", "2", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+    assert all(len(row["answers"]) == 2 for row in rows)
+    assert all(row["answers"][0]["score"] >= row["answers"][1]["score"] for row in rows)
+    assert code == 1
+    assert "broken.png" in err
+    assert "Traceback" not in err
+
+
+def test_predict_writes_csv(run, pictures, capsys):
+    code, out, _ = perdure(capsys, "predict", run, pictures / "0.png", "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0
+    assert [row["rank"] for row in rows] == ["1"]
+
+
+def test_predict_without_an_image_or_a_run_says_so(run, tmp_path, capsys):
+    assert perdure(capsys, "predict", run, tmp_path)[0] == 2
+    code, _, err = perdure(capsys, "predict", tmp_path, tmp_path / "a.png")
+    assert code == 2
+    assert "not a run's folder" in err
+
+
+PLAIN = """
+import json, sys
+sys.modules["perdure"] = None  # as where it is not installed
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPImageProcessor
+
+{usage}
+clip.eval()
+about = json.load(open("{folder}/classes.json"))
+look = CLIPImageProcessor.from_pretrained("{folder}/model")
+words = AutoTokenizer.from_pretrained("{folder}/model")
+pixels = look([Image.open(p) for p in {images}], return_tensors="pt")["pixel_values"]
+prompts = [about["template"].format(name) for name in about["classes"]]
+ids = words(prompts, padding=True, return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    v = F.normalize(clip.get_image_features(pixel_values=pixels).pooler_output, dim=1)
+    u = F.normalize(clip.get_text_features(input_ids=ids).pooler_output, dim=1)
+    text = (clip.logit_scale.exp() * v @ u.T).softmax(1).softmax(1)
+    visual = (v @ F.normalize(visual_classifier, dim=1).T).softmax(1)
+    a, b = about["text_weight"], about["visual_weight"]
+    print(json.dumps(((a * text + b * visual) / (a + b)).tolist()))
+"""
+
+
+def test_an_export_answers_the_same_without_perdure(run, pictures, tmp_path, capsys):
+    code, out, _ = perdure(capsys, "export", run, tmp_path / "model")
+    assert code == 0
+    usage = "\n".join(line for line in out.splitlines() if line.startswith(("from ", "clip =", "visual_classifier =")))
+    images = [str(pictures / f"{i}.png") for i in range(3)]
+    script = PLAIN.format(usage=usage, folder=tmp_path / "model", images=images)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plain = torch.tensor(json.loads(done.stdout))
+    opened = api.reopen(run, device="cpu")
+    pixels = torch.stack([opened.models["clip"].transform.pixels(Path(image)) for image in images])
+    with torch.no_grad():
+        ours = opened.method.predictor(opened.query)({"image": pixels})
+    assert torch.allclose(plain, ours, atol=1e-5)
+    assert "model-index:" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_export_refuses_a_folder_that_is_not_empty(run, pictures, capsys):
+    code, _, err = perdure(capsys, "export", run, pictures)
+    assert code == 2
+    assert "is not empty" in err
+
+
+def test_a_run_without_a_finished_task_is_refused(run, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_bytes((run / "recipe.yaml").read_bytes())
+    code, _, err = perdure(capsys, "predict", tmp_path, tmp_path / "a.png")
+    assert code == 2
+    assert "no task of this run is finished" in err
+    assert not checkpoint_file(tmp_path).exists()
