@@ -6,6 +6,7 @@ Knows the places. Imports no method, model or data set: names, summaries and nee
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
@@ -17,8 +18,6 @@ perdure list
 perdure list recipes cifar
 perdure list methods --json
 """
-FEW = 4
-"""Recipes of a method that the list of everything names."""
 WHAT = ("methods", "recipes", "streams", "data", "models", "metrics")
 
 
@@ -92,16 +91,12 @@ def recipe_head(name: str) -> dict[str, str]:
 
 
 def _families(items: list[dict[str, Any]]) -> list[str]:
-    """Recipes by method, names only: the whole list is `perdure list recipes`."""
-    by_method: dict[str, list[str]] = {}
-    for item in items:
-        method, _, rest = item["name"].partition("/")
-        by_method.setdefault(method, []).append(rest)
-    rows = [
-        [f"{method}/", " ".join(rest[:FEW]) + (f" and {len(rest) - FEW} more" if len(rest) > FEW else "")]
-        for method, rest in by_method.items()
-    ]
-    return columns(rows, indent="  ", total=width())
+    """How many recipes each method has: the names are in `perdure list recipes`."""
+    counts = Counter(item["name"].partition("/")[0] for item in items)
+    text = ", ".join(f"{method} {n}" for method, n in counts.items())
+    return columns(
+        [[f"{len(items)} by method:", f"{text}; see: perdure list recipes WORD"]], indent="  ", total=width()
+    )
 
 
 def _cut(line: str, total: int | None) -> str:
