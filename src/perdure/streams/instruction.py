@@ -64,7 +64,7 @@ class TaskFiles:
 class Config:
     """Settings of a stream of instruction tasks."""
 
-    root: Path
+    root: Path = Path("data/CoIN")
     """Folder with `annotations/<task>/train.json` and `test.json`; image paths start here."""
     tasks: tuple[TaskFiles, ...] = ()
     """Your own tasks in order; empty: CoIN's eight."""
@@ -107,6 +107,7 @@ def build(config: Config) -> Stream:
     """
     for name, what in config.faults():
         raise RecipeError(what, where=f"stream instruction: {name}")
+    config = replace(config, root=config.root.expanduser())
     chosen = _ordered(config)
     datasets = [_limited(_read(task, config), config) for task in chosen]
     tasks = tuple(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from perdure.errors import WeightsError
 from perdure.models.clip.archive import read_tensors
+from perdure.models.clip.source import EMBEDDED
 from perdure.models.llava.tokenizer import load_tokenizer
 
 PROJECTOR_NAMES = {
@@ -32,6 +33,7 @@ def whole(weights: str, *, revision: str | None, dtype: torch.dtype, legacy: boo
     """
     from transformers import LlavaForConditionalGeneration
 
+    weights = place(weights)
     try:
         model = LlavaForConditionalGeneration.from_pretrained(weights, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
@@ -51,6 +53,7 @@ def parts(
     """A LlavaForConditionalGeneration of a causal language model, a CLIP tower and a projector file."""
     from transformers import AutoModelForCausalLM, CLIPVisionModel
 
+    llm, vision = place(llm), place(vision)
     try:
         decoder = AutoModelForCausalLM.from_pretrained(llm, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
@@ -61,7 +64,7 @@ def parts(
         raise _unreadable("a CLIP", vision, error) from None
     model = put_together(decoder, tower)
     if projector is not None:
-        load_projector(model, read_projector(Path(projector)), where=projector)
+        load_projector(model, read_projector(projector_file(projector)), where=projector)
     return model, load_tokenizer(llm, legacy=legacy)
 
 
@@ -96,6 +99,30 @@ def put_together(decoder: Any, tower: Any) -> Any:
     if decoder.generation_config is not None:
         model.generation_config = decoder.generation_config
     return model
+
+
+def place(name: str) -> str:
+    """The folder of an embedded model, or the name as it is: a hub id or a folder."""
+    embedded = EMBEDDED / name
+    return str(embedded) if "/" not in name and embedded.is_dir() else name
+
+
+def projector_file(name: str) -> Path:
+    """A local file, or ``owner/repository/file`` on the hub, which is fetched.
+
+    Raises WeightsError if it is neither.
+    """
+    path = Path(name).expanduser()
+    parts = name.split("/")
+    if path.is_file() or path.is_absolute() or len(parts) != 3:
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download("/".join(parts[:2]), parts[2]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise _unreadable("a projector", name, error) from None
 
 
 def read_projector(path: Path) -> dict[str, Tensor]:

@@ -21,6 +21,8 @@ def load_tokenizer(folder: str | Path, *, legacy: bool | None = None) -> Any:
     from transformers import AutoTokenizer, LlamaTokenizer
 
     path = Path(folder)
+    if not path.is_dir():
+        path = _fetched(str(folder))
     model = path / "tokenizer.model"
     if model.is_file() and not (path / "tokenizer.json").is_file():
         vocabulary, merges = read_sentencepiece(model)
@@ -28,9 +30,21 @@ def load_tokenizer(folder: str | Path, *, legacy: bool | None = None) -> Any:
         return LlamaTokenizer(vocab=vocabulary, merges=merges, **settings)
     extra = {} if legacy is None else {"legacy": legacy}
     try:
-        return AutoTokenizer.from_pretrained(str(folder), **extra)
+        return AutoTokenizer.from_pretrained(str(path), **extra)
     except (OSError, ValueError) as error:
         raise WeightsError(f"no tokenizer can be read ({str(error).splitlines()[0]})", where=str(folder)) from None
+
+
+def _fetched(name: str) -> Path:
+    """The tokenizer's files of a hub id."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["tokenizer*", "special_tokens_map.json", "config.json"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightsError(f"no tokenizer can be fetched ({lines[0]})", where=name) from None
 
 
 def is_legacy(tokenizer: Any) -> bool:
