@@ -17,7 +17,7 @@ from perdure.nn import clip_reward
 from perdure.nn.test_time import augmix, losses, views
 from perdure.nn.test_time.encoder_tuning import EncoderTuner, SlowStart, blended_batch_norm
 from perdure.nn.test_time.prompt_tuning import PromptTuner, Steps, Trace
-from perdure.nn.test_time.prompts import ContextPrompts, MetaNet, Wording, shifted
+from perdure.nn.test_time.prompts import Context, ContextPrompts, MetaNet, Wording, shifted
 from perdure.types import Example, Query
 
 EXACT = {"rtol": 0, "atol": 1e-9}
@@ -219,10 +219,11 @@ def test_an_augmix_view_equals_the_published_one(folder):
 # -- prompt episodes ----------------------------------------------------------------------------------------
 
 
-def prompt_tuner(world, a, *, steps, **more):
+def prompt_tuner(world, a, *, steps, **start):
     down = Steps(count=steps, lr=float(a["lr"]), weight_decay=float(a["weight_decay"]))
     share = float(a["selection_p"]) if "selection_p" in a else 0.25
-    return PromptTuner(world.policy, [], world.words, down, selection=share, prompts=world.prompts, **more)
+    context = Context(wording=world.words, **start)
+    return PromptTuner(world.policy, [], context, down, selection=share, prompts=world.prompts)
 
 
 def contexts_after(tuner, pixels, prepare):
@@ -345,7 +346,7 @@ def test_cocoop_inference_and_adaptation_equal_the_published_ones(folder, world)
     close(inference, a["logits_inference"])
 
     close(shifted(context, net, raw[:1]), a["tpt_ctx0"])
-    tuner, image = prompt_tuner(world, a, steps=1, start=context, net=net), world.views[:1]
+    tuner, image = prompt_tuner(world, a, steps=1, vectors=context, net=net), world.views[:1]
     trace = Trace(keep_gradients=True)
     logits = tuner.logits(image, Rewarding(world).for_views(image, entropy=True), trace=trace)
     close(trace.losses[0], a["tpt_loss"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from perdure.errors import RecipeError, TrainingError
@@ -48,6 +48,11 @@ class ClipReward:
         assert models and len(models) == len(weights)
         self.models, self.weights, self.like = list(models), list(weights), like
 
+    def to(self, device: torch.device) -> None:
+        """Move the models."""
+        for clip in self.models:
+            clip.to(device)
+
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> list[Float[Tensor, "texts dim"]]:
         """Unit features, one tensor a model; over-long texts are cut."""
@@ -61,6 +66,14 @@ class ClipReward:
     def encode_images(self, pixels: Float[Tensor, "images 3 height width"]) -> list[Float[Tensor, "images dim"]]:
         """Unit features of pixels normalised as those of `like`, one tensor a model."""
         return [unit(clip.image_features(self._pixels(pixels, clip))) for clip in self.models]
+
+    def encode_views(
+        self, pixels: Float[Tensor, "images views 3 height width"], index: Int[Tensor, "images kept"]
+    ) -> list[Float[Tensor, "images kept dim"]]:
+        """Unit features of the selected views of each image, one tensor a model."""
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        kept = pixels[rows, index].flatten(0, 1)
+        return [features.view(*index.shape, -1) for features in self.encode_images(kept)]
 
     def table(
         self, images: Sequence[Float[Tensor, "*batch dim"]], texts: Sequence[Float[Tensor, "texts dim"]]
@@ -183,8 +196,3 @@ def _confidence(clip: Clip) -> float:
 
 def _channels(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
-
-
-def modules(reward: ClipReward) -> list[nn.Module]:
-    """The models, to be moved to a device."""
-    return list(reward.models)

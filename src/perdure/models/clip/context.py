@@ -1,33 +1,44 @@
-"""Learned prompt contexts from the files of CoOp and CoCoOp (`.pth.tar`), read as tensors only.
+"""Where a prompt's context begins: as words, at random, or from a file of CoOp or CoCoOp (`.pth.tar`).
 
-Knows the names in those files. Does not know prompts or episodes.
+Knows the names in those files, which are read as tensors only. Does not know class names or episodes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import WeightsError
 from perdure.models.clip import Clip
 from perdure.models.clip.archive import read_tensors
-from perdure.nn.test_time.prompts import MetaNet
+from perdure.nn.test_time.prompts import Context, MetaNet, Position, placeholder, wording
+from perdure.runtime import key_seed
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a file brings."""
+def make_context(
+    clip: Clip, words: str, *, position: Position = "end", file: Path | None = None, random: int = 0, seed: int = 0
+) -> Context:
+    """The context that settings describe: a file's, else `random` vectors of spread 0.02, else words.
 
-    vectors: Float[Tensor, "context width"]
-    net: MetaNet | None
-    """CoCoOp's; None for CoOp."""
+    Raises:
+        WeightsError: the file is none of CoOp or CoCoOp for this CLIP.
+        RecipeError: no words.
+    """
+    if file is not None:
+        vectors, net = read_context(file, clip)
+        return Context(wording=placeholder(len(vectors), position=position), vectors=vectors, net=net)
+    if random:
+        generator = torch.Generator().manual_seed(key_seed("context", seed))
+        vectors = 0.02 * torch.randn(random, clip.text_config.hidden_size, generator=generator)
+        return Context(wording=placeholder(random, position=position), vectors=vectors.to(clip.dtype))
+    return Context(wording=wording(words, position=position))
 
 
-def read_context(path: Path, clip: Clip) -> Context:
-    """The context of a CoOp file, or context and meta-net of a CoCoOp file, for this CLIP.
+def read_context(path: Path, clip: Clip) -> tuple[Float[Tensor, "context width"], MetaNet | None]:
+    """The context of a CoOp file, and the meta-net of a CoCoOp file, for this CLIP.
 
     Raises:
         WeightsError: no such file, not one of these, or made for another CLIP.
@@ -48,10 +59,10 @@ def read_context(path: Path, clip: Clip) -> Context:
         raise WeightsError(f"the context is {vectors.shape[1]} wide", where=str(path), expected=f"{width}, as the CLIP")
     net_tensors = {n.removeprefix("meta_net."): t for n, t in named.items() if n.startswith("meta_net.")}
     if not net_tensors:
-        return Context(vectors.float().to(clip.dtype), None)
+        return vectors.to(clip.dtype), None
     net = MetaNet(dim, width)
     expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
     if {name: tensor.shape for name, tensor in net_tensors.items()} != expected:
         raise WeightsError("the meta-net has other shapes", where=str(path), expected=f"that of a CLIP of {dim} dims")
     net.load_state_dict(net_tensors)
-    return Context(vectors.float().to(clip.dtype), net.to(clip.dtype).requires_grad_(False))
+    return vectors.to(clip.dtype), net.to(clip.dtype).requires_grad_(False)

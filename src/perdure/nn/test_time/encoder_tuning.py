@@ -9,8 +9,10 @@ of them, image by image.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +22,66 @@ from torch.nn import functional as F
 from perdure.nn.test_time.losses import Objective, select_views
 from perdure.nn.test_time.prompt_tuning import Answer, Steps, Trace
 
+if TYPE_CHECKING:
+    from perdure.models.clip import Clip
+
 Encode = Callable[[Float[Tensor, "images 3 height width"]], Float[Tensor, "images dim"]]
+Tuned = Literal["all", "norm"]
+"""Parameters of the image tower that move: all, or those of its normalisation layers."""
+
+
+def tunable(clip: Clip, which: Tuned) -> dict[str, nn.Parameter]:
+    """Parameters of the image tower that an episode moves, by name; only they get gradients from now on.
+
+    As in the published code, the batch norms within a ResNet's shortcuts are not among the `norm`s.
+    """
+    clip.requires_grad_(False)
+    norms = re.compile(r"norm|layrnorm|\.bn\d")
+    chosen = {n: p for n, p in clip.visual_parameters().items() if which == "all" or norms.search(n)}
+    for parameter in chosen.values():
+        parameter.requires_grad_()
+    return chosen
+
+
+def visual_state(clip: Clip) -> dict[str, Tensor]:
+    """Parameters and buffers of the image tower, by name: all that an episode may change."""
+    state = clip.model.state_dict(keep_vars=True)
+    return {n: t for n, t in state.items() if n.startswith(("vision_model.", "visual_projection."))}
+
+
+def encoder_tuner(
+    clip: Clip,
+    texts: Float[Tensor, "classes dim"],
+    tuned: Mapping[str, nn.Parameter],
+    steps: Steps,
+    *,
+    selection: float,
+    prior_strength: float | None = None,
+    momentum: float | None = None,
+    update_every: int = 64,
+    update_share: float = 1.0,
+    answer: Answer = "plain",
+    chunk: int = 256,
+) -> EncoderTuner:
+    """The tuner of a CLIP's image tower; see `EncoderTuner` and `SlowStart`."""
+    state = visual_state(clip)
+    slow = None
+    if momentum is not None:
+        slow = SlowStart(state, momentum=momentum, every=update_every, share=update_share)
+    return EncoderTuner(
+        state,
+        clip.image_features,
+        tuned,
+        texts,
+        steps,
+        scale=clip.scale.detach(),
+        selection=selection,
+        norms=[m for m in clip.model.vision_model.modules() if isinstance(m, nn.BatchNorm2d)],
+        prior_strength=prior_strength,
+        slow=slow,
+        answer=answer,
+        chunk=chunk,
+    )
 
 
 class SlowStart:

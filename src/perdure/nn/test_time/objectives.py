@@ -34,6 +34,12 @@ class Reinforce:
     sampling: Sampling = "top"
 
 
+def require_candidates(candidates: Sequence[str]) -> None:
+    """DataError if there is nothing to choose from."""
+    if not candidates:
+        raise DataError("there are no candidates", expected="the names of the classes")
+
+
 def require_samples(samples: int, classes: int, sampling: Sampling) -> None:
     """DataError if there are fewer classes than samples."""
     if sampling == "top" and samples > classes:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perdure.nn.test_time.losses import Objective, select_views, take_views
-from perdure.nn.test_time.prompts import ContextPrompts, MetaNet, Wording, shifted
+from perdure.nn.test_time.prompts import Context, ContextPrompts, shifted
 
 if TYPE_CHECKING:
     from perdure.models.clip import Clip
@@ -97,8 +97,7 @@ class PromptTuner:
 
     Args:
         names: class names; underscores become spaces.
-        start: the context that episodes begin with; None: the embeddings of the wording.
-        net: CoCoOp's meta-net, which shifts the start for each image.
+        context: what episodes begin with.
         selection: share of the views that are kept.
         chunk: prompts, and views, that are encoded at a time.
     """
@@ -107,21 +106,20 @@ class PromptTuner:
         self,
         clip: Clip,
         names: Sequence[str],
-        wording: Wording,
+        context: Context,
         steps: Steps,
         *,
         selection: float,
-        start: Float[Tensor, "context width"] | None = None,
-        net: MetaNet | None = None,
         answer: Answer = "plain",
         chunk: int = 256,
         prompts: ContextPrompts | None = None,
     ) -> None:
         self.clip, self.steps, self.selection, self.answer, self.chunk = clip, steps, selection, answer, chunk
-        self.prompts = prompts or ContextPrompts.of(clip, names, wording, chunk=chunk)
-        self.start = self.prompts.initial() if start is None else start.to(clip.device, clip.dtype)
-        self.net = net
-        self.first = self.prompts.features(self.start[None]) if net is None else None
+        self.prompts = prompts or ContextPrompts.of(clip, names, context.wording, chunk=chunk)
+        vectors = context.vectors
+        self.start = self.prompts.initial() if vectors is None else vectors.to(clip.device, clip.dtype)
+        self.net = context.net.to(clip.device) if context.net else None
+        self.first = self.prompts.features(self.start[None]) if self.net is None else None
 
     def logits(
         self,

@@ -132,7 +132,7 @@ class ContextPrompts:
         wanted = gradient.flatten(0, 1).ne(0).any(-1).nonzero().squeeze(-1)
         wanted = wanted[self.ends[wanted % len(self)].argsort(stable=True)]
         flat = gradient.flatten(0, 1)
-        for part in wanted.split(self.chunk):
+        for part in wanted.split(self.chunk) if len(wanted) else ():
             features = self.encode(contexts, part // len(self), part % len(self))
             features.backward(flat[part])
 
@@ -168,6 +168,17 @@ def shifted(
 ) -> Float[Tensor, "images context width"]:
     """CoCoOp: the context plus what the net makes of each image, the same for all its vectors."""
     return context[None] + net(features)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """How prompts begin."""
+
+    wording: Wording
+    vectors: Float[Tensor, "context width"] | None = None
+    """None: the embeddings of the words."""
+    net: MetaNet | None = None
+    """CoCoOp's."""
 
 
 def _ends(ids: Tensor, eot: int) -> Tensor:

@@ -7,10 +7,11 @@ batches; runs in loader workers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
@@ -32,6 +33,7 @@ class Transform(Protocol):
     size: int
 
     def pixels(self, image: Any) -> Tensor: ...
+    def normalize(self, pixels: Tensor) -> Tensor: ...
 
 
 def preprocess(
@@ -64,6 +66,18 @@ def draw_views(
     if not mixed:
         return torch.stack([plain, *made])
     return torch.stack([plain.float(), *(augmix(view, draw_mix(generator)) for view in made)])
+
+
+def in_parts(
+    batch: Batch, transform: Transform, at_once: int, answer: Callable[[Tensor, list[int]], Tensor]
+) -> Float[Tensor, "images classes"]:
+    """Answers to a batch of `preprocess`, a few images at a time: ``answer(normalised views, keys)``."""
+    keys = [int(key) for key in batch["key"]]
+    parts = []
+    for begin in range(0, len(keys), at_once):
+        part = slice(begin, begin + at_once)
+        parts.append(answer(transform.normalize(batch["views"][part]), keys[part]))
+    return torch.cat(parts)
 
 
 def check(views: int, selection: float):
