@@ -43,7 +43,7 @@ class Plain:
     def batches(self, examples: Sequence[Example], stage: str, *, training: bool, size: int = 0) -> ExampleBatches:
         return ExampleBatches(
             examples,
-            classifier.preprocessor(self.clip),
+            classifier.Preprocessor(self.clip.transform),
             batch_size=size or self.config.batch_size,
             runtime=self.runtime,
             stage=stage,

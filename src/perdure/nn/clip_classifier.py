@@ -6,7 +6,8 @@ method scores. Functions only; a Clip (`perdure.models.clip`) is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,7 @@ from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Task
 
 if TYPE_CHECKING:
-    from perdure.models.clip import Clip
+    from perdure.models.clip import Clip, ClipTransform
 
 
 # -- prompts ------------------------------------------------------------------------------------------------
@@ -160,8 +161,7 @@ def widen(
 
 def preprocess(clip: Clip, example: Example) -> Batch:
     """``{"image": uint8 [3 size size], "label": int}``; no label where the example has no target."""
-    pixels = clip.transform.pixels(example.inputs["image"])
-    return {"image": pixels} if example.target is None else {"image": pixels, "label": int(example.target)}
+    return Preprocessor(clip.transform)(example, False)
 
 
 def raw_image_features(clip: Clip, pixels: UInt8[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]:
@@ -212,16 +212,22 @@ def encode_images(
     """
     encode = image_features if unit else raw_image_features
     batches = ExampleBatches(
-        examples, preprocessor(clip), batch_size=batch_size, runtime=runtime, stage=stage, training=False
+        examples, Preprocessor(clip.transform), batch_size=batch_size, runtime=runtime, stage=stage, training=False
     )
     return training.features(
         lambda batch: {"feature": encode(clip, batch["image"]), "label": batch["label"]}, batches, runtime=runtime
     )
 
 
-def preprocessor(clip: Clip) -> Callable[[Example, bool], Batch]:
-    """`preprocess` as a method has it."""
-    return lambda example, training: preprocess(clip, example)
+@dataclass(frozen=True)
+class Preprocessor:
+    """`preprocess` as a loader takes it; holds the transform alone, so that little travels to a worker."""
+
+    transform: ClipTransform
+
+    def __call__(self, example: Example, training: bool) -> Batch:
+        pixels = self.transform.pixels(example.inputs["image"])
+        return {"image": pixels} if example.target is None else {"image": pixels, "label": int(example.target)}
 
 
 # -- raw examples in a state --------------------------------------------------------------------------------
