@@ -33,7 +33,7 @@ class Config:
 
     loss: Literal["kd", "kd_plain", "dkd", "atkd", "atkd_std", "atkd2"] = "kd"
     """`kd`: cross-entropy with the teacher (`kd_plain`: less its entropy). `dkd`: target and others apart. `atkd`:
-    logits scaled by their mean, as the published RLCF code does; `atkd_std` by their spread; `atkd2` layer-normalised."""
+    logits scaled by their mean, as in the published code; `atkd_std`: by their spread; `atkd2`: layer-normalised."""
     template: str = "a photo of a {}."
     """Class prompt; underscores of names become spaces."""
     tune: Literal["all", "norm"] = "all"
