@@ -17,7 +17,9 @@ from typing import Any
 from perdure import checkpoint, recipe
 from perdure.errors import CheckpointError, RecipeError
 from perdure.evaluate import Evaluation
+from perdure.metrics import continual
 from perdure.recipe import Built, Recipe
+from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
 from perdure.run import Scores, checkpoint_file, run
 from perdure.runtime import Runtime, key_seed
@@ -35,9 +37,11 @@ class Finished:
     scores: Scores
     fresh: bool
     """False if it had been finished before, so that nothing was trained."""
+    main: bool = True
+    """False in all processes of a run but one."""
 
 
-def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> list[Finished]:
+def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> Result:
     """Run a recipe, once for each seed; go on with whatever is under way in its folders.
 
     Args:
@@ -52,24 +56,28 @@ def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> list[
         if again:
             _clear(folder)
         refuse_changed(asked.for_seed(seed), folder)
-    return [_execute_one(asked.for_seed(seed), folder, quiet=quiet) for seed, folder in jobs]
-
-
-def table(finished: Sequence[Finished]) -> str:
-    """The score table of runs over their seeds, the published numbers beside ours, as Markdown."""
-    from perdure.report import load, markdown, tables
-
-    return markdown.markdown(tables.groups([load.read(one.folder) for one in finished]))
+    return Result(_execute_one(asked.for_seed(seed), folder, quiet=quiet) for seed, folder in jobs)
 
 
 class Result(tuple[Finished, ...]):
-    """What ``perdure.run`` returns: one `Finished` a seed; a notebook shows it as the table."""
+    """What `execute` and ``perdure.run`` return: one `Finished` a seed; shown as the table of scores over the seeds,
+    the published numbers beside ours, in Markdown."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return all(one.main for one in self)
+
+    def pages(self) -> dict[str, Path]:
+        """The report of all seeds, in the folder above theirs: file name -> path."""
+        folders = [one.folder for one in self]
+        return report(folders, folders[0].parent)
 
     def __str__(self) -> str:
-        return table(self)
+        return markdown.markdown(tables.groups([load.read(one.folder) for one in self]))
 
     def _repr_markdown_(self) -> str:
-        return table(self)
+        return str(self)
 
 
 def run_recipe(name: str | Path, overrides: Sequence[str] = (), **sections: Mapping[str, Any]) -> Result:
@@ -80,7 +88,7 @@ def run_recipe(name: str | Path, overrides: Sequence[str] = (), **sections: Mapp
         **sections: the same as mappings, ``method={"lr": 1e-4}``.
     """
     stated = [f"{s}.{k}={json.dumps(v, default=str)}" for s, part in sections.items() for k, v in part.items()]
-    return Result(execute(recipe.load(name, [*overrides, *stated])))
+    return execute(recipe.load(name, [*overrides, *stated]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,18 +131,18 @@ def refuse_changed(asked: Recipe, folder: Path) -> None:
         return
     changed = recipe.differences(recipe.load(file), asked)
     if changed:
-        lines = "".join(f"\n  {name}: {was!r} there, {now!r} now" for name, was, now in changed)
+        listed = "; ".join(f"{name}: {was!r} there, {now!r} now" for name, was, now in changed)
         raise RecipeError(
-            f"holds a run with other settings:{lines}\n",
+            f"holds a run with other settings: {listed}",
             where=str(folder),
             todo="Set run.name=... for a run beside it, or add --again to make it anew.",
         )
 
 
 def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
-    if finished := _finished(folder):
-        return Finished(folder=folder, scores=finished, fresh=False)
     runtime = make_runtime(asked, folder, quiet=quiet)
+    if finished := _finished(folder):
+        return Finished(folder=folder, scores=finished, fresh=False, main=runtime.main)
     built = recipe.build(asked, asked.run.seed)
     if runtime.main:
         checkpoint.write_text(folder / "recipe.yaml", recipe.to_yaml(asked))
@@ -156,7 +164,7 @@ def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
     if runtime.main:
         checkpoint.write_json(folder / "card.json", _card(asked, built, scores, runtime, folder))
     runtime.wait()
-    return Finished(folder=folder, scores=scores, fresh=True)
+    return Finished(folder=folder, scores=scores, fresh=True, main=runtime.main)
 
 
 def make_runtime(asked: Recipe, folder: Path | None, *, quiet: bool = False) -> Runtime:
@@ -315,9 +323,6 @@ Made by perdure from the run in `{opened.folder.name}` (seed {asked.run.seed}). 
 
 def load_summary(folder: Path) -> dict[str, float | None]:
     """Average, last, forgetting and so on of a run's headline metric."""
-    from perdure.metrics import continual
-    from perdure.report import load
-
     read = load.read(folder)
     measured = continual.from_rows(read.rows, tasks=len(read.tasks), metric=read.headline)
     return continual.summary(measured.matrix, counts=measured.counts, initial=measured.initial)

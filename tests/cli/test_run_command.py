@@ -39,7 +39,9 @@ def test_a_run_ends_with_its_table_and_the_next_command_and_a_second_one_trains_
     first = run(folder)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("|method|metric|")
-    assert f"perdure report {RUN}" in first.stdout
+    page = RUN.parent / "report.html"
+    assert first.stdout.endswith(f"The report, with figures: {page}\n")
+    assert (folder / page).exists()
     assert "\x1b" not in first.stdout + first.stderr
     assert "\r" not in first.stdout + first.stderr
     card = json.loads((folder / RUN / "card.json").read_text())

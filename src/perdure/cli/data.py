@@ -1,17 +1,17 @@
 """`perdure data`: list data sets, look through one or through your own images, write a generated one.
 
-Knows arguments and what is printed. `perdure.data.check_files` looks through images.
+Knows arguments and what is printed. `perdure.prepare.check_images` looks through images.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from perdure.cli import SETTINGS, epilog
-from perdure.cli._layout import columns, width
 
 EXAMPLES = """
 perdure data check my_images/
@@ -38,9 +38,6 @@ MADE = """
 perdure data make microworld --as imagefolder --out shapes
 perdure data make microworld --as flickr30k --out f30k seed=3
 """
-FIRST = 10
-"""Lines of each kind of fault; the others are counted."""
-
 
 @app.command("list", epilog=epilog(LISTED), context_settings=SETTINGS)
 def list_data(
@@ -58,6 +55,7 @@ def check(
     what: Annotated[str, typer.Argument(help="a data set's name, a folder of images, a .csv or a .jsonl")],
     settings: Annotated[list[str] | None, typer.Argument(help="of a data set: key=value")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="decode every pixel, not the headers alone")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
 ) -> None:
     """Count, and find what would stop a run.
 
@@ -65,23 +63,20 @@ def check(
     Exit code 0: sound; 1: faults were found; 2: it cannot be looked through.
     """
     from perdure import registry
-    from perdure.data import check_files
+    from perdure.config import Named
+    from perdure.prepare import check_images
 
     path = Path(what).expanduser()
     if what in registry.names("data") and not path.exists():
-        findings = _of_reader(what, settings or [], decode=decode)
+        named = Named(place="data", name=what, settings=_stated(what, settings or []))
+        found = check_images.check(registry.build(named), decode=decode)
     else:
         if not path.exists():
             registry.find("data", what)  # neither a path nor a name: says which name is near
-        findings = check_files.inspect(path, decode=decode)
-    _print_counts(findings.counts)
-    _print_faults("unreadable", findings.unreadable)
-    _print_faults("the same image in two splits", [f"{a} = {b}" for a, b in findings.duplicates])
-    _print_faults("class names", findings.unmatched)
-    _print_faults("class folders without an image", findings.empty)
-    if not findings.sound:
-        raise SystemExit(1)
-    print("sound")
+        found = check_images.check_path(path, decode=decode)
+    print(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
+    if found.exit_code:
+        raise SystemExit(found.exit_code)
 
 
 @app.command("make", epilog=epilog(MADE), context_settings=SETTINGS)
@@ -110,26 +105,6 @@ def make(
     print(f"wrote {len(written)} files below {out}")
 
 
-def _of_reader(name: str, settings: list[str], *, decode: bool) -> Any:
-    """Findings of a data set that perdure reads: missing files first, then its images."""
-    from perdure import registry
-    from perdure.config import Named
-    from perdure.data.check_files import Item, examine
-
-    dataset = registry.build(Named(place="data", name=name, settings=_stated(name, settings)))
-    items, counts = [], {}
-    for split in ("train", "validation", "test"):
-        examples = getattr(dataset, split)
-        for target in examples.targets:
-            label = dataset.candidates[target] if isinstance(target, int) and dataset.candidates else "examples"
-            counts.setdefault(split, {}).setdefault(label, 0)
-            counts[split][label] += 1
-        paths = ((e.target, e.inputs.get("image")) for e in examples)
-        items += [Item(split, str(target), path) for target, path in paths if isinstance(path, Path)]
-    findings = examine(items, decode=decode)
-    return type(findings)(counts=counts, unreadable=findings.unreadable, duplicates=findings.duplicates)
-
-
 def _stated(name: str, settings: list[str]) -> dict[str, Any]:
     """``key=value`` arguments, each value in YAML 1.2, checked against the settings of the data set."""
     from perdure import config, registry
@@ -146,22 +121,3 @@ def _stated(name: str, settings: list[str]) -> dict[str, Any]:
 
         raise RecipeError(" ".join(f.what for f in missing), where=name, todo="State it as key=value.")
     return layer.values
-
-
-def _print_counts(counts: dict[str, dict[str, int]]) -> None:
-    """Classes of each split; many classes in one line."""
-    rows = [["split", "classes", "examples", "fewest", "most"]]
-    for split, classes in counts.items():
-        least, most = min(classes, key=classes.__getitem__), max(classes, key=classes.__getitem__)
-        ends = [f"{classes[least]} ({least})", f"{classes[most]} ({most})"]
-        rows.append([split, str(len(classes)), str(sum(classes.values())), *ends])
-    print("\n".join(columns(rows, total=width())))
-    for split, classes in counts.items():
-        if len(classes) <= 30:
-            print(f"{split}: " + ", ".join(f"{label} {n}" for label, n in classes.items()))
-
-
-def _print_faults(title: str, lines: list[str]) -> None:
-    if lines:
-        more = [f"... and {len(lines) - FIRST} more"] if len(lines) > FIRST else []
-        print("\n".join([f"{title}: {len(lines)}", *(f"  {line}" for line in [*lines[:FIRST], *more])]))

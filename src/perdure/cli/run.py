@@ -44,6 +44,6 @@ def command(
     from perdure import api  # brings torch: after all that can be wrong in the text
 
     finished = api.execute(checked, again=again, quiet=quiet)
-    print(api.table(finished))
-    folders = " ".join(str(one.folder) for one in finished)
-    print(f"The report, with figures: perdure report {folders}")
+    if finished.main:
+        print(finished)
+        print(f"The report, with figures: {finished.pages()['report.html']}")
