@@ -57,8 +57,8 @@ class Clip:
 
 
 SETTINGS = {
-    "micro-clip": Clip(seed=1, steps=4500),
-    "micro-clip-reward": Clip(seed=2, steps=5500, width=160, pool=90_000),
+    "micro-clip": Clip(seed=2, steps=1500),
+    "micro-clip-reward": Clip(seed=1, steps=4500),
 }
 
 
@@ -79,7 +79,7 @@ def main() -> None:
 
     def keep(model: CLIPModel) -> None:
         minutes = (time.process_time() - started) / 60
-        save(model, tokenizer, out)
+        save(model, out)
         (out / "README.md").write_text(card(given.name, settings, minutes, model, tokenizer))
         print((out / "README.md").read_text(), flush=True)
 
@@ -191,11 +191,18 @@ def zero_shot(model: CLIPModel, tokenizer, per_class: int, style: str = "plain")
     return np.asarray([right[label == c].mean() for c in range(len(scenes.CLASSES))])
 
 
-def save(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: CLIPModel, out: Path) -> None:
     """A folder that plain transformers loads; weights in float16."""
     out.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(model).to(torch.float16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    # A fresh one: a used tokenizer would save how it last padded.
+    word_tokenizer().save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
+    # transformers 5 writes a class name that older versions do not know; this one is known to all.
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    settings.pop("backend", None)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     side = {"height": 32, "width": 32}
     CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size=side, image_mean=list(MEAN), image_std=list(DEVIATION)

@@ -1,5 +1,7 @@
 """Microworld: a generated world of shapes, fills, colors and places; nothing to download.
 
+Needs: nothing.
+
 For the demo, the tests and for finding bugs; it never replaces real data. Knows its views and splits;
 does not know how pixels (`render`, `styles`) or sentences (`words`) are made, nor files (`disk`).
 Everything is a function of (seed, split, index), the same on every machine.

@@ -48,7 +48,7 @@ def shown(world: Scenes, style: str, severity: int = 3) -> Scenes:
 
 def _sketch(canvas: Canvas, cover, key, s: int) -> Canvas:
     """Edges in light gray on dark; at lower severities some of the picture shines through."""
-    share = np.float32((0.5, 0.65, 0.8, 0.9, 1.0)[s])
+    share = np.float32((0.3, 0.45, 0.6, 0.8, 1.0)[s])
     luma = _luma(canvas)
     wide = np.pad(luma, ((0, 0), (1, 1), (1, 1)), mode="edge")
     dx, dy = wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2], wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]
@@ -57,8 +57,8 @@ def _sketch(canvas: Canvas, cover, key, s: int) -> Canvas:
 
 
 def _inverted(canvas: Canvas, cover, key, s: int) -> Canvas:
-    """The ground turns light and the objects dark, hues are kept."""
-    share = np.float32((0.3, 0.45, 0.6, 0.75, 0.9)[s])
+    """Brightness goes towards its negative: the dark ground more than the objects; hues are kept."""
+    share = np.float32((0.05, 0.08, 0.11, 0.16, 0.3)[s])
     luma = _luma(canvas)
     return canvas + (share * (np.float32(235) - 2 * luma))[..., None] * (1 - cover * np.float32(0.6))[..., None]
 
@@ -71,8 +71,8 @@ def _noise(canvas: Canvas, cover, key, s: int) -> Canvas:
 
 def _blur(canvas: Canvas, cover, key, s: int) -> Canvas:
     """[w, 1 - 2w, w] along both axes, repeated; more often for larger pictures, so that the width scales."""
-    side = np.float32((0.12, 0.18, 0.25, 0.25, 0.25)[s])
-    times = (1, 1, 1, 2, 3)[s] * (canvas.shape[1] // 32) ** 2
+    side = np.float32((0.05, 0.1, 0.15, 0.2, 0.25)[s])
+    times = (1, 1, 1, 1, 2)[s] * (canvas.shape[1] // 32) ** 2
     for _ in range(times):
         wide = np.pad(canvas, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
         canvas = canvas * (1 - 2 * side) + (wide[:, :-2] + wide[:, 2:]) * side
@@ -82,23 +82,26 @@ def _blur(canvas: Canvas, cover, key, s: int) -> Canvas:
 
 
 def _pixelated(canvas: Canvas, cover, key, s: int) -> Canvas:
-    """Sampled on a coarse grid of this many pixels a side."""
-    side, size = (26, 22, 19, 16, 13)[s], canvas.shape[1]
-    coarse = ((np.arange(side) + 0.5) * size / side).astype(np.int64)
-    back = np.arange(size) * side // size
-    rows = coarse[back]
-    return canvas[:, rows][:, :, rows]
+    """Averages over a coarse grid of 16 x 16, mixed with the picture at lower severities."""
+    share = np.float32((0.35, 0.55, 0.75, 0.9, 1.0)[s])
+    side = canvas.shape[1] // 16
+    corners = [canvas[:, y::side, x::side] for y in range(side) for x in range(side)]
+    coarse = corners[0]
+    for corner in corners[1:]:
+        coarse = coarse + corner
+    coarse = np.repeat(np.repeat(coarse / np.float32(side * side), side, axis=1), side, axis=2)
+    return canvas * (1 - share) + coarse * share
 
 
 def _contrast(canvas: Canvas, cover, key, s: int) -> Canvas:
-    """Less contrast around a middle gray."""
-    share = np.float32((0.6, 0.48, 0.38, 0.28, 0.2)[s])
-    return np.float32(72) + (canvas - np.float32(72)) * share
+    """Less contrast around a dark gray."""
+    share = np.float32((0.8, 0.65, 0.5, 0.4, 0.3)[s])
+    return np.float32(55) + (canvas - np.float32(55)) * share
 
 
 def _textured(canvas: Canvas, cover, key, s: int) -> Canvas:
     """A busy, colored ground of random blocks of two sizes behind the objects."""
-    height = np.float32((30, 45, 65, 90, 120)[s])
+    height = np.float32((15, 25, 38, 55, 80)[s])
     n, size = canvas.shape[:2]
     texture = np.zeros_like(canvas)
     for channel, cells in ((32, 8), (33, 16)):
@@ -110,9 +113,9 @@ def _textured(canvas: Canvas, cover, key, s: int) -> Canvas:
 
 def _tinted(canvas: Canvas, cover, key, s: int) -> Canvas:
     """Colored light: each picture has its own color, that is multiplied in and also lifts the ground."""
-    share = np.float32((0.25, 0.4, 0.55, 0.7, 0.85)[s])
+    share = np.float32((0.15, 0.25, 0.35, 0.5, 0.7)[s])
     light = draws.uniform(key, 34, 3).astype(np.float32)[:, None, None, :]
-    return canvas * (1 - share + share * light) + share * 50 * light
+    return canvas * (1 - share + share * light) + share * 40 * light
 
 
 def _luma(canvas: Canvas) -> Canvas:
