@@ -201,7 +201,8 @@ class Clip(nn.Module):
         vision = self.vision_config
         return {
             **(self.source.provenance() if self.source else {"weights": "made in memory"}),
-            "architecture": f"ViT {vision.num_hidden_layers}x{vision.hidden_size}/{vision.patch_size}",
+            "architecture": getattr(vision, "architecture", None)
+            or f"ViT {vision.num_hidden_layers}x{vision.hidden_size}/{vision.patch_size}",
             "image_size": self.image_size,
             "activation": vision.hidden_act,
             "dtype": str(self.dtype).removeprefix("torch."),

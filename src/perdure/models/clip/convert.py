@@ -164,7 +164,12 @@ def _plain_names(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             expected="OpenAI's or open_clip's names (visual.conv1.weight ...)",
         )
     if "visual.layer1.0.conv1.weight" in plain or any(k.startswith("visual.trunk.") for k in plain):
-        raise WeightsError("its vision tower is not a vision transformer of CLIP", where=where, expected="a CLIP ViT")
+        raise WeightsError(
+            "its vision tower is not a vision transformer of CLIP",
+            where=where,
+            expected="a CLIP ViT",
+            todo="For CLIP's ResNets (RN50 ...), use the model `clip_resnet`.",
+        )
     needed = [*_OUTSIDE_BLOCKS, *(f"{t}.0.mlp.c_fc.weight" for t in _TOWERS)]
     missing = [name for name in needed if name not in plain]
     if missing:
