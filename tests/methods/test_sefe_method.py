@@ -153,8 +153,8 @@ def test_two_processes_learn_the_weights_of_one(tmp_path):
 
 def test_accumulating_changes_no_weight():
     def weights(accumulate):
-        tuning = replace(TUNING, dropout=0, mean="conversation", batch_size=4, accumulate=accumulate)
-        return learned(Sefe(Config(tuning=tuning, fraction=0.1), llm=tiny_llava())).adapters.weights()
+        tuning = replace(TUNING, dropout=0, mean="conversation", batch_size=4, accumulate=accumulate, epochs=4)
+        return learned(Sefe(Config(tuning=tuning, fraction=0.1, weight=1e4), llm=tiny_llava())).adapters.weights()
 
     whole, parts = weights(1), weights(2)
     for name, weight in whole.items():

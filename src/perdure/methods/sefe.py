@@ -62,6 +62,8 @@ class Sefe:
         self.adapters = Adapters(llm, config.tuning)
         self.elements: dict[str, Elements] = {}
         """Of all tasks learned, by matrix."""
+        self._shared: tuple[tuple[int, ...], Tensor, tuple[Tensor, ...]] | None = None
+        """The factors' versions, and the penalty and its gradients there."""
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return self.llm.preprocess(example, training)
@@ -82,6 +84,7 @@ class Sefe:
             self.config.tuning,
             runtime=runtime,
         )
+        self._shared = None
         self.adapters.save_task(task, runtime)
         if self.config.regularize:
             self.elements = self._with_new_elements()
@@ -96,7 +99,21 @@ class Sefe:
         return {"loss": answers + self.config.weight * penalty, "answers": answers, "penalty": penalty}
 
     def penalty(self) -> Tensor:
-        """Mean magnitude of the present update at the key elements, averaged over matrices (L_reg)."""
+        """Mean magnitude of the present update at the key elements, averaged over matrices (L_reg).
+
+        Where a batch is cut into parts, it is made once a step: the parts share its value and gradient.
+        """
+        if self.config.tuning.accumulate == 1:
+            return self._penalty()
+        factors = list(self.adapters.parameters().values())
+        versions = tuple(p._version for p in factors)
+        if self._shared is None or self._shared[0] != versions:
+            value = self._penalty()
+            self._shared = (versions, value.detach(), torch.autograd.grad(value, factors))
+        _, value, gradients = self._shared
+        return value + sum(((p - p.detach()) * g).sum() for p, g in zip(factors, gradients))
+
+    def _penalty(self) -> Tensor:
         values = [mean_magnitude(m.a, m.b, self.elements[n]) for n, m in self.adapters.matrices.items()]
         return torch.stack(values).sum() / (self.config.matrices or len(values))
 

@@ -160,8 +160,8 @@ class _MeanMagnitude(torch.autograd.Function):
             grad_b = gradient @ lora_a.to(dtype).T.contiguous()
             # the transposed pattern is made in passing: kept, it would double the memory
             order = columns.sort(stable=True).indices
-            ends = _ends(columns, inputs)
-            transposed = _sparse(ends, elements.rows()[order], weights[order], (inputs, outputs))
+            rows = elements.rows().index_select(0, order)
+            transposed = _sparse(_ends(columns, inputs), rows, weights.index_select(0, order), (inputs, outputs))
             grad_a = (transposed @ lora_b.to(dtype)).T
         return grad_a.to(lora_a.dtype), grad_b.to(lora_b.dtype), None
 
