@@ -172,7 +172,7 @@ def test_answers_are_those_of_one_question_at_a_time(llava, size):
 def test_long_conversation_without_a_visible_answer_is_refused():
     model = tiny_llava()
     model.max_length = 100
-    with pytest.raises(UnreadableExample, match="no answer lies within the first 100 of"):
+    with pytest.raises(UnreadableExample, match="no answer lies within the first 100 tokens"):
         model.preprocess(conversation("What? " * 40, "red"), True)
 
 

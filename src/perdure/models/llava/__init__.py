@@ -132,7 +132,7 @@ class Llava(nn.Module):
         ids, labels = self._with_patches(encoded.input_ids, encoded.labels)
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         if all(label == IGNORE for label in labels):
-            raise self._nothing_to_learn(example.id, encoded.mismatch, len(encoded.input_ids))
+            raise self._nothing_to_learn(example.id, encoded.mismatch)
         return item | {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
@@ -287,14 +287,12 @@ class Llava(nn.Module):
             return torch.zeros(3, self.image_size, self.image_size)
         return pixels(open_image(image, where=where), size=self.image_size, mean=self.mean, std=self.std)
 
-    def _nothing_to_learn(self, name: str, mismatch: bool, tokens: int) -> UnreadableExample:
+    def _nothing_to_learn(self, name: str, mismatch: bool) -> UnreadableExample:
         if mismatch:
             what = "the answers' tokens cannot be placed: an answer is empty or holds ' ASSISTANT: ' or '</s>'"
         else:
-            what = f"no answer lies within the first {self.max_length} of {tokens} tokens"
-        return UnreadableExample(
-            what, where=name, todo="Repair or remove the record, or set run.unreadable=skip to go on without it."
-        )
+            what = f"no answer lies within the first {self.max_length} tokens"
+        return UnreadableExample(what, where=name)
 
 
 def mean_answer_loss(

@@ -6,6 +6,8 @@ Knows Hugging Face folders and hub ids, and the projector files of LLaVA's first
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ def whole(weights: str, *, revision: str | None, dtype: torch.dtype, legacy: boo
 
     weights = place(weights)
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(weights, revision=revision, dtype=dtype)
+        with _quiet():
+            model = LlavaForConditionalGeneration.from_pretrained(weights, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a LLaVA", weights, error) from None
     return model, load_tokenizer(weights, legacy=legacy)
@@ -55,11 +58,13 @@ def parts(
 
     llm, vision = place(llm), place(vision)
     try:
-        decoder = AutoModelForCausalLM.from_pretrained(llm, revision=revision, dtype=dtype)
+        with _quiet():
+            decoder = AutoModelForCausalLM.from_pretrained(llm, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a language model", llm, error) from None
     try:
-        tower = CLIPVisionModel.from_pretrained(vision, dtype=dtype)
+        with _quiet():
+            tower = CLIPVisionModel.from_pretrained(vision, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a CLIP", vision, error) from None
     model = put_together(decoder, tower)
@@ -154,6 +159,22 @@ def load_projector(model: Any, tensors: dict[str, Tensor], *, where: str) -> Non
                 f"{name} is {tuple(tensor.shape)}", where=where, expected=f"{tuple(own[name].shape)} for these parts"
             )
     model.model.multi_modal_projector.load_state_dict(tensors)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars, and its report on tensors that are not needed (a CLIP's text tower)."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _unreadable(what: str, where: str, error: BaseException) -> WeightsError:
