@@ -1,4 +1,4 @@
-"""`perdure predict`: a finished run answers for files of the user's own.
+"""`perdure predict`: a finished run, or a method that adapts at test time, answers for files of the user's own.
 
 Knows files, folders and how answers are printed. Does not know how a method answers.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,17 +17,23 @@ import typer
 EXAMPLES = """
 perdure predict runs/mg_clip-microworld/seed_0 cat.jpg
 perdure predict runs/mg_clip-cifar100/seed_0 photos/ --top 5 --json
+perdure predict --method rlcf_encoder --classes "cat,dog,red panda" photos/ --html before_and_after.html
 """
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
-    files: Annotated[list[Path], typer.Argument(help="images, or folders of images", metavar="FILE...")],
+    run: Annotated[Path, typer.Argument(help="folder of a run (with --method: the first file)", metavar="RUN")],
+    files: Annotated[list[Path] | None, typer.Argument(help="images, or folders of images", metavar="FILE...")] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="answers for each file")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="comma-separated values")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    method: Annotated[str, typer.Option("--method", help="instead of a run: adapt to each image by this method")] = "",
+    classes: Annotated[str, typer.Option("--classes", help='with --method: "a,b,c", or @FILE')] = "",
+    model: Annotated[list[str] | None, typer.Option("--model", help="with --method: ROLE=WEIGHTS")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="with --method: KEY=VALUE of it")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="with --method: write a page of it")] = None,
 ) -> None:
     """Classify images with what a run has learned.
 
@@ -35,20 +41,54 @@ def command(
     """
     from perdure.errors import DataError
 
-    found = list(_images(files))
+    form = "json" if as_json else "csv" if as_csv else "text"
+    found = list(_images([run, *(files or [])] if method else files or []))
     if not found:
-        raise DataError("no image there", where=", ".join(map(str, files)), expected=f"{', '.join(sorted(IMAGES))}")
+        raise DataError(
+            "no image there", where=", ".join(map(str, files or [run])), expected=f"{', '.join(sorted(IMAGES))}"
+        )
+    if method:
+        _adapt_to(found, method, classes, model or [], settings or [], form=form, top=top, device=device, html=html)
+        return
     from perdure import api  # brings torch: after all that can be wrong in the arguments
 
     opened = api.reopen(run, device=device)
     if opened.query.kind != "classify":
         raise DataError(f"the run answers tasks of kind {opened.query.kind}", where=str(run), expected="classify")
     answers = _answers(opened, found, top)
-    _print(answers, form="json" if as_json else "csv" if as_csv else "text")
-    unreadable = opened.runtime.skipped
-    for reason in unreadable.values():
+    _print(answers, form=form)
+    _name_unreadable(opened.runtime.skipped)
+
+
+def _adapt_to(
+    found: Sequence[Path],
+    method: str,
+    classes: str,
+    models: Sequence[str],
+    settings: Sequence[str],
+    *,
+    form: Literal["json", "csv", "text"],
+    top: int,
+    device: str,
+    html: Path | None,
+) -> None:
+    """Answers before and after adapting to each image, and what the reward model says."""
+    from perdure.cli import _adapt
+
+    rows, runtime = _adapt.adapt(
+        method, _adapt.read_classes(classes), found, models=models, settings=settings, top=top, device=device
+    )
+    print(_adapt.show(rows, form=form))
+    if html is not None:
+        _adapt.write_page(html, rows, method=method)
+    _name_unreadable(runtime.skipped)
+
+
+def _name_unreadable(skipped: Mapping[str, str]) -> None:
+    """On standard error; then the exit code is 1."""
+    for reason in skipped.values():
         print(reason, file=sys.stderr)
-    if unreadable:
+    if skipped:
         raise SystemExit(1)
 
 
