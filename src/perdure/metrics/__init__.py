@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 RECORDERS: dict[str, str] = {
     "classify": "classification",
     "instruct": "instruction",
+    "localize-events": "audio_visual",
+    "parse-video": "audio_visual",
+    "segment": "audio_visual",
+    "answer": "audio_visual",
 }
 """Kind of task -> module with `records`."""
 
@@ -58,6 +62,16 @@ METRICS: dict[str, Metric] = {
     "format_compliance": Metric("instruction", "%", "up", "answers in the form that the question asks for"),
     "superficial": Metric("instruction", "%", "down", "wrong answers in a wrong form"),
     "essential": Metric("instruction", "%", "down", "wrong answers in the right form"),
+    "score": Metric("audio_visual", "%", "up", "the headline of each kind of audio-visual task"),
+    "score_official": Metric("audio_visual", "%", "up", "as `score`, with top-1 for parsed videos"),
+    "segment_accuracy": Metric("audio_visual", "%", "up", "one-second segments whose event is found"),
+    "segment_f1": Metric("audio_visual", "%", "up", "F1 of parsed segments: A, V, AV, Type@AV, Event@AV"),
+    "event_f1": Metric("audio_visual", "%", "up", "F1 of parsed events: A, V, AV, Type@AV, Event@AV"),
+    "llp_top1_official": Metric("audio_visual", "%", "up", "parsed videos' best class is their first true one"),
+    "mask_iou": Metric("audio_visual", "%", "up", "mean IoU of masks of what sounds"),
+    "mask_f_score": Metric("audio_visual", "%", "up", "best F-score of masks over 255 thresholds"),
+    "avqa_accuracy": Metric("audio_visual", "%", "up", "questions about videos answered rightly"),
+    "avqa_by_type": Metric("audio_visual", "%", "up", "the same by type of question, as a table"),
 }
 """Name -> metric. What a task may list in `metrics`."""
 

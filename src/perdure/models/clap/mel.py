@@ -1,0 +1,110 @@
+"""The log-mel front end of HTSAT: waves at 32 kHz -> decibels of mel bands.
+
+Knows samples, frames and mel bands, and that a short piece of sound is repeated until it fills the clip. Does not
+know models or files. PHP spec, section 2.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.audio_utils import mel_filter_bank
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEnd:
+    """How waves become log-mel spectrograms."""
+
+    mels: int = 64
+    """Mel bands."""
+    rate: int = 32_000
+    """Samples a second of the waves."""
+    reference_rate: int = 32_000
+    """Rate that the mel bands are laid out for. 48000: band edges in hertz are read as if the waves had been
+    sampled at 48 kHz, as happens in the published code, whose checkpoint brings its own mel matrix."""
+    window: int = 1024
+    """Samples of the Hann window and the transform."""
+    hop: int = 320
+    """Samples from frame to frame."""
+    lowest: float = 50.0
+    """Lower edge of the first band, in Hz."""
+    highest: float = 14_000.0
+    """Upper edge of the last band, in Hz."""
+
+    def frames(self, seconds: float) -> int:
+        """Frames of a clip of so many seconds."""
+        return round(seconds * self.rate) // self.hop + 1
+
+    def __call__(
+        self, wave: Float[Tensor, "segments samples"], *, seconds: float
+    ) -> Float[Tensor, "segments 1 frames mels"]:
+        """Log-mel of each segment, repeated (or cut) to `seconds`; what `ClapAudioModel` takes."""
+        power = tiled_power(wave, round(seconds * self.rate), window=self.window, hop=self.hop)
+        filters = self.filters().to(power.device, power.dtype)
+        return (10 * torch.log10((power @ filters).clamp_min(1e-10)))[:, None]
+
+    def filters(self) -> Float[Tensor, "frequencies mels"]:
+        """Slaney's mel filters with unit area."""
+        return _filters(self.window, self.mels, self.lowest, self.highest, self.reference_rate)
+
+
+@lru_cache(maxsize=8)
+def _filters(window: int, mels: int, lowest: float, highest: float, rate: int) -> Tensor:
+    bank = mel_filter_bank(window // 2 + 1, mels, lowest, highest, rate, norm="slaney", mel_scale="slaney")
+    return torch.from_numpy(bank).to(torch.float32)
+
+
+def repeat_to(wave: Float[Tensor, "segments samples"], length: int) -> Float[Tensor, "segments length"]:
+    """Each wave over and over until `length` samples are full."""
+    times = -(-length // wave.shape[1])
+    return wave.repeat(1, times)[:, :length]
+
+
+def tiled_power(
+    wave: Float[Tensor, "segments samples"], length: int, *, window: int, hop: int
+) -> Float[Tensor, "segments frames frequencies"]:
+    """Power spectrogram of the wave repeated to `length` samples (centred frames, reflected ends).
+
+    Frames that see no end of the clip repeat with the wave's period, so that only the first period and the frames
+    at the two ends are computed: a ninth of the work for one second repeated to ten.
+    """
+    period, half = wave.shape[1] // hop, window // 2
+    edge = -(-half // hop)  # frames at each end that see the reflection
+    total = length // hop + 1
+    last_whole = (length - half) // hop  # last frame that ends within the clip
+    if wave.shape[1] % hop or last_whole - edge < 2 * period or wave.shape[1] < window:
+        return _power(F.pad(repeat_to(wave, length)[:, None], (half, half), mode="reflect")[:, 0], window, hop)
+    head_frames = edge + period
+    head = repeat_to(wave, (head_frames - 1) * hop + half)
+    first = _power(F.pad(head[:, None], (half, 0), mode="reflect")[:, 0], window, hop)
+    begin = (last_whole + 1) * hop - half
+    tail = repeat_to(wave, length)[:, begin:]
+    last = _power(F.pad(tail[:, None], (0, half), mode="reflect")[:, 0], window, hop)
+    middle = torch.arange(edge, last_whole + 1, device=wave.device)
+    index = torch.cat([torch.arange(edge, device=wave.device), edge + (middle - edge) % period])
+    return torch.cat([first[:, index], last[:, : total - last_whole - 1]], dim=1)
+
+
+def _power(padded: Tensor, window: int, hop: int) -> Tensor:
+    """``[segments frames frequencies]`` of a wave whose ends are padded already.
+
+    A product with the windowed Fourier matrix rather than an FFT: bands 100 dB below the loudest are rounding noise
+    in float32, and this way it is the noise that the published front end makes.
+    """
+    basis = _fourier(window).to(padded.device, padded.dtype)
+    real, imaginary = F.conv1d(padded[:, None], basis, stride=hop).chunk(2, dim=1)
+    return (real**2 + imaginary**2).transpose(1, 2)
+
+
+@lru_cache(maxsize=4)
+def _fourier(window: int) -> Float[Tensor, "parts 1 window"]:
+    """Hann-windowed cosines, then sines, of all frequencies up to half the rate."""
+    turns = torch.outer(torch.arange(window // 2 + 1), torch.arange(window)).remainder(window)
+    phase = turns.double() * (2 * torch.pi / window)
+    hann = torch.hann_window(window, dtype=torch.float64)
+    return torch.cat([phase.cos() * hann, -phase.sin() * hann])[:, None]

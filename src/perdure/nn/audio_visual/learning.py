@@ -1,0 +1,214 @@
+"""Learning and answering with paired towers, given what a method inserts into them.
+
+Knows batches, parts, the readout and `training.fit`. Does not know any method: it hands in a function from parts and
+embedded inputs to `Insertions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from perdure import training
+from perdure.loading import ExampleBatches
+from perdure.nn.audio_visual import readout, towers
+from perdure.nn.audio_visual.inputs import Problem, mel_of, mixup, pixels_of, preprocess, segments_in, spec_mask
+from perdure.nn.audio_visual.parts import TaskParts
+from perdure.nn.audio_visual.readout import Readout
+from perdure.nn.audio_visual.towers import Insertions
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Predictions, Query
+
+if TYPE_CHECKING:
+    from perdure.models.clap import Clap
+    from perdure.models.clip import Clip
+
+Insert = Callable[[Any, Tensor, Tensor, int], Insertions]
+"""``(parts, frames [frames tokens dim], patches [frames tokens width], segments) -> Insertions``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modes:
+    """In which modes the published code runs, against which those of this library are the usual ones."""
+
+    audio_statistics: bool = False
+    """Normalize mel bands by the statistics of the batch, in training and at test."""
+    head_modes: bool = False
+    """Heads stay in training mode at test (dropout, batch statistics)."""
+    augmentation: bool = False
+    """SpecAugment in training and at test."""
+    mixup: bool = False
+    """Mix spectrograms of segmentation tasks, in training and at test."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """Two frozen towers and the settings of all that is the same for all methods over them."""
+
+    clip: Clip
+    clap: Clap
+    readout: Readout = field(default_factory=Readout)
+    modes: Modes = field(default_factory=Modes)
+    pixel_statistics: Literal["imagenet", "clip"] = "imagenet"
+
+    def __post_init__(self) -> None:
+        towers.check_pair(self.clip, self.clap)
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        """See `inputs.preprocess`."""
+        return preprocess(example, size=self.clip.image_size, training=training)
+
+    def to(self, device: torch.device) -> None:
+        """Move both towers."""
+        self.clip.to(device)
+        self.clap.to(device)
+
+    def new_parts(self, problem: Problem) -> dict[str, nn.Module]:
+        """Fresh parts of the readout."""
+        return readout.new_parts(problem, self.clip, self.clap, self.readout)
+
+    def texts(self, problem: Problem) -> Any:
+        """The fixed texts of a problem's classes."""
+        return readout.texts_of(problem, self.clip, self.clap, self.readout)
+
+    def seen_classes(self, parts: Mapping[str, Any], texts: Any) -> Tensor | None:
+        """Features of the class prompts, if the problem has any."""
+        return None if texts is None else readout.class_features(self.clip, parts, texts, self.readout)
+
+
+def embed(system: System, problem: Problem, batch: Batch, *, update: bool = False) -> tuple[Tensor, Tensor, int]:
+    """Embedded frames and patches, before anything trained, and the segments of a video."""
+    modes, segments = system.modes, segments_in(batch)
+    with torch.no_grad():
+        mel = mel_of(system.clap, batch, seconds=problem.clip_seconds)
+        patches = system.clap.patches(
+            mel,
+            batch_statistics=modes.audio_statistics,
+            update=update and modes.audio_statistics,
+            change=lambda normalized: _augmented(normalized, modes, problem),
+        )
+        frames = towers.embed_frames(system.clip, pixels_of(batch, system.pixel_statistics))
+    return frames, patches, segments
+
+
+def forward(
+    system: System,
+    problem: Problem,
+    parts: Mapping[str, Any],
+    insert: Insert,
+    batch: Batch,
+    *,
+    texts: Any,
+    seen_classes: Tensor | None = None,
+    update: bool = False,
+) -> dict[str, Tensor]:
+    """One pass over a batch; `seen_classes` None: they are encoded here, with gradients."""
+    frames, patches, segments = embed(system, problem, batch, update=update)
+    insertions = insert(parts, frames, patches, segments)
+    visual, audio = towers.run(system.clip, system.clap, frames, patches, insertions)
+    if seen_classes is None:
+        seen_classes = system.seen_classes(parts, texts)
+    return readout.outputs(
+        problem,
+        system.clip,
+        system.clap,
+        parts,
+        visual,
+        audio,
+        batch,
+        segments=segments,
+        texts=texts,
+        seen_classes=seen_classes,
+        settings=system.readout,
+    )
+
+
+def fit(
+    system: System,
+    problem: Problem,
+    parts: nn.ModuleDict,
+    insert: Insert,
+    examples: Sequence[Example],
+    settings: training.Fit,
+    *,
+    runtime: Runtime,
+    batch_size: int,
+    shuffle: bool = True,
+    extra: Callable[[Any], Tensor | None] | None = None,
+    stage: str = "train",
+) -> list[float]:
+    """Train all parts on one problem.
+
+    Args:
+        extra: parts -> a term that is added to the loss (set aside by `insert` during the same pass), if any.
+    """
+    system.to(runtime.device)
+    texts = system.texts(problem)
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        out = forward(system, problem, parts, insert, batch, texts=texts, update=True)
+        values = readout.loss(problem, out, batch, system.readout)
+        more = extra(parts) if extra else None
+        return values if more is None else values | {"loss": values["loss"] + more, "extra": more}
+
+    batches = ExampleBatches(
+        examples, system.preprocess, batch_size=batch_size, runtime=runtime, stage=stage, training=True, shuffle=shuffle
+    )
+    buffers = dict(parts.named_buffers())
+    norm = system.clap.tower.batch_norm
+    if system.modes.audio_statistics:
+        buffers |= {"mel.mean": norm.running_mean, "mel.variance": norm.running_var}
+    parameters = {name: p for name, p in parts.named_parameters() if p.requires_grad}
+    return training.fit(
+        loss,
+        parameters,
+        batches,
+        settings,
+        runtime=runtime,
+        stage=stage,
+        keep={"buffers": buffers} if buffers else None,
+    )
+
+
+def predictor(
+    system: System, tasks: TaskParts, insert: Insert, query: Query, *, assembled: tuple[Problem, Any] | None = None
+) -> Callable[[Batch], Predictions]:
+    """A function of a batch; the texts are encoded here, once."""
+    problem, parts = assembled or tasks.of(query)
+    system.to(system.clip.device)
+    parts = parts.to(system.clip.device)
+    if system.modes.head_modes:
+        parts.train()
+    texts = system.texts(problem)
+    with torch.no_grad():
+        seen_classes = system.seen_classes(parts, texts)
+
+    def predict(batch: Batch) -> Predictions:
+        out = forward(system, problem, parts, insert, batch, texts=texts, seen_classes=seen_classes)
+        return readout.answer(problem, out)
+
+    return predict
+
+
+def count(parts: Mapping[str, nn.Module] | None) -> int:
+    """Parameters of all parts."""
+    return sum(p.numel() for part in (parts or {}).values() for p in part.parameters())
+
+
+def _augmented(normalized: Tensor, modes: Modes, problem: Problem) -> Tensor:
+    """Spectrograms as the published code changes them: stripes first, then mixtures."""
+    if modes.augmentation:
+        normalized = spec_mask(normalized)
+    if modes.mixup and problem.kind == "segment":
+        normalized = mixup(normalized, _beta(len(normalized)).to(normalized))
+    return normalized
+
+
+def _beta(n: int) -> Tensor:
+    """Shares of a mixture, drawn from Beta(1/2, 1/2)."""
+    half = torch.full((n,), 0.5)
+    return torch.distributions.Beta(half, half).sample()
