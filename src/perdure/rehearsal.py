@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def read(task: Task, net: nn.Module, runtime: Runtime) -> Images:
         raise TrainingError("there is no training image", where=f"task {task.index + 1} ({task.name})")
     _one_size([part["image"] for part in parts])
     labels = torch.cat([part["label"] for part in parts])
-    check_labels(labels, classes=net.classes, where=task.name)
+    check_labels(labels, classes=cast(Any, net).classes, where=task.name)
     cuts = task.facts.get("batches")
     return Images(
         images=torch.cat([part["image"] for part in parts]),
@@ -184,9 +184,13 @@ def view(images: Tensor, kind: Augment, draws: Draws, net: nn.Module) -> Tensor:
 
 
 def network_input(images: Tensor, net: nn.Module) -> Tensor:
-    """Raw images in the type and on the device of the network's weights."""
+    """Raw images in the type and on the device of the network's weights.
+
+    A pixel's channels become neighbors in memory: convolutions on a CPU are up to a third quicker so.
+    """
     weight = next(net.parameters())
-    return augmentation.as_float(images.to(weight.device, non_blocking=True), weight.dtype)
+    x = augmentation.as_float(images.to(weight.device, non_blocking=True), weight.dtype)
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def predictor(net: nn.Module, query: Query) -> Callable[[Batch], Tensor]:
@@ -240,8 +244,9 @@ class _Finite:
     def raise_if_bad(self) -> None:
         if self.bad is None or not bool(self.bad):
             return
-        shown = self.net is not None and self.images is not None and self.images.ndim > 1
-        layer = shown and first_bad_layer(self.net, self.images)
+        layer = None
+        if self.net is not None and self.images is not None:
+            layer = first_bad_layer(self.net, self.images)
         raise TrainingError(
             f"the loss is not finite at step {self.step}" + (f"; first in layer {layer}" if layer else ""),
             where=f"task {self.runtime.task + 1}, stage {self.stage}",

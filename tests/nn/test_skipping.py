@@ -29,7 +29,8 @@ def trained(**settings) -> ResNet:
 @pytest.mark.parametrize("gated", [gated_resnet.SECOND_STAGE, EVERYWHERE, ("stage2.block0.conv2",)])
 @pytest.mark.parametrize("images", [1, 9])
 @pytest.mark.parametrize("threshold", [0.5, 0.0, 1.01])
-def test_equals_the_masked_network(gated, images, threshold):
+@pytest.mark.parametrize("share", [0.0, 4.0])
+def test_equals_the_masked_network(gated, images, threshold, share):
     net = trained(gated=gated)
     x = (
         torch.rand(images, 3, 12, 10, generator=torch.Generator().manual_seed(1))
@@ -37,7 +38,7 @@ def test_equals_the_masked_network(gated, images, threshold):
     )
     with torch.no_grad():
         expected = net.gated(x, threshold=threshold)
-    found = Skipping(net, threshold=threshold)(x)
+    found = Skipping(net, threshold=threshold, share=share)(x)
     assert torch.equal(found.actions, expected.actions)
     for mine, theirs in zip(found, expected):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)

@@ -110,7 +110,7 @@ class LwfNet:
 
     def _train_new_outputs(self, data: rehearsal.Images, past: int, seen: int, runtime: Runtime) -> None:
         """SGD on the head's outputs for the new classes, over fixed features in evaluation mode."""
-        c, head = self.config, self.net.head
+        c, head = self.config, self.net.get_submodule("head")
         self.net.eval()
         with torch.no_grad():
             features = torch.cat([self.net.features(self._input(part)) for part in data.images.split(256)])

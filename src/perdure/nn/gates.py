@@ -111,9 +111,9 @@ def pooled_from_moments(
     of_image = x.mean(dim=(2, 3))
     mean = of_image.mean(dim=0)
     # Centred first: E[xx'] - mm' would lose all digits of a variance that is small beside the mean.
-    centred = (x - mean[:, None, None]).flatten(2)
-    count = x.shape[0] * centred.shape[2]
-    covariance = (centred @ centred.transpose(1, 2)).sum(dim=0) / count
+    centred = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) - mean
+    count = len(centred)
+    covariance = centred.T @ centred / count
     variance = ((w @ covariance) * w).sum(dim=1)
     _record(bn, (w @ mean).detach(), variance.detach() * (count / max(count - 1, 1)))
     scale = bn.weight * torch.rsqrt(variance + bn.eps)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from perdure.nn.resnet import ResNet
+from perdure.nn.resnet import ConvBn, ResNet
 
 
 def summary(
@@ -79,7 +79,7 @@ def multiply_accumulates(
             total = total + _gate_cost(block.gate2, middle, (height, width), gates)
             outputs = next(parts).sum(dim=1).double()
         total = total + 9 * height * width * (inputs * middle + middle * outputs)
-        if len(block.shortcut):
+        if isinstance(block.shortcut, ConvBn):
             total = total + height * width * inputs * outputs
         inputs = outputs
     return total + inputs * net.classes

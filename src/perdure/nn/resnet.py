@@ -60,9 +60,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.classes, self.channels = classes, channels
-        self.stem = nn.Sequential()
-        self.stem.add_module("conv", nn.Conv2d(channels, width, 3, padding=1, bias=False))
-        self.stem.add_module("bn", nn.BatchNorm2d(width))
+        self.stem = ConvBn(channels, width, 3, stride=1)
         self.stage_names = [f"stage{i + 1}" for i in range(len(stages))]
         known = [f"{stage}.block{b}.conv{c}" for stage in self.stage_names for b in (0, 1) for c in (1, 2)]
         for name in gated:
@@ -85,6 +83,8 @@ class ResNet(nn.Module):
                 inputs = width * factor
             self.add_module(stage, blocks)
         self.head = nn.Linear(inputs, classes)
+        self.mean: Tensor | None
+        self.std: Tensor | None
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) if mean else None, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) if std else None, persistent=False)
 
@@ -177,6 +177,18 @@ class _Cutter:
         return part
 
 
+class ConvBn(nn.Module):
+    """Convolution without bias, padded to keep the size at stride 1, and batch norm."""
+
+    def __init__(self, inputs: int, channels: int, size: int, *, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, channels, size, stride=stride, padding=size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
 class Block(nn.Module):
     """Basic block. A gate sits before each gated convolution and acts after its batch norm.
 
@@ -205,10 +217,8 @@ class Block(nn.Module):
         if second:
             self.gate2 = Gate(channels, channels, ratio=hidden_ratio, temperature=temperature)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != channels:
-            self.shortcut.add_module("conv", nn.Conv2d(inputs, channels, 1, stride=stride, bias=False))
-            self.shortcut.add_module("bn", nn.BatchNorm2d(channels))
+        changes = stride != 1 or inputs != channels
+        self.shortcut = ConvBn(inputs, channels, 1, stride=stride) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """The plain block."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.nn.gates import Gate, log_probability, threshold_actions
-from perdure.nn.resnet import Block, Gated, ResNet
+from perdure.nn.resnet import Block, ConvBn, Gated, ResNet
 
 
 class Skipping:
@@ -22,10 +22,12 @@ class Skipping:
 
     Args:
         threshold: least keep probability of a kept channel.
+        share: images that must share a mask on average for them to be computed apart, without the channels
+            that are off. Taking weights apart for an image costs more than a batch of masked images saves.
     """
 
-    def __init__(self, net: ResNet, *, threshold: float = 0.5) -> None:
-        self.net, self.threshold = net, threshold
+    def __init__(self, net: ResNet, *, threshold: float = 0.5, share: float = 4.0) -> None:
+        self.net, self.threshold, self.share = net, threshold, share
         self.stem = _fold(net.stem.conv, net.stem.bn)
         self.blocks = [_folded(block) for block in net.blocks()]
         self.head = net.head
@@ -64,12 +66,12 @@ class Skipping:
             logits[rows] = F.linear(x.mean(dim=(2, 3)), weight, self.head.bias)
             return
         block = self.blocks[place]
-        for own, first in self._groups(block.gate1, gates, x, on, rows, records):
+        for own, first, mask in self._groups(block.gate1, gates, x, on, rows, records):
             part = x if own is None else x[own]
             numbers = rows if own is None else rows[own]
-            h = torch.relu(_convolve(part, block.conv1, on, first))
+            h = _masked_relu(_convolve(part, block.conv1, on, first), mask)
             second_gate = gates + (block.gate1 is not None)
-            for inner, second in self._groups(block.gate2, second_gate, h, first, numbers, records):
+            for inner, second, mask in self._groups(block.gate2, second_gate, h, first, numbers, records):
                 deep = h if inner is None else h[inner]
                 entry = part if inner is None else part[inner]
                 out = _convolve(deep, block.conv2, first, second)
@@ -81,7 +83,7 @@ class Skipping:
                 self._go(
                     place + 1,
                     after,
-                    torch.relu_(out),
+                    _masked_relu(out, mask),
                     second,
                     numbers if inner is None else numbers[inner],
                     records,
@@ -96,21 +98,27 @@ class Skipping:
         on: Tensor | None,
         rows: Tensor,
         records: list[tuple[Tensor, ...]],
-    ) -> list[tuple[Tensor | None, Tensor | None]]:
-        """(places of the images, kept channels) for each distinct mask."""
+    ) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
+        """(places of the images, kept channels, mask) for each group that is computed together.
+
+        A group has one mask and is computed without the channels that are off; where few images share a mask,
+        all are computed whole, with a mask for each.
+        """
         if gate is None:
-            return [(None, None)]
+            return [(None, None, None)]
         policy = gate.policy(x, on)
         actions = threshold_actions(torch.sigmoid(policy / gate.temperature), self.threshold)
         values = (actions, policy, log_probability(policy, actions, gate.temperature))
         for record, value in zip(records[number], values):
             record[rows] = value
         if len(x) == 1:
-            return [(None, _kept(actions[0]))]
+            return [(None, _kept(actions[0]), None)]
         masks, of = actions.unique(dim=0, return_inverse=True)
         if len(masks) == 1:
-            return [(None, _kept(masks[0]))]
-        return [((of == i).nonzero()[:, 0], _kept(mask)) for i, mask in enumerate(masks)]
+            return [(None, _kept(masks[0]), None)]
+        if len(x) < self.share * len(masks):
+            return [(None, None, actions[:, :, None, None])]
+        return [((of == i).nonzero()[:, 0], _kept(mask), None) for i, mask in enumerate(masks)]
 
 
 class _Convolution(NamedTuple):
@@ -145,7 +153,8 @@ class _Folded(NamedTuple):
 
 
 def _folded(block: Block) -> _Folded:
-    shortcut = _fold(block.shortcut.conv, block.shortcut.bn) if len(block.shortcut) else None
+    entry = block.shortcut
+    shortcut = _fold(entry.conv, entry.bn) if isinstance(entry, ConvBn) else None
     gates = [getattr(block, name, None) for name in ("gate1", "gate2")]
     return _Folded(
         _fold(block.conv1, block.bn1),
@@ -167,6 +176,10 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> _Convolution:
 def _fold_gate(gate: Gate) -> _Gate:
     folded = _fold(gate.pw, gate.bn)
     return _Gate(folded.weight.flatten(1), folded.bias, gate.fc1, gate.fc2, gate.channels, gate.temperature)
+
+
+def _masked_relu(x: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.relu_(x if mask is None else x.mul_(mask))
 
 
 def _kept(mask: Tensor) -> Tensor | None:

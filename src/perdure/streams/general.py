@@ -7,14 +7,14 @@ The classes of a class-incremental stream, its groups one after the other, each 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from perdure import registry
 from perdure.config import Named
+from perdure.errors import RecipeError
 from perdure.streams import selection, transformed
-from perdure.streams.class_incremental import class_order, cuts
 from perdure.types import Stream, Task
 
 
@@ -26,8 +26,8 @@ class Config:
     """A data set of kind `classify`."""
     step: Annotated[int, Field(ge=1)]
     """Classes that come together."""
-    order: str = "numeric"
-    """Order of the classes: `numeric`, `default`, `random`, a shipped list or a JSON file."""
+    order: Literal["numeric", "random"] = "numeric"
+    """Order of the classes; `random` is drawn from `seed`."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Images of a batch. A batch may hold the end of a group and the beginning of the next."""
     seed: int = 0
@@ -49,8 +49,7 @@ def build(config: Config) -> Stream:
 
     dataset = registry.build(config.data)
     transformed.require_classes(dataset)
-    order = class_order(config.order, dataset, seed=config.seed)
-    bounds = cuts(len(order), first=config.step, step=config.step)
+    order = _class_order(len(dataset.candidates), config)
     new_label = {label: place for place, label in enumerate(order)}
     group = {label: place // config.step for label, place in new_label.items()}
     rules = selection.Rules(train_per_class=config.train_per_class, test_per_class=config.test_per_class)
@@ -75,7 +74,7 @@ def build(config: Config) -> Stream:
         "source": config.data.plain(),
         "data": selection.identity(dataset),
         "order": order,
-        "cuts": bounds,
+        "step": config.step,
         "batch_size": size,
         "seed": config.seed,
         **{
@@ -84,3 +83,16 @@ def build(config: Config) -> Stream:
         },
     }
     return Stream(name=f"{dataset.name}-general", tasks=(task,), manifest=manifest)
+
+
+def _class_order(count: int, config: Config) -> list[int]:
+    """Original labels in the order in which they come."""
+    import numpy as np
+
+    if count % config.step:
+        raise RecipeError(
+            f"{count} classes in groups of {config.step}", where="stream.step", expected=f"a divisor of {count}"
+        )
+    if config.order == "random":
+        return np.random.default_rng(config.seed).permutation(count).tolist()
+    return list(range(count))

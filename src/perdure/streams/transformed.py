@@ -6,7 +6,7 @@ Knows Examples and arrays. Does not know which change belongs to which task: tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from perdure.config import Named
@@ -56,9 +56,8 @@ def domains(
             for split, chosen in positions.items()
         }
         facts = {"domain": title, **change.facts()}
-        tasks.append(
-            Task(index=index, name=title, kind="classify", candidates=dataset.candidates, facts=facts, **parts)
-        )
+        task = Task(index=index, name=title, kind="classify", candidates=dataset.candidates, facts=facts)
+        tasks.append(replace(task, **parts))
     written = {
         split: selection.record(chosen, [rules.source(dataset, split).targets[p] for p in chosen])
         for split, chosen in positions.items()

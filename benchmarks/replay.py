@@ -1,0 +1,368 @@
+"""Speed of rehearsal: ours against the plain schedule, and what the loop costs beside the bare step.
+
+    python benchmarks/replay.py --threads 1 --out benchmarks/results/replay.json
+
+The plain schedule does what common rehearsal code does: PIL transforms image by image, one buffer insert a
+sample, replayed images transformed one by one, gates pooled over whole maps. Same networks, same batch sizes
+(32 current, 32 replayed, 32 x 32 pixels). All variants run in turns in one process; the fastest round counts.
+Seconds are CPU seconds of the process with one thread (other jobs on the machine hardly matter), wall seconds
+with more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import transforms
+
+from perdure import registry
+from perdure.memory import Draws
+from perdure.models import gated_resnet, resnet18
+from perdure.nn import policy
+from perdure.nn.skipping import Skipping
+from perdure.runtime import Runtime
+from perdure.types import Example, Examples, Task
+
+BATCH = 32
+CLASSES = 10
+NETS = {
+    "small": lambda: resnet18.load(resnet18.Config(width=32, stages=(1, 2), seed=0)),
+    "resnet18 nf=20": lambda: resnet18.load(resnet18.Config(width=20, seed=0)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=6, help="steps of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    timing = Timing(clock, options.steps, options.rounds)
+    result = {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "seconds": "CPU" if options.threads == 1 else "wall",
+        "training": [row for name in NETS for row in training(name, timing)],
+        "gates": gates(timing),
+        "overhead": overhead(timing),
+        "inference": inference(timing),
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text + "\n", encoding="utf-8")
+
+
+class Timing:
+    """The fastest of some rounds, variants taking turns."""
+
+    def __init__(self, clock: Callable[[], float], steps: int, rounds: int) -> None:
+        self.clock, self.steps, self.rounds = clock, steps, rounds
+
+    def __call__(self, variants: dict[str, Callable[[], object]]) -> dict[str, float]:
+        best = dict.fromkeys(variants, float("inf"))
+        for turn in range(self.rounds + 1):  # the first turn warms up
+            for name, variant in variants.items():
+                begin = self.clock()
+                variant()
+                if turn:
+                    best[name] = min(best[name], self.clock() - begin)
+        return best
+
+
+# -- training -----------------------------------------------------------------------------------------------
+
+
+def training(net: str, timing: Timing) -> list[dict]:
+    """Images of the stream a second: ours, the plain schedule and the bare step."""
+    task = make_task(BATCH * timing.steps)
+    rows = []
+    for name in ("sgd", "er", "derpp"):
+        ours = make_method(name, NETS[net]())
+        plain = Plain(name, NETS[net]())
+        bare = Bare(name, NETS[net]())
+        fill(ours, task), plain.learn(task), bare.fill(task)
+        times = timing(
+            {
+                "ours": lambda m=ours: m.learn(task, runtime()),
+                "plain": lambda m=plain: m.learn(task),
+                "bare": lambda m=bare: m.steps(timing.steps),
+            }
+        )
+        rows.append(row(net, name, times, BATCH * timing.steps))
+    return rows
+
+
+def gates(timing: Timing) -> list[dict]:
+    """Dynamos beside DER++ on the plain network of the same size; gates pooled by moments and over maps."""
+    task = make_task(BATCH * timing.steps)
+    derpp = make_method("derpp", NETS["small"]())
+    dynamos, over_maps = (make_method("dynamos", gated_resnet.load(gated_resnet.Config(seed=0))) for _ in range(2))
+    over_maps.net.set_pooling("map")
+    plain = Plain("dynamos", gated_resnet.load(gated_resnet.Config(seed=0)))
+    for method in (derpp, dynamos, over_maps):
+        fill(method, task)
+    plain.learn(task)
+    times = timing(
+        {
+            "derpp": lambda: derpp.learn(task, runtime()),
+            "dynamos": lambda: dynamos.learn(task, runtime()),
+            "dynamos, map": lambda: over_maps.learn(task, runtime()),
+            "plain schedule": lambda: plain.learn(task),
+        }
+    )
+    images = BATCH * timing.steps
+    found = [{"variant": name, "images_per_second": round(images / t, 1)} for name, t in times.items()]
+    return [*found, {"variant": "dynamos step / derpp step", "ratio": round(times["dynamos"] / times["derpp"], 3)}]
+
+
+def overhead(timing: Timing) -> list[dict]:
+    """Milliseconds of a step beyond the bare one, over 20 tasks: with a linear model nothing else is left."""
+
+    class Linear(nn.Module):
+        classes = CLASSES
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3 * 8 * 8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.flatten(1))
+
+    rows = []
+    steps = 60
+    for name in ("sgd", "er", "derpp"):
+        method = make_method(name, Linear())
+        bare = Bare(name, Linear(), augment=False)
+        spent = []
+        task = make_task(BATCH * steps, size=8)
+        bare.fill(task)
+        for index in range(20):
+            method.learn(task, runtime())  # reads the images anew, as in a run
+            begin = timing.clock()
+            method.learn(task, runtime())
+            spent.append(timing.clock() - begin)
+            assert index < 20
+        floor = timing({"bare": lambda b=bare: b.steps(steps)})["bare"]
+        of = [1000 * (t - floor) / steps for t in spent]
+        rows.append({"method": name, "ms_first_tasks": round(min(of[:5]), 3), "ms_last_tasks": round(min(of[-5:]), 3)})
+    return rows
+
+
+def inference(timing: Timing) -> list[dict]:
+    """Skipping channels beside computing and masking them, at about 0.7 of the channels, other ones an image."""
+    net = gated_resnet.load(gated_resnet.Config(seed=0)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for gate in net.gates().values():
+            gate.fc2.weight.zero_()
+            gate.fc2.bias.zero_()
+            gate.bn.bias.copy_(0.5 * torch.randn(64, generator=generator) + 0.27)
+            gate.bn.weight.fill_(3.0)
+    rows = []
+    for images in (1, 8, 32):
+        x = torch.rand(images, 3, 32, 32, generator=generator)
+        x = x * torch.rand(images, 3, 1, 1, generator=generator) * 2
+        skipping, apart = Skipping(net), Skipping(net, share=0.0)
+        with torch.inference_mode():
+            actions = net.gated(x).actions
+            repeat = max(1, 16 // images)
+            times = timing(
+                {
+                    "dense": lambda x=x, n=repeat: [net.gated(x) for _ in range(n)],
+                    "skipping": lambda x=x, n=repeat, s=skipping: [s(x) for _ in range(n)],
+                    "each image apart": lambda x=x, n=repeat, s=apart: [s(x) for _ in range(n)],
+                    "plain": lambda x=x, n=repeat: [net(x) for _ in range(n)],
+                }
+            )
+        from perdure.nn.modularity import multiply_accumulates
+
+        limit = multiply_accumulates(net, torch.ones(1, 256), height=32, width=32, gates="map")
+        work = multiply_accumulates(net, actions, height=32, width=32).mean()
+        rows.append(
+            {
+                "images": images,
+                "keep_ratio": round(float(actions.mean()), 3),
+                "distinct_masks": len(actions.unique(dim=0)),
+                **{f"ms_{name}": round(1000 * t / repeat, 2) for name, t in times.items()},
+                "dense / skipping": round(times["dense"] / times["skipping"], 2),
+                "arithmetic_limit": round(float(limit / work), 2),
+            }
+        )
+    return rows
+
+
+# -- ours ---------------------------------------------------------------------------------------------------
+
+
+def make_task(count: int, size: int = 32) -> Task:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    labels = rng.integers(0, CLASSES, count)
+    made = [Example(id=str(i), inputs={"image": images[i]}, target=int(labels[i])) for i in range(count)]
+    names = tuple(map(str, range(CLASSES)))
+    return Task(index=0, name="bench", kind="classify", candidates=names, train=Examples.of(made))
+
+
+def make_method(name: str, net: nn.Module):
+    cls = registry.load("methods", name)
+    settings: dict = {"lr": 0.001, "batch_size": BATCH}
+    if name != "sgd":
+        settings |= {"minibatch_size": BATCH, "buffer_size": 200}
+    settings |= {"warmup": 0} if name == "dynamos" else {}
+    small = hasattr(net, "head") and not hasattr(net, "stem")
+    return cls(cls.Config(**settings, augment="none" if small else "crop_flip"), net=net)
+
+
+def fill(method, task: Task) -> None:
+    method.learn(task, runtime())
+
+
+def runtime() -> Runtime:
+    made = Runtime(device="cpu", quiet=True)
+    made.task = 0
+    return made
+
+
+def row(net: str, name: str, times: dict[str, float], images: int) -> dict:
+    return {
+        "net": net,
+        "method": name,
+        **{f"{k}_images_per_second": round(images / t, 1) for k, t in times.items()},
+        "ours / plain": round(times["plain"] / times["ours"], 2),
+        "overhead_percent": round(100 * (times["ours"] / times["bare"] - 1), 1),
+    }
+
+
+# -- the bare step: the network's arithmetic alone, on tensors that are there -------------------------------
+
+
+class Bare:
+    def __init__(self, name: str, net: nn.Module, *, augment: bool = True) -> None:
+        self.name, self.net, self.draws = name, net.train(), Draws()
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.001)
+
+    def fill(self, task: Task) -> None:
+        images = np.stack([task.train[i].inputs["image"].transpose(2, 0, 1) for i in range(BATCH)])
+        self.x = torch.from_numpy(images).float() / 255
+        self.y = torch.tensor(task.train.targets[:BATCH])
+        self.logits = torch.randn(BATCH, CLASSES)
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.optimizer.zero_grad()
+            if self.name == "er":
+                loss = F.cross_entropy(self.net(torch.cat([self.x, self.x])), torch.cat([self.y, self.y]))
+            else:
+                loss = F.cross_entropy(self.net(self.x), self.y)
+            if self.name == "derpp":
+                loss = loss + 0.2 * F.mse_loss(self.net(self.x), self.logits)
+                loss = loss + 0.5 * F.cross_entropy(self.net(self.x), self.y)
+            loss.backward()
+            self.optimizer.step()
+
+
+# -- the plain schedule -------------------------------------------------------------------------------------
+
+
+class Plain:
+    """Rehearsal image by image, as it is commonly written."""
+
+    def __init__(self, name: str, net: nn.Module) -> None:
+        self.name, self.net = name, net.train()
+        if hasattr(net, "set_pooling"):
+            net.set_pooling("map")
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.001)
+        self.augment = transforms.Compose(
+            [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        )
+        self.again = transforms.Compose(
+            [transforms.ToPILImage(), transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+        )
+        self.to_tensor = transforms.ToTensor()
+        self.slots: list[tuple] = []
+        self.seen = 0
+
+    def learn(self, task: Task) -> None:
+        order = torch.randperm(len(task.train)).tolist()
+        for start in range(0, len(order), BATCH):
+            self.step([task.train[i] for i in order[start : start + BATCH]])
+
+    def step(self, examples: list[Example]) -> None:
+        pictures = [Image.fromarray(e.inputs["image"]) for e in examples]
+        x = torch.stack([self.augment(p) for p in pictures])
+        raw = torch.stack([self.to_tensor(p) for p in pictures])
+        y = torch.tensor([e.target for e in examples])
+        self.optimizer.zero_grad()
+        loss, logits, gate = getattr(self, f"_{self.name}")(x, y)
+        loss.backward()
+        self.optimizer.step()
+        if self.name != "sgd":
+            self.store(raw, y, logits, gate)
+
+    def _sgd(self, x: Tensor, y: Tensor):
+        return F.cross_entropy(self.net(x), y), None, None
+
+    def _er(self, x: Tensor, y: Tensor):
+        if self.slots:
+            past, told, _, _ = self.draw()
+            x, y = torch.cat([x, past]), torch.cat([y, told])
+        return F.cross_entropy(self.net(x), y), torch.zeros(len(x), CLASSES), None
+
+    def _derpp(self, x: Tensor, y: Tensor):
+        logits = self.net(x)
+        loss = F.cross_entropy(logits, y)
+        if self.slots:
+            past, _, then, _ = self.draw()
+            loss = loss + 0.2 * F.mse_loss(self.net(past), then)
+            past, told, _, _ = self.draw()
+            loss = loss + 0.5 * F.cross_entropy(self.net(past), told)
+        return loss, logits.detach(), None
+
+    def _dynamos(self, x: Tensor, y: Tensor):
+        out, loss = self.gated(x, y)
+        if self.slots:
+            past, told, then, gate = self.draw()
+            again, more = self.gated(past, told)
+            loss = loss + 0.2 * F.mse_loss(again.logits, then) + 0.2 * F.mse_loss(again.policy, gate) + 2 * more
+        return loss, out.logits.detach(), out.policy.detach()
+
+    def gated(self, x: Tensor, y: Tensor):
+        out = self.net.gated(x, uniforms=torch.rand(len(x), 256))
+        terms = policy.terms(*out, y, boundaries=self.net.boundaries, keep_ratio=0.7, penalty=-500.0)
+        return out, terms.cross_entropy + 0.5 * terms.policy + 0.3 * terms.prototype
+
+    def draw(self):
+        chosen = np.random.choice(len(self.slots), min(BATCH, len(self.slots)), replace=False)
+        images = torch.stack([self.to_tensor(self.again(self.slots[i][0])) for i in chosen])
+        columns = [[self.slots[i][k] for i in chosen] for k in (1, 2, 3)]
+        gate = torch.stack(columns[2]) if columns[2][0] is not None else None
+        return images, torch.stack(columns[0]), torch.stack(columns[1]), gate
+
+    def store(self, raw: Tensor, y: Tensor, logits: Tensor, gate: Tensor | None) -> None:
+        for i in range(len(raw)):
+            item = (raw[i].clone(), y[i], logits[i].clone(), None if gate is None else gate[i].clone())
+            if len(self.slots) < 200:
+                self.slots.append(item)
+            elif (slot := np.random.randint(0, self.seen + 1)) < 200:
+                self.slots[slot] = item
+            self.seen += 1
+
+
+if __name__ == "__main__":
+    main()
