@@ -145,7 +145,7 @@ class Sefe:
             before = self.elements.get(name)
             multiplicity = self.config.multiplicity
             if before is None:
-                found[name] = Elements.of(new, tuple(m.weight.shape), multiplicity=multiplicity)
+                found[name] = Elements.of(new, (m.weight.shape[0], m.weight.shape[1]), multiplicity=multiplicity)
             else:
                 found[name] = before.add(new, multiplicity=multiplicity)
         return found

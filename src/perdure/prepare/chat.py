@@ -203,7 +203,8 @@ class LocalChat:
 
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.name, padding_side="left")
-                model = AutoModelForCausalLM.from_pretrained(self.name, dtype="auto").to(self.device).eval()
+                model: Any = AutoModelForCausalLM.from_pretrained(self.name, dtype="auto")
+                model = model.to(self.device).eval()
             except (OSError, ValueError) as error:
                 lines = str(error).splitlines() or [""]
                 raise EndpointError(f"no chat model can be read ({lines[0]})", where=self.name) from None

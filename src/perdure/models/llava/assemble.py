@@ -38,7 +38,7 @@ def whole(weights: str, *, revision: str | None, dtype: torch.dtype, legacy: boo
     weights = place(weights)
     try:
         with _quiet():
-            model = LlavaForConditionalGeneration.from_pretrained(weights, revision=revision, dtype=dtype)
+            model = LlavaForConditionalGeneration.from_pretrained(weights, revision=revision or "main", dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a LLaVA", weights, error) from None
     return model, load_tokenizer(weights, legacy=legacy)
@@ -59,7 +59,7 @@ def parts(
     llm, vision = place(llm), place(vision)
     try:
         with _quiet():
-            decoder = AutoModelForCausalLM.from_pretrained(llm, revision=revision, dtype=dtype)
+            decoder = AutoModelForCausalLM.from_pretrained(llm, revision=revision or "main", dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a language model", llm, error) from None
     try:

@@ -26,7 +26,7 @@ def load_tokenizer(folder: str | Path, *, legacy: bool | None = None) -> Any:
     model = path / "tokenizer.model"
     if model.is_file() and not (path / "tokenizer.json").is_file():
         vocabulary, merges = read_sentencepiece(model)
-        settings = _settings(path) | ({} if legacy is None else {"legacy": legacy})
+        settings: dict[str, Any] = _settings(path) | ({} if legacy is None else {"legacy": legacy})
         return LlamaTokenizer(vocab=vocabulary, merges=merges, **settings)
     extra = {} if legacy is None else {"legacy": legacy}
     try:
