@@ -6,6 +6,7 @@ Knows JSON files beside this one, plain or gzipped. Does not know what they are 
 |---|---|
 | `class_names.json` | names by label; `<set>__wnid` holds the folder of each, in the same order |
 | `class_orders.json` | published class orders, `<set>__<who used it>` |
+| `audio_visual.json` | classes of AVE and LLP, answers and words of MUSIC-AVQA, domains of AVE and LLP |
 | `imagenet_wnids.json` | the 1000 folders of ImageNet-1k, by label |
 | `imagenet100_wnid_to_label.json` | the 100 folders of ImageNet-100 |
 | `imagenet_r_split.json.gz` | ImageNet-R: 24,000 training and 6,000 test images |
