@@ -57,7 +57,7 @@ class Clip:
 
 
 SETTINGS = {
-    "micro-clip": Clip(seed=2, steps=1500),
+    "micro-clip": Clip(seed=2, steps=2200),
     "micro-clip-reward": Clip(seed=1, steps=4500),
 }
 
@@ -77,13 +77,13 @@ def main() -> None:
     started = time.process_time()
     tokenizer = word_tokenizer()
 
-    def keep(model: CLIPModel) -> None:
+    def keep(model: CLIPModel, steps: int) -> None:
         minutes = (time.process_time() - started) / 60
         save(model, out)
-        (out / "README.md").write_text(card(given.name, settings, minutes, model, tokenizer))
+        (out / "README.md").write_text(card(given.name, settings, steps, minutes, model, tokenizer))
         print((out / "README.md").read_text(), flush=True)
 
-    keep(pretrain(settings, tokenizer, every_thousand_steps=keep))
+    keep(pretrain(settings, tokenizer, every_thousand_steps=keep), settings.steps)
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -112,7 +112,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pretrain(
-    settings: Clip, tokenizer: PreTrainedTokenizerFast, every_thousand_steps: Callable[[CLIPModel], None]
+    settings: Clip, tokenizer: PreTrainedTokenizerFast, every_thousand_steps: Callable[[CLIPModel, int], None]
 ) -> CLIPModel:
     """A CLIP trained from nothing by the symmetric contrastive loss."""
     torch.manual_seed(settings.seed)
@@ -148,7 +148,7 @@ def pretrain(
             print(f"{step + 1} loss {shown / 200:.3f} scale {scale:.1f} {seconds:.0f} s", flush=True)
             shown = 0.0
         if (step + 1) % 1000 == 0 and step + 1 < settings.steps:
-            every_thousand_steps(model.eval())
+            every_thousand_steps(model.eval(), step + 1)
             model.train()
     return model.eval()
 
@@ -209,7 +209,7 @@ def save(model: CLIPModel, out: Path) -> None:
     ).save_pretrained(out)
 
 
-def card(name: str, settings: Clip, minutes: float, model: CLIPModel, tokenizer) -> str:
+def card(name: str, settings: Clip, done: int, minutes: float, model: CLIPModel, tokenizer) -> str:
     """The model card: what it is, how it was made, what it can do before anything is learned."""
     held_out = np.asarray([pair in scenes.HELD_OUT for pair in scenes.PAIRS])
     rows = []
@@ -217,9 +217,11 @@ def card(name: str, settings: Clip, minutes: float, model: CLIPModel, tokenizer)
         found = 100 * zero_shot(model, tokenizer, 25, style)
         rows.append(f"| {style} | {found.mean():.1f} | {found[~held_out].mean():.1f} | {found[held_out].mean():.1f} |")
     size = sum(p.numel() for p in model.parameters())
+    unfinished = f"**A snapshot after {done} of {settings.steps} steps; the learning rate had not yet come down.**"
     lines = [
         f"# {name}",
         "",
+        *([unfinished, ""] if done < settings.steps else []),
         f"A CLIP of {size / 1e6:.2f} million parameters for 32 x 32 pictures of microworld, perdure's generated",
         "world. It is for demos, tests and finding bugs; it knows nothing of real pictures.",
         "",
