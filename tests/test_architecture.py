@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYER_0 = {"types", "errors", "nearest"}
 LAYER_1 = {
     *("registry", "config", "runtime", "progress", "checkpoint", "losses", "memory", "nn", "metrics"),
-    *("loading", "training", "images", "augment", "rehearsal"),
+    *("source_settings", "loading", "training", "images", "augment", "rehearsal"),
 }
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(LAYER_0, LAYER_0),

@@ -166,7 +166,7 @@ def test_debug_adds_the_traceback_and_keeps_the_exit_code(folder):
 
 def test_a_bug_is_one_line_with_the_path_of_its_trace_and_exit_70(folder):
     code = (
-        "import perdure.cli.list as c, perdure.cli as m\ndef boom(place): raise ValueError('what no one thought of')\n"
+        "import perdure.cli.list as c, perdure.cli as m\ndef boom(place, whole): raise ValueError('what no one thought of')\n"
     )
     done = perdure("list", "data", cwd=folder, code=code + "c.entries = boom; m.main()", TMPDIR=str(folder))
     assert done.returncode == 70
@@ -176,7 +176,7 @@ def test_a_bug_is_one_line_with_the_path_of_its_trace_and_exit_70(folder):
 
 
 def test_ctrl_c_is_exit_130(folder):
-    code = "import perdure.cli.list as c, perdure.cli as m\ndef stop(place): raise KeyboardInterrupt\n"
+    code = "import perdure.cli.list as c, perdure.cli as m\ndef stop(place, whole): raise KeyboardInterrupt\n"
     done = perdure("list", "data", cwd=folder, code=code + "c.entries = stop; m.main()")
     assert done.returncode == 130
     assert "Traceback" not in done.stderr

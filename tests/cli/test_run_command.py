@@ -91,7 +91,10 @@ def test_ctrl_c_saves_and_the_same_command_ends_as_if_it_had_never_been_stopped(
 
 def test_each_seed_is_a_run_of_its_own(folder):
     assert run(folder, "run.seeds=[1, 2]").returncode == 0
-    assert sorted(p.name for p in (folder / "runs" / "q").iterdir()) == ["seed_1", "seed_2"]
+    there = {path.name: path.is_dir() for path in (folder / "runs" / "q").iterdir()}
+    assert [name for name, is_folder in sorted(there.items()) if is_folder] == ["seed_1", "seed_2"]
+    assert {"report.html", "report.md", "report.json", "scores.csv"} <= set(there)
+    assert "|2|" in (folder / "runs" / "q" / "report.md").read_text()  # n of the mean over seeds
 
 
 def test_a_notebook_runs_the_same_recipe(folder):

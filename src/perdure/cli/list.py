@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -37,7 +37,8 @@ def command(
         near = nearest(what, WHAT)
         todo = f"Did you mean `{near}`?" if near else ""
         raise RecipeError(f"there is no list of `{what}`", expected=", ".join(WHAT), todo=todo)
-    found = {place: _matching(entries(place), word) for place in ([what] if what else WHAT)}
+    whole = bool(word or as_json)
+    found = {place: _matching(entries(place, whole=whole), word) for place in ([what] if what else WHAT)}
     if as_json:
         print(json.dumps(found[what] if what else found, indent=1, ensure_ascii=False))
         return
@@ -55,8 +56,8 @@ def command(
         raise SystemExit(1)
 
 
-def entries(place: str) -> list[dict[str, Any]]:
-    """Name, summary and needs of everything in a place."""
+def entries(place: str, *, whole: bool = True) -> list[dict[str, Any]]:
+    """Name, summary and needs of everything in a place; if `whole`, also what methods answer and take."""
     if place == "recipes":
         from perdure.registry import recipes
 
@@ -67,11 +68,12 @@ def entries(place: str) -> list[dict[str, Any]]:
         return [{"name": n, "summary": f"{m.docs} [{m.unit} {m.arrow}]", "needs": m.needs} for n, m in METRICS.items()]
     from perdure import registry
 
+    at = cast(registry.Place, place)
     items = []
-    for name in registry.names(place):  # type: ignore[arg-type]
-        about = registry.describe(place, name)  # type: ignore[arg-type]
+    for name in registry.names(at):
+        about = registry.describe(at, name) if whole else registry.summarize(at, name)
         item: dict[str, Any] = {"name": name, "summary": about.summary, "needs": about.needs}
-        if place == "methods":
+        if place == "methods" and whole:
             item |= {"answers": list(about.answers), "roles": list(about.roles)}
         items.append(item)
     return items

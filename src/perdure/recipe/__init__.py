@@ -20,6 +20,7 @@ from perdure.nearest import nearest
 from perdure.recipe.sections import Evaluate, Expect, Recipe, Run
 from perdure.recipe.source import Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
 from perdure.recipe.text import dump
+from perdure.source_settings import class_docs
 
 SHIPPED, shipped = registry.RECIPES, registry.recipes
 __all__ = ["Evaluate", "Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
@@ -161,7 +162,7 @@ def section_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a section."""
     tree = ast.parse(Path(__file__).with_name("sections.py").read_text(encoding="utf-8"))
     node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__)
-    return registry.class_docs(node)
+    return class_docs(node)
 
 
 def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
