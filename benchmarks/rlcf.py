@@ -94,7 +94,7 @@ def compare(asked: argparse.Namespace, policy: Clip, reward: Clip) -> dict[str, 
 def make(what: str, policy: Clip, reward: Clip, at_once: int) -> RlcfEncoder | RlcfPrompt:
     """The method as a recipe would make it."""
     if what == "encoder":
-        config = EncoderConfig(views=VIEWS, samples=SAMPLES, steps=STEPS, at_once=at_once, chunk=64)
+        config = EncoderConfig(views=VIEWS, samples=SAMPLES, steps=STEPS, chunk=64)
         return RlcfEncoder(config, policy=policy, reward=reward)
     config = PromptConfig(views=VIEWS, samples=SAMPLES, steps=STEPS, at_once=at_once, chunk=64)
     return RlcfPrompt(config, policy=policy, reward=reward)

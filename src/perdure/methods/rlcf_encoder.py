@@ -74,8 +74,6 @@ class Config:
     """One number a reward model; empty: the paper's, by architecture."""
     answer: Literal["plain", "confident"] = "plain"
     """Answer from the plain view, or from the mean over the kept views."""
-    at_once: Annotated[int, Field(ge=1)] = 4
-    """Images whose views are selected, and rewarded, together. Moves no number."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Views encoded at a time. Moves no number."""
     seed: int = 0
@@ -154,8 +152,7 @@ class RlcfEncoder:
             return tuner.logits(pixels, prepare)
 
         def predict(batch: Batch) -> Tensor:
-            at_once = 1 if self.carries_state else config.at_once
-            return views.in_parts(batch, self.policy.transform, at_once, answer)
+            return views.in_parts(batch, self.policy.transform, 1, answer)  # no answer depends on its neighbours
 
         return predict
 

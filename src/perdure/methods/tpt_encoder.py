@@ -58,8 +58,6 @@ class Config:
     """AugMix on top (paper: for the fine-grained sets, not for ImageNet)."""
     answer: Literal["plain", "confident"] = "plain"
     """Answer from the plain view, or from the mean over the kept views."""
-    at_once: Annotated[int, Field(ge=1)] = 4
-    """Images whose views are selected together. Moves no number."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Views encoded at a time. Moves no number."""
     seed: int = 0
@@ -118,8 +116,7 @@ class TptEncoder:
             return tuner.logits(pixels, lambda index: [losses.average_entropy] * len(index))
 
         def predict(batch: Batch) -> Tensor:
-            at_once = 1 if self.carries_state else config.at_once
-            return views.in_parts(batch, self.policy.transform, at_once, answer)
+            return views.in_parts(batch, self.policy.transform, 1, answer)  # no answer depends on its neighbours
 
         return predict
 

@@ -168,9 +168,7 @@ class EncoderTuner:
         self._put_back()
         try:
             with torch.no_grad(), self._training():
-                parts = pixels if self.norms else pixels.flatten(0, 1).split(self.chunk)
-                scores = torch.cat([self._scores(part) for part in parts]).view(*pixels.shape[:2], -1)
-            index = select_views(scores, self.selection)
+                index = torch.stack([select_views(self._all_scores(views), self.selection) for views in pixels])
             self._put_back()
             episodes = zip(pixels, index, prepare(index), strict=True)
             return torch.cat([self._episode(*episode, trace) for episode in episodes])
@@ -200,6 +198,11 @@ class EncoderTuner:
             self.slow.update(self.state)
         self._put_back()
         return answer
+
+    def _all_scores(self, views: Tensor) -> Tensor:
+        """Of all views of an image, in chunks (batch norm must see them together)."""
+        parts = [views] if self.norms else views.split(self.chunk)
+        return torch.cat([self._scores(part) for part in parts])
 
     def _scores(self, pixels: Tensor) -> Tensor:
         return self.scale * F.normalize(self.encode(pixels), dim=-1) @ self.texts.T
@@ -235,10 +238,13 @@ class EncoderTuner:
 def blended_batch_norm(
     x: Float[Tensor, "images channels height width"], norm: nn.BatchNorm2d, prior_strength: float
 ) -> Float[Tensor, "images channels height width"]:
-    """Batch norm with ``p running + (1 - p) batch`` statistics, ``p = s / (s + 1)``; the batch variance is unbiased."""
+    """Batch norm with ``p running + (1 - p) batch`` statistics, ``p = s / (s + 1)``; the batch variance is unbiased.
+
+    As in the published code, no gradient flows through the statistics.
+    """
     assert norm.running_mean is not None and norm.running_var is not None
     p = prior_strength / (prior_strength + 1)
-    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=1)
+    variance, mean = torch.var_mean(x.detach(), dim=(0, 2, 3), correction=1)
     return F.batch_norm(
         x,
         p * norm.running_mean + (1 - p) * mean,

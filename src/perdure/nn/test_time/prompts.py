@@ -112,8 +112,9 @@ class ContextPrompts:
     def features(self, contexts: Float[Tensor, "images context width"]) -> Float[Tensor, "images classes dim"]:
         """Unit text features of every class under every context, without gradients."""
         images, classes = len(contexts), len(self)
-        rows = self.ends.argsort().repeat(images)  # short prompts together: a chunk is cut at its longest
-        owner = torch.arange(images, device=rows.device).repeat_interleave(classes)
+        # Short prompts together: a chunk is cut at its longest.
+        rows = self.ends.argsort(stable=True).repeat_interleave(images)
+        owner = torch.arange(images, device=rows.device).repeat(classes)
         with torch.no_grad():
             made = torch.cat(
                 [self.encode(contexts, o, r) for o, r in zip(owner.split(self.chunk), rows.split(self.chunk))]

@@ -1,0 +1,271 @@
+"""Test-time methods on a tiny CLIP: the house's rules, equal answers by every road, files of contexts, bad input."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from clip_methods import fresh_clip, small_stream
+from PIL import Image
+
+from perdure import registry
+from perdure.errors import DataError, RecipeError, WeightsError
+from perdure.evaluate import Evaluation, evaluate, read_records
+from perdure.models.clip.context import read_context
+from perdure.nn.test_time.prompts import MetaNet
+from perdure.run import run
+from perdure.runtime import Runtime
+from perdure.testing import check_method
+from perdure.types import NO_EXAMPLES, Example, Query
+
+QUICK = {"views": 6, "selection": 0.4}
+REWARDED = {"rlcf_prompt", "rlcf_encoder", "kd"}
+METHODS = {
+    "rlcf_prompt": {**QUICK, "samples": 2, "steps": 2, "context": "a photo a"},
+    "rlcf_encoder": {**QUICK, "samples": 2, "steps": 2, "lr": 1e-3},
+    "tpt_prompt": {**QUICK, "context": "a photo a"},
+    "tpt_encoder": {**QUICK, "steps": 1, "lr": 1e-3},
+    "kd": {**QUICK, "steps": 1, "lr": 1e-3, "loss": "dkd"},
+    "zero_shot": {},
+}
+
+
+def fresh(name, **settings):
+    cls = registry.load("methods", name)
+    roles = {"policy": fresh_clip()} | ({"reward": fresh_clip()} if name in REWARDED else {})
+    if "reward" in roles:  # another model than the policy, whose cosines are positive here
+        with torch.no_grad():
+            roles["reward"].model.text_projection.weight.neg_()
+    return cls(cls.Config(**METHODS[name] | settings), **roles)
+
+
+def shifted(**sizes):
+    """One test set, nothing to train on, three classes."""
+    stream = small_stream(**{"tasks": 1, "classes": 3, "test": 2, **sizes})
+    return replace(stream, tasks=tuple(replace(t, train=NO_EXAMPLES) for t in stream), shared_candidates=False)
+
+
+def answers(method, stream=None, batch_size=4, workers=0):
+    """Scores of every example of the first task, by id."""
+    from perdure.loading import ExampleBatches
+
+    task = (stream or shifted()).tasks[0]
+    runtime = Runtime(device="cpu", quiet=True, workers=workers)
+    method.learn(task, runtime)
+    batches = ExampleBatches(
+        task.test, method.preprocess, batch_size=batch_size, runtime=runtime, stage="test", training=False
+    )
+    predict = method.predictor(Query(kind="classify", candidates=task.candidates))
+    rows = {}
+    with torch.set_grad_enabled(getattr(method, "adapts", False)):
+        for batch, _ in batches.epoch(0):
+            for position, row in zip(batch["position"].tolist(), predict(batch)):
+                rows[task.test[position].id] = row.detach()
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_keep_the_rules_of_the_house(name):
+    made = check_method(lambda: fresh(name), small_stream(train=1))
+    assert len(made) >= 11
+
+
+@pytest.mark.slow
+def test_slow_weights_keep_the_rules_that_are_left():
+    """Predicting one after another is what momentum is about, so two rules do not apply; they skip themselves."""
+    check_method(lambda: fresh("rlcf_encoder", momentum=0.9, update_every=2), small_stream(train=1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_answers_are_the_same_for_any_batch_size_number_of_workers_and_images_at_once(name):
+    method = fresh(name)
+    expected = answers(method, batch_size=1)
+    assert len(expected) == 6
+    others = [answers(method, batch_size=5), answers(method, batch_size=3, workers=2)]
+    if "prompt" in name:
+        others.append(answers(fresh(name, at_once=3, chunk=5), batch_size=6))
+    if name in ("rlcf_encoder", "tpt_encoder", "kd"):  # to the bit
+        assert all(torch.equal(other[i], expected[i]) for other in others for i in expected)
+    for other in others:
+        for identity, row in expected.items():
+            torch.testing.assert_close(other[identity], row, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"zero_shot"}))
+def test_adapting_changes_answers_and_no_step_is_zero_shot(name):
+    zero_shot = answers(fresh("zero_shot", template="a photo a {}."))
+    same = {"template": "a photo a {}."} if "encoder" in name or name == "kd" else {}
+    still = answers(fresh(name, steps=0, **same))
+    moved = answers(fresh(name, steps=2, lr=1e-2, **same))
+    assert all(torch.allclose(still[i], zero_shot[i], atol=1e-4) for i in zero_shot)
+    assert any((moved[i] - still[i]).abs().max() > 1e-3 for i in still)
+
+
+def test_slow_weights_make_answers_depend_on_what_came_before_and_start_anew_with_each_query():
+    method = fresh("rlcf_encoder", momentum=0.5, update_every=1, lr=1e-2)
+    assert method.carries_state and not fresh("rlcf_encoder").carries_state
+    before = {n: t.clone() for n, t in method.policy.state_dict().items()}
+    first, episodic = answers(method), answers(fresh("rlcf_encoder", lr=1e-2))
+    assert all(torch.equal(before[n], t) for n, t in method.policy.state_dict().items())
+    ids = list(first)
+    torch.testing.assert_close(first[ids[0]], episodic[ids[0]], rtol=1e-4, atol=1e-4)
+    assert (first[ids[-1]] - episodic[ids[-1]]).abs().max() > 1e-4
+    again = answers(method)
+    assert all(torch.equal(first[i], again[i]) for i in ids)
+
+
+def test_a_test_pass_that_was_stopped_goes_on_with_equal_records(tmp_path):
+    stream = shifted()
+    whole, part = fresh("rlcf_prompt"), fresh("rlcf_prompt")
+    run(whole, stream, plan="current", runtime=Runtime(device="cpu", quiet=True, out=tmp_path / "whole"))
+    expected = read_records(tmp_path / "whole/predictions/0_0.jsonl")
+    half = tmp_path / "part/predictions"
+    half.mkdir(parents=True)
+    lines = (tmp_path / "whole/predictions/0_0.jsonl").read_text().splitlines(keepends=True)
+    (half / "0_0.part0").write_text("".join(lines[:3]))
+    runtime = Runtime(device="cpu", quiet=True, out=tmp_path / "part")
+    query = stream.query(stream.tasks[0], after=0)
+    part.learn(stream.tasks[0], runtime)
+    evaluate(part, part.predictor(query), stream.tasks[0], query, Evaluation(batch_size=2), runtime=runtime, after=0)
+    found = read_records(half / "0_0.jsonl")
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["id"] == theirs["id"] and ours["predicted"] == theirs["predicted"]
+        assert ours["confidence"] == pytest.approx(theirs["confidence"], abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"sampling": "distribution"}, {"baseline": "batch"}, {"baseline": "none"}])
+@pytest.mark.parametrize("name", ["rlcf_prompt", "rlcf_encoder"])
+def test_other_settings_of_the_policy_gradient_run_and_matter(name, settings):
+    plain, other = answers(fresh(name, lr=1e-2)), answers(fresh(name, lr=1e-2, **settings))
+    assert any((plain[i] - other[i]).abs().max() > 1e-4 for i in plain)
+
+
+def test_reward_models_are_combined_and_the_reward_alone_is_zero_shot():
+    cls = registry.load("methods", "rlcf_prompt")
+    settings = METHODS["rlcf_prompt"] | {"ensemble": "weighted", "reward_confidences": (3.0, 1.0)}
+    both = cls(cls.Config(**settings), policy=fresh_clip(), reward=fresh_clip(), reward2=fresh_clip())
+    assert both.reward.weights == [0.75, 0.25]
+    zero_shot = registry.load("methods", "zero_shot")
+    one = answers(zero_shot(zero_shot.Config(), policy=fresh_clip()))
+    two = answers(zero_shot(zero_shot.Config(), policy=fresh_clip(), policy2=fresh_clip()))
+    assert all(torch.allclose(one[i], two[i], atol=1e-4) for i in one)
+
+
+def test_eighty_templates_are_averaged():
+    from perdure.nn.imagenet_templates import TEMPLATES
+
+    assert len(set(TEMPLATES)) == 80 and all(t.count("{}") == 1 for t in TEMPLATES)
+
+
+# -- contexts from files ------------------------------------------------------------------------------------
+
+
+def saved(path, vectors, **more):
+    torch.save({"state_dict": {"ctx": vectors, "token_prefix": torch.zeros(2, 1, 32), **more}, "epoch": 50}, path)
+    return path
+
+
+def test_a_coop_file_is_where_prompts_begin(tmp_path):
+    words = fresh("tpt_prompt", steps=0)
+    from perdure.nn.test_time.prompts import ContextPrompts
+
+    start = ContextPrompts.of(words.policy, ["x"], words.context.wording).initial()
+    file = saved(tmp_path / "model.pth.tar-50", start)
+    from_words, from_file = answers(words), answers(fresh("tpt_prompt", steps=0, context_file=file))
+    assert all(torch.allclose(from_words[i], from_file[i], atol=1e-4) for i in from_words)
+    zero_shot = answers(fresh("zero_shot", context_file=file))
+    assert all(torch.allclose(zero_shot[i], from_file[i], atol=1e-4) for i in zero_shot)
+    other = answers(fresh("rlcf_prompt", context_file=saved(tmp_path / "other.pth.tar", start + 1)))
+    assert any(not torch.allclose(other[i], from_file[i], atol=1e-2) for i in other)
+
+
+def test_a_cocoop_file_brings_a_net(tmp_path):
+    torch.manual_seed(0)
+    net = {f"meta_net.{n}": t for n, t in MetaNet(24, 32).state_dict().items()}
+    file = saved(tmp_path / "cocoop.pth.tar", 0.1 * torch.randn(2, 32), **net)
+    vectors, loaded = read_context(file, fresh_clip())
+    assert vectors.shape == (2, 32) and loaded is not None
+    method = fresh("tpt_prompt", context_file=file)
+    found = [answers(method, batch_size=n) for n in (1, 4)]
+    assert all(torch.allclose(found[0][i], found[1][i], atol=1e-4) for i in found[0])
+    assert len(answers(fresh("zero_shot", context_file=file))) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"state_dict": {"other": torch.zeros(2)}}, "no context shared by all classes"),
+        ({"state_dict": {"ctx": torch.zeros(3, 4, 32)}}, r"'ctx' has shape \[3, 4, 32\]"),
+        ({"state_dict": {"ctx": torch.zeros(4, 512)}}, "the context is 512 wide"),
+        ({"state_dict": {"ctx": torch.zeros(4, 32), "meta_net.linear1.weight": torch.zeros(2, 2)}}, "other shapes"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path, content, said):
+    torch.save(content, tmp_path / "bad.pth.tar")
+    with pytest.raises(WeightsError, match=said):
+        fresh("tpt_prompt", context_file=tmp_path / "bad.pth.tar")
+
+
+def test_a_pickle_with_code_is_refused(tmp_path):
+    torch.save({"state_dict": {"ctx": torch.zeros(4, 32)}, "hook": Image.open}, tmp_path / "evil.pth.tar")
+    with pytest.raises(WeightsError, match="tensors only"):
+        fresh("tpt_prompt", context_file=tmp_path / "evil.pth.tar")
+
+
+# -- bad input ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rlcf_prompt", "rlcf_encoder"])
+@pytest.mark.parametrize(("classes", "said"), [(1, "leaves nothing to adapt to"), (2, "Set method.samples=2")])
+def test_more_samples_than_classes_are_refused(name, classes, said):
+    with pytest.raises(DataError, match=said):
+        answers(fresh(name, samples=3), shifted(classes=classes))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_candidates_are_refused(name):
+    with pytest.raises(DataError, match="there are no candidates"):
+        fresh(name).predictor(Query(kind="classify"))
+
+
+@pytest.mark.parametrize("name", ["tpt_prompt", "tpt_encoder", "kd"])
+def test_one_class_is_answered_where_nothing_needs_to_be_sampled(name):
+    assert all(row.shape == (1,) for row in answers(fresh(name), shifted(classes=1)).values())
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"zero_shot"}))
+def test_one_view_is_enough_if_it_is_kept_and_an_error_if_not(name):
+    config = registry.load("methods", name).Config
+    assert [field for field, _ in config(views=1).faults()] == ["selection"]
+    assert not list(config(views=1, selection=1.0).faults())
+    assert len(answers(fresh(name, views=1, selection=1.0))) == 6
+
+
+def test_names_with_commas_or_unknown_words_are_answered_and_broken_images_named(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 cut")
+    method = fresh("rlcf_prompt")
+    predict = method.predictor(Query(kind="classify", candidates=("crane, bird", "zzqx", "Ünïcode_name")))
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    item = method.preprocess(Example(id="a", inputs={"image": pixels}), False)
+    assert predict({"views": item["views"][None], "key": [item["key"]]}).shape == (1, 3)
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        method.preprocess(Example(id="b", inputs={"image": tmp_path / "broken.jpg"}), False)
+
+
+def test_a_reward_model_of_another_resolution_is_fed_resized_views(tmp_path):
+    from tiny_clip import tiny_clip
+
+    from perdure.models import clip
+
+    large = clip.load(clip.Config(weights=str(tiny_clip(tmp_path / "large", image_size=24, context=32))))
+    cls = registry.load("methods", "rlcf_encoder")
+    method = cls(cls.Config(**METHODS["rlcf_encoder"]), policy=fresh_clip(), reward=large)
+    assert len(answers(method)) == 6
+
+
+def test_template_and_context_without_words_are_refused():
+    with pytest.raises(RecipeError, match=r"one \{\} where the class name goes"):
+        fresh("rlcf_encoder", template="a photo")
+    with pytest.raises(RecipeError, match="words, and"):
+        fresh("tpt_prompt", context="[CLS]")
