@@ -28,6 +28,8 @@ RECORDERS: dict[str, str] = {
     "parse-video": "audio_visual",
     "segment": "audio_visual",
     "answer": "audio_visual",
+    "retrieve": "retrieval",
+    "caption": "captioning",
 }
 """Kind of task -> module with `records`."""
 
@@ -72,6 +74,20 @@ METRICS: dict[str, Metric] = {
     "mask_f_score": Metric("audio_visual", "%", "up", "best F-score of masks over 255 thresholds"),
     "avqa_accuracy": Metric("audio_visual", "%", "up", "questions about videos answered rightly"),
     "avqa_by_type": Metric("audio_visual", "%", "up", "the same by type of question, as a table"),
+    "recall_1": Metric("retrieval", "%", "up", "queries whose first item is right"),
+    "recall_5": Metric("retrieval", "%", "up", "queries with a right item among the first five"),
+    "recall_10": Metric("retrieval", "%", "up", "queries with a right item among the first ten"),
+    "recall_mean": Metric("retrieval", "%", "up", "mean of recall_1, recall_5 and recall_10"),
+    "median_rank": Metric("retrieval", "rank", "down", "median place of the best right item, from 1"),
+    "cider": Metric("captioning", "%", "up", "CIDEr-D against the reference captions"),
+    "bleu_1": Metric("captioning", "%", "up", "BLEU of the whole set, words"),
+    "bleu_4": Metric("captioning", "%", "up", "BLEU of the whole set, up to four words in a row"),
+    "rouge_l": Metric("captioning", "%", "up", "ROUGE-L, mean over images"),
+    "meteor": Metric("captioning", "%", "up", "METEOR 1.5", needs="[caption], Java"),
+    "spice": Metric("captioning", "%", "up", "SPICE", needs="[caption], Java, CoreNLP"),
+    "caption_scores": Metric("captioning", "%", "up", "BLEU-1 to 4, ROUGE-L, CIDEr-D, METEOR if it can run; a table"),
+    "clipscore": Metric("captioning", "%", "up", "CLIPScore; see perdure prepare clipscore"),
+    "refclipscore": Metric("captioning", "%", "up", "RefCLIPScore; see perdure prepare clipscore"),
 }
 """Name -> metric. What a task may list in `metrics`."""
 

@@ -1,0 +1,115 @@
+"""Captions -> words as the COCO evaluation compares them: Stanford's tokenizer, or a fallback that needs no Java.
+
+Knows `pycocoevalcap`'s three Java tools (tokenizer, METEOR, SPICE), what each needs, and how to say that it is not
+there. Does not know scores or records. Words come back lower-cased, without punctuation, with single spaces.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from perdure.errors import DataError, MissingExtra
+
+Tokenizer = Literal["ptb", "fallback"]
+PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
+_CONTRACTIONS = re.compile(r"(?i)(?<=\w)(n't|'s|'re|'ve|'ll|'d|'m)(?!\w)")
+_JOINED = re.compile(r"(?i)\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b|\b(gim|lem)(me)\b")
+_WORD = re.compile(
+    r"n't|'(?:s|re|ve|ll|d|m)(?!\w)|\d+(?:[.,:/]\d+)*(?:\w+)?|\w+(?:[-/&.@']\w+)*(?:(?<=\.\w)\.)?|\.\.\.|--+|``|''|[^\w\s]"
+)
+
+
+def has_java() -> bool:
+    """Whether `java` can be started."""
+    return shutil.which("java") is not None
+
+
+def default_tokenizer() -> Tokenizer:
+    """Stanford's where pycocoevalcap and Java are there, else the fallback."""
+    from importlib.util import find_spec
+
+    return "ptb" if find_spec("pycocoevalcap") is not None and has_java() else "fallback"
+
+
+def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+    """Each text's words."""
+    if tokenizer == "fallback":
+        return [fallback(text) for text in texts]
+    require("tokenizer")
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    # The tool reads a line a text, so that a line break within one would shift all that follow.
+    lines = [" ".join(text.split()) for text in texts]
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    made = subprocess.run(command, input="\n".join(lines).encode(), capture_output=True, check=False)
+    found = made.stdout.decode().split("\n")
+    if made.returncode or len(found) < len(lines):
+        said = made.stderr.decode(errors="replace").strip().split("\n")[-1]
+        raise DataError(f"Stanford's tokenizer failed ({said})", todo="Set PERDURE_TOKENIZER=fallback.")
+    removed = PUNCTUATION
+    return [" ".join(w for w in line.rstrip().split(" ") if w and w not in removed) for line in found[: len(lines)]]
+
+
+def fallback(text: str) -> str:
+    """Words by regular expressions, close to the Penn Treebank's for captions; it differs on rare symbols."""
+    text = _JOINED.sub(lambda m: " ".join(g for g in m.groups() if g), text.replace("\u2019", "'"))
+    text = re.sub(r"(?<!\w)\"|\"", " ", _CONTRACTIONS.sub(r" \1", text.lower()))
+    words = [w for w in _WORD.findall(text) if w not in PUNCTUATION and not re.fullmatch(r"--+|[(){}\[\]]", w)]
+    return " ".join(words)
+
+
+def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+    """METEOR 1.5 of the set and of each caption, by its Java program, on tokenised text."""
+    require("METEOR")
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    truth = {i: list(r) for i, r in enumerate(references)}
+    return Meteor().compute_score(truth, {i: [c] for i, c in enumerate(candidates)})
+
+
+def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """SPICE of the set."""
+    require("SPICE")
+    from pycocoevalcap.spice import spice as module
+
+    libraries = Path(module.__file__).with_name("lib")
+    if not any(libraries.glob("stanford-corenlp-3.6.0*.jar")):
+        raise MissingExtra(
+            "SPICE needs Stanford CoreNLP 3.6.0, which is not there",
+            where=str(libraries),
+            todo="Download stanford-corenlp-full-2015-12-09.zip from nlp.stanford.edu/software and put "
+            "stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar into that folder.",
+        )
+    truth: dict[int, list[Any]] = {i: list(r) for i, r in enumerate(references)}
+    score, _ = module.Spice().compute_score(truth, {i: [c] for i, c in enumerate(candidates)})
+    return float(score)
+
+
+def require(tool: str) -> None:
+    """MissingExtra with what to install if a tool of pycocoevalcap cannot run."""
+    from importlib.util import find_spec
+
+    if find_spec("pycocoevalcap") is None:
+        raise MissingExtra(f"{tool} needs pycocoevalcap", todo='Type: pip install "perdure[caption]"')
+    if not has_java():
+        raise MissingExtra(
+            f"{tool} needs Java, and there is no `java`",
+            todo="Install a Java runtime (apt install default-jre-headless), or leave this metric out.",
+        )
+
+
+def chosen_tokenizer() -> Tokenizer:
+    """What the environment variable PERDURE_TOKENIZER says (`ptb`, `fallback`), else the best that is there."""
+    said = os.environ.get("PERDURE_TOKENIZER", "")
+    if said not in ("", "ptb", "fallback"):
+        raise DataError(f"PERDURE_TOKENIZER is {said!r}", expected="ptb or fallback")
+    return said or default_tokenizer()  # type: ignore[return-value]
