@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
+import gc
 import json
 import threading
 import time
@@ -69,7 +71,7 @@ def compare(asked: argparse.Namespace, policy: Clip, reward: Clip) -> dict[str, 
     batch = images(method, asked.images)
     views = policy.transform.normalize(batch["views"])
     ours, theirs, apart = {}, {}, 0.0
-    for n in dict.fromkeys([*counts, asked.classes]):
+    for n in dict.fromkeys([asked.classes, *counts]):
         predict = method.predictor(Query(kind="classify", candidates=names(n)))
         logits, ours[n] = measured(lambda predict=predict: predict(batch), asked.images)
         if n in counts:
@@ -220,6 +222,8 @@ def random_clip(seed: int, *, tiny: bool) -> Clip:
 
 def measured(work: Callable[[], Tensor], count: int) -> tuple[Tensor, dict[str, float]]:
     """The result, CPU seconds an image, and the peak of the resident set above its start, in MB."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory that earlier work has freed would hide what this needs
     begin, peak, done = resident(), [0.0], threading.Event()
 
     def watch() -> None:
