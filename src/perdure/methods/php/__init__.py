@@ -21,7 +21,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from perdure import training
 from perdure.checkpoint import stored_bytes
 from perdure.errors import RecipeError
 from perdure.methods.php.generator import MidPrompts, fold
@@ -261,21 +260,13 @@ class Php:
     def learn(self, task: Task, runtime: Runtime) -> None:
         config, problem = self.config, problem_of(task)
         parts = self.tasks.begin(problem, runtime)
-        settings = training.Fit(
-            epochs=config.epochs,
-            lr=config.lr,
-            schedule="cosine_epoch",
-            floor=config.lr_min / config.lr,
-            weight_decay=config.weight_decay,
-            clip_norm=config.clip_norm,
-        )
         learning.fit(
             self.system,
             problem,
             parts,
             self.insert,
             task.train,
-            settings,
+            learning.adam(config),
             runtime=runtime,
             batch_size=config.batch_size,
             shuffle=config.shuffle,

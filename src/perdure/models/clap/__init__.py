@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, ClapConfig, ClapModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
-from perdure.errors import WeightsError
+from perdure.errors import DataError, WeightsError
 from perdure.models.clap.convert import from_laion, is_laion
 from perdure.models.clap.mel import FrontEnd
 from perdure.models.clip.archive import MALFORMED, first_line, read_tensors
@@ -171,7 +171,9 @@ class Clap(nn.Module):
             update: with `batch_statistics`, move the stored ones on (a tenth), as training mode does.
             change: applied to the normalized spectrogram ``[segments 1 frames mels]``, if given.
         """
-        norm = self.tower.batch_norm
+        norm, longest = self.tower.batch_norm, self.tower.spec_size * self.tower.freq_ratio
+        if mel.shape[2] > longest:
+            raise DataError(f"a clip of {mel.shape[2]} frames", expected=f"at most {longest}, as CLAP was made for")
         stored = (norm.running_mean, norm.running_var) if update or not batch_statistics else (None, None)
         bands = mel.to(self.dtype).transpose(1, 3)
         bands = F.batch_norm(

@@ -174,15 +174,18 @@ def fit(
     )
 
 
-def predictor(
-    system: System, tasks: TaskParts, insert: Insert, query: Query, *, assembled: tuple[Problem, Any] | None = None
-) -> Callable[[Batch], Predictions]:
-    """A function of a batch; the texts are encoded here, once."""
-    problem, parts = assembled or tasks.of(query)
-    system.to(system.clip.device)
-    parts = parts.to(system.clip.device)
+def predictor(system: System, tasks: TaskParts, insert: Insert, query: Query) -> Callable[[Batch], Predictions]:
+    """A function of a batch for the task that a query names."""
+    problem, parts = tasks.of(query)
     if system.modes.head_modes:
         parts.train()
+    return predict_with(system, problem, parts.to(system.clip.device), insert)
+
+
+def predict_with(
+    system: System, problem: Problem, parts: Mapping[str, Any], insert: Insert
+) -> Callable[[Batch], Predictions]:
+    """A function of a batch; the texts are encoded here, once."""
     texts = system.texts(problem)
     with torch.no_grad():
         seen_classes = system.seen_classes(parts, texts)
@@ -192,6 +195,18 @@ def predictor(
         return readout.answer(problem, out)
 
     return predict
+
+
+def adam(config: Any) -> training.Fit:
+    """The published schedule of PHP with a config's `epochs`, `lr`, `lr_min`, `weight_decay` and `clip_norm`."""
+    return training.Fit(
+        epochs=config.epochs,
+        lr=config.lr,
+        schedule="cosine_epoch",
+        floor=config.lr_min / config.lr,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
 
 
 def count(parts: Mapping[str, nn.Module] | None) -> int:

@@ -9,7 +9,7 @@ shared: old tasks are answered with their newest state. Tensors are handed on wh
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -79,7 +79,9 @@ class TaskParts(nn.Module):
                     where="query",
                     expected="a task seen",
                 )
-            problem = Problem(name=name, kind=query.kind, candidates=query.candidates, offset=query.offset)
+            known = next(reversed(self.problems.values()), None)  # clips are as long as those seen last
+            plain = Problem(name=name, kind=query.kind, candidates=query.candidates, offset=query.offset)
+            problem = plain if known is None else replace(plain, clip_seconds=known.clip_seconds)
         parts = self.assemble(problem)
         return problem, parts.eval()
 

@@ -1,0 +1,126 @@
+"""Sequential fine-tuning of adapters between CLIP and CLAP: nothing is done against forgetting.
+
+The adapters of DG-SCT (Duan et al., Cross-modal Prompts, NeurIPS 2023) in all blocks, or in some, shared by all tasks
+and trained on one task after another. Each task has a head of its own.
+
+Needs: 24 GB GPU memory for ViT-B/32 with HTSAT and two videos a batch.
+
+Knows where adapters stand. The adapter itself is in `perdure.nn.audio_visual`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from perdure.models.clap import Clap
+from perdure.models.clip import Clip
+from perdure.nn.audio_visual import learning
+from perdure.nn.audio_visual.adapter import DualGuidedAdapter
+from perdure.nn.audio_visual.inputs import Problem, problem_of
+from perdure.nn.audio_visual.learning import System
+from perdure.nn.audio_visual.parts import TaskParts
+from perdure.nn.audio_visual.readout import Readout
+from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Predictions, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of sequential fine-tuning."""
+
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+    """Blocks with adapters, counted from 0."""
+    audio_residual: bool = True
+    """What audio adapters give stays in the audio stream."""
+    latents: Annotated[int, Field(ge=1)] = 32
+    """Learned tokens of an adapter that carry the other modality over."""
+    reduction: Annotated[int, Field(ge=1)] = 8
+    """Width of the tokens over that of an adapter's bottleneck."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over each task's videos."""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Learning rate of Adam; falls to `lr_min` as a cosine, epoch by epoch."""
+    lr_min: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate at the end of the cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    """Of Adam, coupled."""
+    clip_norm: Annotated[float, Field(gt=0)] = 0.5
+    """Largest norm of the gradient."""
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    """Videos a step."""
+    mask_dim: Annotated[int, Field(ge=1)] = 512
+    """Channels of the map that masks are read from."""
+    mask_heads: Annotated[int, Field(ge=1)] = 8
+    """Attention heads between the frame and its sound in the head of masks."""
+
+
+class AvFinetune:
+    """State: the adapters, and each task's head."""
+
+    Config = Config
+    answers = frozenset({"localize-events", "parse-video", "segment", "answer", "classify"})
+
+    def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
+        self.config, self.clip, self.audio = config, clip, audio
+        readout = Readout(mask_dim=config.mask_dim, mask_heads=config.mask_heads)
+        self.system = System(clip=clip, clap=audio, readout=readout)
+        self.tasks = TaskParts(self.make_parts, per_task={"head"})
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return self.system.preprocess(example, training)
+
+    def make_parts(self, problem: Problem) -> nn.ModuleDict:
+        """Fresh adapters and what stands on top."""
+        vision, config = self.clip.vision_config, self.config
+        visual = ((vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
+        cross = {}
+        for block in config.blocks:
+            audio = self.audio.token_shapes[block]
+            shared: Any = {"latents": config.latents, "reduction": config.reduction}
+            cross[str(block)] = nn.ModuleDict(
+                {
+                    "audio": DualGuidedAdapter(shape=audio, other=visual, **shared),
+                    "visual": DualGuidedAdapter(shape=visual, other=audio, **shared),
+                    "visual_second": DualGuidedAdapter(shape=visual, other=audio, **shared),
+                }
+            )
+        return nn.ModuleDict({**self.system.new_parts(problem), "adapters": nn.ModuleDict(cross)})
+
+    def insert(self, parts: Mapping[str, Any], frames: Tensor, patches: Tensor, segments: int) -> Insertions:
+        """The adapters of every block."""
+        cross = {int(block): CrossAdapters(**dict(trio.items())) for block, trio in parts["adapters"].items()}
+        return Insertions(adapters=cross, audio_residual=self.config.audio_residual)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        problem = problem_of(task)
+        parts = self.tasks.begin(problem, runtime)
+        learning.fit(
+            self.system,
+            problem,
+            parts,
+            self.insert,
+            task.train,
+            learning.adam(self.config),
+            runtime=runtime,
+            batch_size=self.config.batch_size,
+        )
+        self.tasks.finish(problem)
+
+    def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
+        return learning.predictor(self.system, self.tasks, self.insert, query)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tasks": self.tasks.state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.tasks.load(state["tasks"])
+
+    def facts(self) -> dict[str, Any]:
+        """Parameters that are trained in a task, for the result card."""
+        return {"extra_parameters": learning.count(self.tasks.current)}

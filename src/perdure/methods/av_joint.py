@@ -1,0 +1,239 @@
+"""Joint training of adapters between CLIP and CLAP: keeps all videos and trains anew on all; the upper bound.
+
+After each task the adapters start from fresh ones and are trained on all tasks so far, whose batches come mixed. Not a
+continual method: storage and time grow with every task.
+
+Needs: 24 GB GPU memory for ViT-B/32 with HTSAT and two videos a batch.
+
+Knows how batches of tasks of different types follow one another. The adapters are those of `av_finetune`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from perdure import training
+from perdure.errors import RecipeError
+from perdure.loading import ExampleBatches
+from perdure.models.clap import Clap
+from perdure.models.clip import Clip
+from perdure.nn.audio_visual import learning, readout
+from perdure.nn.audio_visual.adapter import DualGuidedAdapter
+from perdure.nn.audio_visual.inputs import Problem, problem_of
+from perdure.nn.audio_visual.learning import System
+from perdure.nn.audio_visual.readout import Readout
+from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Predictions, Query, Task
+
+OWN = ("context", "head")
+"""Parts that each task has for itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of joint training."""
+
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+    """Blocks with adapters, counted from 0."""
+    audio_residual: bool = True
+    """What audio adapters give stays in the audio stream."""
+    latents: Annotated[int, Field(ge=1)] = 32
+    """Learned tokens of an adapter that carry the other modality over."""
+    reduction: Annotated[int, Field(ge=1)] = 8
+    """Width of the tokens over that of an adapter's bottleneck."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over each task's videos."""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Learning rate of Adam; falls to `lr_min` as a cosine, epoch by epoch."""
+    lr_min: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate at the end of the cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    """Of Adam, coupled."""
+    clip_norm: Annotated[float, Field(gt=0)] = 0.5
+    """Largest norm of the gradient."""
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    """Videos a step."""
+    mask_dim: Annotated[int, Field(ge=1)] = 512
+    """Channels of the map that masks are read from."""
+    mask_heads: Annotated[int, Field(ge=1)] = 8
+    """Attention heads between the frame and its sound in the head of masks."""
+
+
+class AvJoint:
+    """State: all videos of all tasks, the shared parts, and each task's own."""
+
+    Config = Config
+    answers = frozenset({"localize-events", "parse-video", "segment", "answer", "classify"})
+
+    def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
+        self.config, self.clip, self.audio = config, clip, audio
+        readout = Readout(mask_dim=config.mask_dim, mask_heads=config.mask_heads)
+        self.system = System(clip=clip, clap=audio, readout=readout)
+        self.problems: dict[str, Problem] = {}
+        self.examples: dict[str, list[Example]] = {}
+        self.parts = nn.ModuleDict()
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return self.system.preprocess(example, training)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        self.system.to(runtime.device)
+        problems = self.problems | {task.name: problem_of(task)}
+        examples = self.examples | {task.name: list(task.train)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(runtime.key("parts"))
+            parts = self.make_parts(problems).to(runtime.device).train()
+        names = list(problems)
+        texts = {name: self.system.texts(problem) for name, problem in problems.items()}
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            name = names[batch["task"]]
+            problem, own = problems[name], _of_task(parts, names.index(name))
+            out = learning.forward(self.system, problem, own, self.insert, batch, texts=texts[name], update=True)
+            return readout.loss(problem, out, batch, self.system.readout)
+
+        mixed = Mixed([self._batches(examples[n], runtime, f"train {i}") for i, n in enumerate(names)], runtime)
+        buffers = dict(parts.named_buffers())
+        training.fit(
+            loss,
+            dict(parts.named_parameters()),
+            mixed,
+            learning.adam(self.config),
+            runtime=runtime,
+            stage="train",
+            keep={"buffers": buffers} if buffers else None,
+        )
+        self.parts, self.problems, self.examples = parts.eval(), problems, examples
+
+    def _batches(self, examples: Sequence[Example], runtime: Runtime, stage: str) -> ExampleBatches:
+        size = self.config.batch_size
+        return ExampleBatches(examples, self.preprocess, batch_size=size, runtime=runtime, stage=stage, training=True)
+
+    def make_parts(self, problems: Mapping[str, Problem]) -> nn.ModuleDict:
+        """Fresh parts: the shared ones, and ``task_0``, ``task_1`` ... with those of each task."""
+        shared: dict[str, nn.Module] = {"adapters": self._adapters()}
+        for index, problem in enumerate(problems.values()):
+            made = self.system.new_parts(problem)
+            shared |= {name: part for name, part in made.items() if name not in OWN and name not in shared}
+            shared[f"task_{index}"] = nn.ModuleDict({name: part for name, part in made.items() if name in OWN})
+        return nn.ModuleDict(shared)
+
+    def _adapters(self) -> nn.ModuleDict:
+        vision, config = self.clip.vision_config, self.config
+        visual = ((vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
+        cross = nn.ModuleDict()
+        for block in config.blocks:
+            audio = self.audio.token_shapes[block]
+            shared: Any = {"latents": config.latents, "reduction": config.reduction}
+            cross[str(block)] = nn.ModuleDict(
+                {
+                    "audio": DualGuidedAdapter(shape=audio, other=visual, **shared),
+                    "visual": DualGuidedAdapter(shape=visual, other=audio, **shared),
+                    "visual_second": DualGuidedAdapter(shape=visual, other=audio, **shared),
+                }
+            )
+        return cross
+
+    def insert(self, parts: Mapping[str, Any], frames: Tensor, patches: Tensor, segments: int) -> Insertions:
+        """The adapters of every block."""
+        cross = {int(block): CrossAdapters(**dict(trio.items())) for block, trio in parts["adapters"].items()}
+        return Insertions(adapters=cross, audio_residual=self.config.audio_residual)
+
+    def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
+        name = query.task or ""
+        if name not in self.problems:
+            raise RecipeError(f"task '{name}' has not been learned", where="query", expected="a task seen")
+        parts = _of_task(self.parts, list(self.problems).index(name))
+        return learning.predict_with(self.system, self.problems[name], parts, self.insert)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "problems": [asdict(problem) for problem in self.problems.values()],
+            "examples": {name: [_pack(e) for e in examples] for name, examples in self.examples.items()},
+            "parts": {name: tensor.detach().clone() for name, tensor in self.parts.state_dict().items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        facts = [{**p, "candidates": tuple(p["candidates"])} for p in state["problems"]]
+        self.problems = {p["name"]: Problem(**p) for p in facts}
+        self.examples = {name: [_unpack(e) for e in state["examples"][name]] for name in self.problems}
+        self.parts = self.make_parts(self.problems).eval() if self.problems else nn.ModuleDict()
+        self.parts.load_state_dict(dict(state["parts"]))
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept of past tasks, for the result card."""
+        videos = sum(len(examples) for examples in self.examples.values())
+        return {"extra_parameters": learning.count(self.parts), "memory_examples": videos}
+
+
+class Mixed:
+    """Batches of several tasks in a keyed order; each says under ``task`` whose it is."""
+
+    def __init__(self, tasks: Sequence[ExampleBatches], runtime: Runtime) -> None:
+        self.tasks, self.runtime = tasks, runtime
+
+    def __len__(self) -> int:
+        return sum(len(batches) for batches in self.tasks)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch | None, float]]:
+        owners = torch.cat([torch.full((len(batches),), i) for i, batches in enumerate(self.tasks)])
+        owners = owners[self.runtime.permutation(len(owners), "mixed", epoch)].tolist()
+        done = [owners[:start].count(i) for i in range(len(self.tasks))]
+        parts = [batches.epoch(epoch, start=n) for batches, n in zip(self.tasks, done)]
+        for owner in owners[start:]:
+            batch, share = next(parts[owner])
+            yield (None if batch is None else {**batch, "task": owner}), share
+
+
+def _of_task(parts: nn.ModuleDict, index: int) -> dict[str, nn.Module]:
+    """Shared parts and those of one task, under their plain names."""
+    own = parts[f"task_{index}"]
+    assert isinstance(own, nn.ModuleDict)
+    shared = {name: part for name, part in parts.items() if not name.startswith("task_")}
+    return shared | dict(own.items())
+
+
+def _pack(example: Example) -> dict[str, Any]:
+    """An Example as tensors and JSON: paths stay paths."""
+    inputs = {name: _packed(value) for name, value in example.inputs.items()}
+    return {"id": example.id, "inputs": inputs, "target": _packed(example.target)}
+
+
+def _unpack(packed: Mapping[str, Any]) -> Example:
+    inputs = {name: _unpacked(value) for name, value in packed["inputs"].items()}
+    return Example(id=packed["id"], inputs=inputs, target=_unpacked(packed["target"]))
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, Path):
+        return {"path": str(value)}
+    if isinstance(value, np.ndarray):
+        return {"array": torch.from_numpy(np.ascontiguousarray(value))}
+    if isinstance(value, Mapping):
+        return {"mapping": {key: _packed(v) for key, v in value.items()}}
+    if isinstance(value, list | tuple):
+        return [_packed(v) for v in value]
+    if hasattr(value, "__array__") and not isinstance(value, Tensor | int | float):
+        return {"array": torch.from_numpy(np.ascontiguousarray(value))}
+    return value
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(v) for v in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "path" in value:
+        return Path(value["path"])
+    if "array" in value:
+        return value["array"].numpy()
+    return {key: _unpacked(v) for key, v in value["mapping"].items()}

@@ -1,0 +1,130 @@
+"""L2P for frames and sound: each frame picks prompts from one pool that all tasks share.
+
+Wang et al., Learning to Prompt for Continual Learning, CVPR 2022: keys are drawn towards the queries that pick them.
+Here prompts are prefixes of the visual tower's attention; the audio tower stays as it is.
+
+Needs: 16 GB GPU memory for ViT-B/32 with HTSAT and two videos a batch.
+
+Knows which prompts a frame gets. The pool itself is in `perdure.nn.audio_visual`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from perdure.models.clap import Clap
+from perdure.models.clip import Clip
+from perdure.nn.audio_visual import learning
+from perdure.nn.audio_visual.inputs import Problem, problem_of
+from perdure.nn.audio_visual.learning import System
+from perdure.nn.audio_visual.parts import TaskParts
+from perdure.nn.audio_visual.pool import PromptPool
+from perdure.nn.audio_visual.readout import Readout
+from perdure.nn.audio_visual.towers import Insertions
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Predictions, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of L2P."""
+
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    """Blocks whose attention sees the prompts, counted from 0."""
+    pool: Annotated[int, Field(ge=1)] = 10
+    """Prompts to choose from."""
+    top_k: Annotated[int, Field(ge=1)] = 5
+    """Prompts chosen for a frame."""
+    length: Annotated[int, Field(ge=1)] = 5
+    """Tokens of a prompt."""
+    pull: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the cosine between queries and the keys that they picked."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over each task's videos."""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Learning rate of Adam; falls to `lr_min` as a cosine, epoch by epoch."""
+    lr_min: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate at the end of the cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of Adam, coupled; above 0 it would wear down prompts that no frame picks."""
+    clip_norm: Annotated[float, Field(gt=0)] = 0.5
+    """Largest norm of the gradient."""
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    """Videos a step."""
+    mask_dim: Annotated[int, Field(ge=1)] = 512
+    """Channels of the map that masks are read from."""
+    mask_heads: Annotated[int, Field(ge=1)] = 8
+    """Attention heads between the frame and its sound in the head of masks."""
+
+    def faults(self):
+        if self.top_k > self.pool:
+            yield "top_k", f"chooses {self.top_k} of a pool of {self.pool}"
+
+
+class AvL2p:
+    """State: the pool, and each task's head."""
+
+    Config = Config
+    answers = frozenset({"localize-events", "parse-video", "segment", "answer", "classify"})
+
+    def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
+        self.config, self.clip, self.audio = config, clip, audio
+        readout = Readout(mask_dim=config.mask_dim, mask_heads=config.mask_heads)
+        self.system = System(clip=clip, clap=audio, readout=readout)
+        self.tasks = TaskParts(self.make_parts, per_task={"head"})
+        self._nearness: Tensor | None = None
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return self.system.preprocess(example, training)
+
+    def make_parts(self, problem: Problem) -> nn.ModuleDict:
+        """A fresh pool and what stands on top."""
+        config, dim = self.config, self.clip.vision_config.hidden_size
+        pool = PromptPool(layers=len(config.blocks), pool=config.pool, length=config.length, dim=dim)
+        return nn.ModuleDict({**self.system.new_parts(problem), "pool": pool})
+
+    def insert(self, parts: Mapping[str, Any], frames: Tensor, patches: Tensor, segments: int) -> Insertions:
+        """The chosen prompts; how near their keys are is kept for the loss."""
+        pool: PromptPool = parts["pool"]
+        chosen, similarity = pool.choose(frames, top=self.config.top_k, vote="frame", segments=segments, summary="mean")
+        self._nearness = similarity.gather(1, chosen).sum(1).mean()
+        made = pool.prefixes(chosen, layout="paired")
+        return Insertions(prefix={block: (p[:, 0], p[:, 1]) for block, p in zip(self.config.blocks, made)})
+
+    def _pull(self, parts: Any) -> Tensor | None:
+        """Draws the picked keys towards their queries."""
+        return None if self._nearness is None else -self.config.pull * self._nearness
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        problem = problem_of(task)
+        parts = self.tasks.begin(problem, runtime)
+        learning.fit(
+            self.system,
+            problem,
+            parts,
+            self.insert,
+            task.train,
+            learning.adam(self.config),
+            runtime=runtime,
+            batch_size=self.config.batch_size,
+            extra=self._pull,
+        )
+        self.tasks.finish(problem)
+
+    def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
+        return learning.predictor(self.system, self.tasks, self.insert, query)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tasks": self.tasks.state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.tasks.load(state["tasks"])
+
+    def facts(self) -> dict[str, Any]:
+        """Parameters that are trained in a task, for the result card."""
+        return {"extra_parameters": learning.count(self.tasks.current)}
