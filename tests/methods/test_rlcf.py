@@ -1,6 +1,10 @@
 """Test-time methods on a tiny CLIP: the house's rules, equal answers by every road, files of contexts, bad input."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,3 +273,22 @@ def test_template_and_context_without_words_are_refused():
         fresh("rlcf_encoder", template="a photo")
     with pytest.raises(RecipeError, match="words, and"):
         fresh("tpt_prompt", context="[CLS]")
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_records_of_one(tmp_path):
+    root = Path(__file__).parents[2]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, command in (("one", [sys.executable]), ("two", launcher)):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        whole = [*command, "-m", "tests.rlcf_run", str(tmp_path / name)]
+        done = subprocess.run(whole, cwd=root, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-2000:]
+    for method in ("rlcf_prompt", "rlcf_encoder"):
+        for task in (0, 1):
+            one, two = (
+                read_records(tmp_path / n / method / "predictions" / f"{task}_{task}.jsonl") for n in ("one", "two")
+            )
+            assert len(one) == 7 and [r["id"] for r in one] == [r["id"] for r in two]
+            for a, b in zip(one, two):
+                assert a["predicted"] == b["predicted"] and a["confidence"] == pytest.approx(b["confidence"], abs=1e-4)

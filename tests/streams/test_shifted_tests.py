@@ -5,7 +5,7 @@ import pytest
 from perdure import config, registry
 from perdure.data import imagenet_shifted
 from perdure.errors import DataError, RecipeError
-from perdure.streams.shifted_tests import CORRUPTIONS, Config, build
+from perdure.streams.shifted_tests import Config, build
 
 
 def parse(**settings):
@@ -49,7 +49,7 @@ def test_a_list_with_slashes_names_sets_in_order_each_with_its_classes(root):
 
 
 def test_corruptions_and_severities_are_a_task_each(root):
-    assert len(CORRUPTIONS) == 15
+    assert len(imagenet_shifted.CORRUPTIONS) == 15
     stream = of(sets="C", root=str(root), corruptions=["fog"], severities=[3])
     assert [task.name for task in stream] == ["C fog 3"] and len(stream.tasks[0].test) == 1000
     with pytest.raises(DataError, match="snow"):

@@ -32,6 +32,23 @@ Corruption = Literal[
     "pixelate",
     "jpeg_compression",
 ]
+CORRUPTIONS: tuple[Corruption, ...] = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
 FOLDERS = {
     "a": "imagenet-a",
     "r": "imagenet-r",

@@ -101,13 +101,13 @@ class ZeroShot:
         prompts = ContextPrompts.of(clip, query.candidates, context.wording)
         start = context.vectors.to(clip.device)
         net = context.net.to(clip.device) if context.net else None
-        shared = prompts.features(start[None]) if net is None else None
+        shared = prompts.features(start[None])[0]
 
         @torch.no_grad()
         def predict(batch: Batch) -> Tensor:
             images = classifier.image_features(clip, batch["image"])
             if net is None:
-                return clip.scale * images @ shared[0].T
+                return clip.scale * images @ shared.T
             texts = prompts.features(shifted(start, net, images))
             return clip.scale * (images[:, None] @ texts.transpose(-1, -2))[:, 0]
 

@@ -75,7 +75,7 @@ def from_state(
     grid = round((len(visual["attnpool.positional_embedding"]) - 1) ** 0.5)
     dim = visual["attnpool.c_proj.weight"].shape[0]
     text = {n: t for n, t in state.items() if not n.startswith("visual.")}
-    model = from_openai({**text, **_stand_in(grid, dim)}, quick_gelu=quick_gelu, dtype=dtype, where=where)
+    model: Any = from_openai({**text, **_stand_in(grid, dim)}, quick_gelu=quick_gelu, dtype=dtype, where=where)
     model.vision_model = _Tower(_resnet(visual, blocks, dim=dim, width=width, side=32 * grid, where=where).to(dtype))
     model.visual_projection = _Same(dim)
     model.config.vision_config.architecture = f"ResNet {'+'.join(map(str, blocks))}x{width}"

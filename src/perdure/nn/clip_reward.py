@@ -86,7 +86,8 @@ class ClipReward:
         self, images: Sequence[Float[Tensor, "*batch dim"]], texts: Sequence[Float[Tensor, "texts dim"]]
     ) -> Float[Tensor, "*batch texts"]:
         """Zero-shot logits of the models, each with its own scale, averaged: a teacher."""
-        return sum(clip.scale * (f @ g.T) for clip, f, g in zip(self.models, images, texts)) / len(self.models)
+        scores = [clip.scale * (f @ g.T) for clip, f, g in zip(self.models, images, texts)]
+        return torch.stack(scores).mean(0)
 
     def _pixels(self, pixels: Tensor, clip: Clip) -> Tensor:
         ours, theirs = self.like.transform, clip.transform

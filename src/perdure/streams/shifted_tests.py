@@ -23,7 +23,7 @@ from pydantic import Field
 
 from perdure import registry
 from perdure.config import Named
-from perdure.data.imagenet_shifted import Corruption
+from perdure.data.imagenet_shifted import CORRUPTIONS, Corruption
 from perdure.errors import DataError, RecipeError
 from perdure.nearest import nearest
 from perdure.streams import selection
@@ -42,10 +42,6 @@ FINE_GRAINED = {
     "eurosat": "eurosat",
 }
 SHORT = ("I", *IMAGENET, "C", *FINE_GRAINED, "Aircraft")
-CORRUPTIONS = (
-    *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
-    *("snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)

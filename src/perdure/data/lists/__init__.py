@@ -10,7 +10,7 @@ Knows JSON files beside this one, plain or gzipped. Does not know what they are 
 | `imagenet_wnids.json` | the 1000 folders of ImageNet-1k, by label |
 | `imagenet100_wnid_to_label.json` | the 100 folders of ImageNet-100 |
 | `imagenet_r_split.json.gz` | ImageNet-R: 24,000 training and 6,000 test images |
-| `test_time_classes.json` | names of the fine-grained sets by label; `imagenet_{a,r}__index`: their labels in ImageNet |
+| `test_time_classes.json` | names of fine-grained sets by label; `imagenet_{a,r}__index`: labels in ImageNet |
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -46,8 +46,8 @@ class Trace:
 
     losses: list[Float[Tensor, " images"]] = field(default_factory=list)
     """Before each step."""
-    gradients: list[Tensor] = field(default_factory=list)
-    """Of the tuned tensors, by step; filled only if asked for."""
+    gradients: list[Any] = field(default_factory=list)
+    """Of the tuned tensors (or a mapping of them by name), by step; filled only if asked for."""
     keep_gradients: bool = False
 
 

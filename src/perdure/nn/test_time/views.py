@@ -30,7 +30,8 @@ Box = tuple[int, int, int, int]
 class Transform(Protocol):
     """The part of a CLIP's transform that views need."""
 
-    size: int
+    @property
+    def size(self) -> int: ...
 
     def pixels(self, image: Any) -> Tensor: ...
     def normalize(self, pixels: Tensor) -> Tensor: ...
