@@ -48,6 +48,8 @@ class Fit:
     """Epochs after which `multistep` multiplies by `gamma`."""
     gamma: float = 0.1
     warmup_steps: int = 0
+    schedule_offset: int = 0
+    """Steps that the schedule is ahead: 1 for code that moves the schedule before each step."""
     clip_norm: float | None = None
     """Largest norm of the gradient of all parameters."""
     accumulate: int = 1
@@ -165,6 +167,7 @@ def lr_factor(settings: Fit, step: int, per_epoch: int) -> float:
 
     Cosine: ``floor + (1 - floor)/2 (1 + cos(pi k/period))`` with k the epoch or the step.
     """
+    step += settings.schedule_offset
     epoch, total = step // per_epoch, settings.epochs * per_epoch
     match settings.schedule:
         case "constant":

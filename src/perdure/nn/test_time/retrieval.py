@@ -7,7 +7,7 @@ tower (logit scale included) for a text. RLCF (Zhao et al., ICLR 2024).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -50,7 +50,8 @@ class QueryTuner:
 
     Args:
         query: what is asked with.
-        gallery: normalised pixels or token ids of everything that may be found.
+        gallery: normalised pixels or token ids of everything that may be found; parts of it may come one by one, and
+            are kept only if the gallery's side is tuned.
         momentum: carry knowledge from query to query; see `SlowStart`.
         chunk: items encoded at a time where no gradient is needed.
     """
@@ -58,7 +59,7 @@ class QueryTuner:
     def __init__(
         self,
         clip: Clip,
-        gallery: Shaped[Tensor, "gallery ..."],
+        gallery: Shaped[Tensor, "gallery ..."] | Iterable[Tensor],
         steps: Steps,
         *,
         query: Modality,
@@ -68,10 +69,15 @@ class QueryTuner:
         update_share: float = 1.0,
         chunk: int = 256,
     ) -> None:
-        self.clip, self.query, self.tune, self.chunk = clip, query, tune, chunk
-        self.gallery = gallery
+        self.clip, self.query, self.tune = clip, query, tune
+        parts = gallery.split(chunk) if isinstance(gallery, Tensor) else gallery
+        self.gallery: list[Tensor] = []
+        encoded = []
         with torch.no_grad():
-            self.features = torch.cat([self._encode(other(query), part) for part in gallery.split(chunk)])
+            for part in parts:
+                encoded.append(self._encode(other(query), part))
+                self.gallery += [part] if tune == "gallery" else []
+        self.features = torch.cat(encoded)
         side = query if tune == "query" else other(query)
         state = visual_state(clip) if side == "image" else text_state(clip)
         tuned = unfreeze(clip, side)
@@ -110,7 +116,7 @@ class QueryTuner:
             fixed = self._encode(self.query, item)
 
         def score() -> Tensor:
-            parts = [self._encode(other(self.query), part) for part in self.gallery.split(self.chunk)]
+            parts = [self._encode(other(self.query), part) for part in self.gallery]
             return self.clip.scale * fixed @ torch.cat(parts).T
 
         return score
