@@ -59,7 +59,8 @@ def load(config: Config) -> Clap:
         model, folder = _from_folder(source), config.tokenizer or str(source.path)
     else:
         model, folder = _from_file(source), config.tokenizer or "roberta-base"
-    front = FrontEnd(mels=model.config.audio_config.num_mel_bins, reference_rate=config.mel_reference_rate)
+    audio: Any = model.config.audio_config
+    front = FrontEnd(mels=audio.num_mel_bins, reference_rate=config.mel_reference_rate)
     return Clap(model.to(dtype), source=source, tokenizer=_tokenizer(folder), front=front)
 
 
@@ -121,7 +122,8 @@ class Clap(nn.Module):
     @property
     def token_shapes(self) -> list[tuple[int, int]]:
         """Tokens and width of what each block takes."""
-        first = self.model.config.audio_config.patch_embeds_hidden_size
+        config: Any = self.model.config.audio_config
+        first = config.patch_embeds_hidden_size
         widths = [first * 2**i for i, stage in enumerate(self.tower.layers) for _ in stage.blocks]
         return [(block.resolution[0] * block.resolution[1], width) for block, width in zip(self.blocks, widths)]
 
@@ -200,7 +202,8 @@ class Clap(nn.Module):
         if self.tokenizer is None:
             name = self.source.name if self.source else "CLAP"
             raise WeightsError("has no tokenizer", where=name, todo="Set `tokenizer` to a folder that holds one.")
-        limit = self.model.config.text_config.max_position_embeddings - 2
+        config: Any = self.model.config.text_config
+        limit = config.max_position_embeddings - 2
         parts = []
         for i in range(0, len(texts), batch_size):
             encoded = self.tokenizer(
@@ -236,13 +239,14 @@ def _from_folder(source: Source) -> ClapModel:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model, info = ClapModel.from_pretrained(
+        loaded: Any = ClapModel.from_pretrained(
             source.path, config=config, local_files_only=True, output_loading_info=True
         )
     except MALFORMED as error:
         raise WeightsError(f"cannot be loaded ({first_line(error)})", where=str(source.path)) from None
     finally:
         transformers_logging.set_verbosity(verbosity)
+    model, info = loaded
     missing = sorted(n for n in info["missing_keys"] if "position_ids" not in n and "relative_position_index" not in n)
     if missing or info["mismatched_keys"]:
         first = missing[0] if missing else next(iter(info["mismatched_keys"]))

@@ -6,7 +6,7 @@ embedded inputs to `Insertions`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,7 +75,7 @@ class System:
         """The fixed texts of a problem's classes."""
         return readout.texts_of(problem, self.clip, self.clap, self.readout)
 
-    def seen_classes(self, parts: Mapping[str, Any], texts: Any) -> Tensor | None:
+    def seen_classes(self, parts: Any, texts: Any) -> Tensor | None:
         """Features of the class prompts, if the problem has any."""
         return None if texts is None else readout.class_features(self.clip, parts, texts, self.readout)
 
@@ -98,7 +98,7 @@ def embed(system: System, problem: Problem, batch: Batch, *, update: bool = Fals
 def forward(
     system: System,
     problem: Problem,
-    parts: Mapping[str, Any],
+    parts: Any,
     insert: Insert,
     batch: Batch,
     *,
@@ -182,9 +182,7 @@ def predictor(system: System, tasks: TaskParts, insert: Insert, query: Query) ->
     return predict_with(system, problem, parts.to(system.clip.device), insert)
 
 
-def predict_with(
-    system: System, problem: Problem, parts: Mapping[str, Any], insert: Insert
-) -> Callable[[Batch], Predictions]:
+def predict_with(system: System, problem: Problem, parts: Any, insert: Insert) -> Callable[[Batch], Predictions]:
     """A function of a batch; the texts are encoded here, once."""
     texts = system.texts(problem)
     with torch.no_grad():
@@ -209,7 +207,7 @@ def adam(config: Any) -> training.Fit:
     )
 
 
-def count(parts: Mapping[str, nn.Module] | None) -> int:
+def count(parts: Any) -> int:
     """Parameters of all parts."""
     return sum(p.numel() for part in (parts or {}).values() for p in part.parameters())
 

@@ -87,7 +87,7 @@ def masked_similarity_loss(
     total = masks.new_zeros(())
     pool = F.adaptive_avg_pool2d if pooling == "avg" else F.adaptive_max_pool2d
     for seen, heard in zip(maps, audio, strict=True):
-        inside = (pool(masks, seen.shape[-2:]) > 0.5).to(seen.dtype)
+        inside = (pool(masks, (seen.shape[2], seen.shape[3])) > 0.5).to(seen.dtype)
         mean = (seen * inside).mean((2, 3))
         total = total - torch.log(F.relu(F.cosine_similarity(heard, mean, dim=1)) + 1e-6).mean()
     return total / len(maps)
