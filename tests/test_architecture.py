@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": LAYER_0 | LAYER_1 | {"report"},
 }
 """Package or module -> what it may import; those that are not listed may import everything below the command."""
-ABOVE = {"recipe", "testing", "api", "cli", "__main__", ""}
+ABOVE = {"recipe", "testing", "trial", "api", "cli", "__main__", ""}
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper"}
 LONG_FUNCTIONS: set[str] = set()
 """Functions of more than 50 lines, each with its reason beside it."""
@@ -51,7 +51,7 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, ...]]:
             yield from (tuple(name.split(".")[1:]) for name in names if name.split(".")[0] == "perdure")
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "perdure":
             inside = tuple(node.module.split(".")[1:])
-            yield from (inside + (alias.name,) for alias in node.names)
+            yield from ((*inside, alias.name) for alias in node.names)
 
 
 def is_registered(place: str, stem: str) -> bool:

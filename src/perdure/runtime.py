@@ -303,7 +303,7 @@ def _accelerator(device: str, precision: Precision, out: Path | None, trackers: 
     from accelerate.state import AcceleratorState
 
     for name in trackers:
-        _check_tracker(name)
+        check_tracker(name)
     mixed = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
@@ -324,7 +324,8 @@ def _accelerator(device: str, precision: Precision, out: Path | None, trackers: 
     )
 
 
-def _check_tracker(name: str) -> None:
+def check_tracker(name: str) -> None:
+    """MissingExtra if a tracker is not installed."""
     from importlib.util import find_spec
 
     if name not in TRACKERS:

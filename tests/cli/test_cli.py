@@ -165,9 +165,8 @@ def test_debug_adds_the_traceback_and_keeps_the_exit_code(folder):
 
 
 def test_a_bug_is_one_line_with_the_path_of_its_trace_and_exit_70(folder):
-    code = (
-        "import perdure.cli.list as c, perdure.cli as m\ndef boom(place, whole): raise ValueError('what no one thought of')\n"
-    )
+    code = "import perdure.cli.list as c, perdure.cli as m\n"
+    code += "def boom(place, whole): raise ValueError('what no one thought of')\n"
     done = perdure("list", "data", cwd=folder, code=code + "c.entries = boom; m.main()", TMPDIR=str(folder))
     assert done.returncode == 70
     assert re.fullmatch(r"internal error: ValueError: what no one thought of; trace: (\S+)\n", done.stderr)
@@ -231,21 +230,34 @@ def test_a_copy_keeps_comments_and_brings_a_schema_that_accepts_it(folder):
     assert (folder / "copy.yaml").read_text().count("yaml-language-server") == 1
 
 
-def test_check_lists_the_tasks(folder):
-    done = perdure("check", "my.yaml", cwd=folder)
+def test_check_lists_the_tasks_and_the_steps_that_the_settings_name(folder):
+    done = perdure("check", "my.yaml", "method.epochs=4", "method.batch_size=100", cwd=folder)
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"my: \d+ settings, no fault", lines[0])
-    assert lines[1].split() == ["task", "kind", "classes", "train", "validation", "test", "name"]
+    assert lines[1].split() == ["task", "kind", "classes", "train", "validation", "test", "steps", "name"]
     assert [line.split()[0] for line in lines[2:8]] == ["1", "2", "3", "4", "5", "all"]
+    # 252 images: 3 batches of 100 in each of 4 epochs, then 4 of 64 in each of 3.
+    assert lines[2].split()[:9] == ["1", "classify", "2", "252", "0", "108", "12", "+", "12"]
     assert lines[7].split() == ["all", "10", "1258", "0", "539"]  # the 1,797 digits
-    assert lines[8] == "1 run: runs/my/seed_0"
+    assert lines[8].startswith("steps: epochs (4) x train / 100 + visual_epochs (3) x train / 64")
+    assert lines[9] == "1 run: runs/my/seed_0"
 
 
-def test_check_says_which_data_is_missing(folder):
-    done = perdure("check", "mg_clip/cifar100", cwd=folder)
+@pytest.mark.parametrize("recipe", ["mg_clip/cifar100", "er/seq_cifar10_200", "mg_clip/imagenet_r", "sgd/rot_mnist"])
+def test_check_names_the_data_that_is_missing_in_one_line_without_torch(folder, recipe):
+    done = perdure("check", recipe, cwd=folder)
     assert done.returncode == 2
-    assert "data/cifar100" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "no fault" in done.stdout
+    assert "data/" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "torch" not in heavy_modules("check", recipe, cwd=folder)[1]
+
+
+def test_check_names_a_tracker_that_is_not_installed(folder):
+    code = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n: n != 'wandb' and f(n) or None\n" + MAIN
+    done = perdure("check", "my.yaml", "run.trackers=[wandb]", cwd=folder, code=code)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "the tracker 'wandb' is not installed. Type: pip install \"perdure[track]\"\n"
 
 
 def test_check_env_knows_versions_memory_and_programs():
@@ -282,15 +294,38 @@ def test_a_closed_pipe_is_no_error(folder):
     assert done.stderr == ""
 
 
-def test_completion_names_recipes():
-    environment = {
-        "_PERDURE_COMPLETE": "complete_bash",
-        "COMP_WORDS": "perdure run mg_clip/cif",
-        "COMP_CWORD": "2",
-        "_TYPER_COMPLETE_ARGS": "perdure run mg_clip/cif",
-    }
-    code = "import sys; sys.argv = ['perdure']; from perdure.cli import main; main()"
-    assert "mg_clip/cifar100" in perdure(code=code, **environment).stdout
+def completed(words: str, cwd: Path) -> list[str]:
+    """What a shell offers at the end of `words`; fails if torch is imported for it."""
+    code = """
+import sys
+sys.argv = ["perdure"]
+from perdure.cli import main
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    at = len(words.split()) - (not words.endswith(" "))
+    done = perdure(code=code, cwd=cwd, _PERDURE_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(at))
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("command", ["run", "show", "check", "cp"])
+def test_completion_offers_recipes(folder, command):
+    assert "mg_clip/cifar100" in completed(f"perdure {command} ", folder)
+    assert completed(f"perdure {command} mg_clip/cif", folder) == ["mg_clip/cifar100"]
+    assert completed(f"perdure {command} my", folder) == ["my.yaml"]
+
+
+@pytest.mark.parametrize("command", ["show", "report", "predict", "export", "score"])
+def test_completion_offers_runs(folder, command):
+    for run in ("runs/a/seed_0", "runs/a/seed_1", "elsewhere/b/seed_0"):
+        (folder / run).mkdir(parents=True)
+        (folder / run / "recipe.yaml").write_text(GOOD)
+    all_runs = ["elsewhere/b", "elsewhere/b/seed_0", "runs/a", "runs/a/seed_0", "runs/a/seed_1"]
+    assert [w for w in completed(f"perdure {command} ", folder) if w.startswith(("runs", "elsewhere"))] == all_runs
+    assert completed(f"perdure {command} runs/a/seed", folder) == ["runs/a/seed_0", "runs/a/seed_1"]
 
 
 def test_a_generated_world_is_written_and_looked_through(folder):

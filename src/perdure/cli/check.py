@@ -1,6 +1,6 @@
-"""`perdure check`: all faults of a recipe at once, then the tasks that it would go through.
+"""`perdure check`: all faults of a recipe at once, then the tasks that it would go through, and its first steps.
 
-Knows what can be told without training. Imports no torch for faults; the data's reader may.
+Knows arguments and how a plan is laid out. Imports no torch for faults; the data's reader and `--steps` may.
 """
 
 from __future__ import annotations
@@ -9,60 +9,122 @@ import os
 import platform
 import shutil
 import subprocess
-from typing import Annotated
+import textwrap
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from perdure.cli import _complete
 from perdure.cli._layout import columns, width
+
+if TYPE_CHECKING:
+    from perdure.recipe import Recipe
+    from perdure.trial import Trial
+    from perdure.types import Stream
 
 EXAMPLES = """
 perdure check my.yaml method.lr=1e-4
 perdure check mg_clip/cifar100 --no-data
+perdure check mg_clip/microworld --steps 3
 perdure check --env
 """
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="name, file, or folder of a run", metavar="[RECIPE]")] = "",
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="name, file, or folder of a run", metavar="[RECIPE]", autocompletion=_complete.recipes_and_runs
+        ),
+    ] = "",
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value")] = None,
     env: Annotated[bool, typer.Option("--env", help="versions, devices, memory, programs")] = False,
     data: Annotated[bool, typer.Option("--data/--no-data", help="also read the data and list the tasks")] = True,
+    steps: Annotated[int, typer.Option("--steps", min=0, help="really run so many steps of the first task")] = 0,
 ) -> None:
     """Find all faults of a recipe; list its tasks.
 
-    Nothing is trained. With --env: what this machine offers.
+    Nothing is written. With --steps, the first task is tried with the real models: loss, seconds, memory. With --env:
+    what this machine offers.
     """
     from perdure.errors import RecipeError
 
     if env:
         print("\n".join(columns(environment(), total=width())))
     if recipe:
-        _check(recipe, overrides or [], data=data)
+        _check(recipe, overrides or [], data=data, steps=steps)
     elif not env:
         raise RecipeError("nothing to check", todo="Type: perdure check RECIPE, or perdure check --env")
 
 
-def _check(recipe: str, overrides: list[str], *, data: bool) -> None:
+def _check(recipe: str, overrides: list[str], *, data: bool, steps: int) -> None:
     from perdure import recipe as recipes
 
     loaded = recipes.load(recipe, overrides)
-    settings = len(recipes.resolved(loaded))
-    print(f"{loaded.run.name}: {settings} settings, no fault")
+    if loaded.run.trackers:
+        from perdure.runtime import check_tracker  # brings torch
+
+        for name in loaded.run.trackers:
+            check_tracker(name)
+    print(f"{loaded.run.name}: {len(recipes.resolved(loaded))} settings, no fault", flush=True)
     if not data:
         return
     stream = recipes.build_stream(loaded)
     recipes.check_kinds(loaded, {task.kind for task in stream})
-    rows = [["task", "kind", "classes", "train", "validation", "test", "name"]]
+    print("\n".join(_plan(loaded, stream)), flush=True)
+    if steps:
+        from perdure.trial import first_steps  # brings torch
+
+        print("\n".join(["", *_tried(first_steps(loaded, stream, steps), steps)]))
+
+
+def _plan(loaded: Recipe, stream: Stream) -> list[str]:
+    """Tasks, classes, examples and steps; then the folders of the runs."""
+    from perdure.recipe.plan import passes
+
+    pairs = passes(loaded)
+    shown = [*(["steps"] if pairs else []), "name"]
+    rows = [["task", "kind", "classes", "train", "validation", "test", *shown]]
     for task in stream:
         counts = [len(task.candidates), len(task.train), len(task.validation), len(task.test)]
-        rows.append([str(task.index + 1), task.kind, *map(str, counts), task.name])
+        steps = [each.steps(task) for each in pairs]
+        told = " + ".join(f"{n}" if n is not None else each.setting for n, each in zip(steps, pairs))
+        rows.append([str(task.index + 1), task.kind, *map(str, counts), *([told] if pairs else []), task.name])
     total = [sum(len(getattr(task, s)) for task in stream) for s in ("train", "validation", "test")]
-    rows.append(["all", "", str(sum(len(t.candidates) for t in stream)), *map(str, total), ""])
-    print("\n".join(columns(rows, total=width())))
-    print(
-        f"{len(loaded.seeds)} run{'s' if len(loaded.seeds) > 1 else ''}: "
-        + ", ".join(str(loaded.folder(seed)) for seed in loaded.seeds)
+    rows.append(["all", "", str(sum(len(t.candidates) for t in stream)), *map(str, total), *[""] * len(shown)])
+    lines = columns(rows, total=width())
+    if pairs:
+        said = " + ".join(f"{p.setting} ({p.epochs}) x train / {p.batch_size}" for p in pairs)
+        lines += _text(f"steps: {said}, as the settings say; replayed examples come on top")
+    folders = ", ".join(str(loaded.folder(seed)) for seed in loaded.seeds)
+    return [*lines, f"{len(loaded.seeds)} run{'s' if len(loaded.seeds) > 1 else ''}: {folders}"]
+
+
+def _tried(trial: Trial, steps: int) -> list[str]:
+    """What the first steps gave: parameters, losses, seconds, memory."""
+    memory = ", ".join(f"{size / 2**30:.1f} GiB {where}" for where, size in trial.peak_memory.items())
+    head = (
+        f"The first {steps} steps of each stage of the first task, with {trial.examples} examples, "
+        f"on {trial.device} in {trial.precision}; nothing is kept. Peak memory: {memory}."
     )
+    if not trial.stages:
+        return [*_text(head), "The method learns without steps."]
+    rows = [["stage", "trained", "seconds a step", "loss"]]
+    for stage in trial.stages:
+        losses = " ".join("-" if loss is None else f"{loss:.4g}" for loss in stage.losses)
+        rows.append([stage.name, f"{stage.parameters:,}", _seconds(stage.seconds), losses])
+    return [*_text(head), *columns(rows, total=width())]
+
+
+def _seconds(seconds: list[float]) -> str:
+    """The mean after the first step, in which much is made ready."""
+    later = seconds[1:] or seconds
+    return f"{sum(later) / len(later):.3f} (first {seconds[0]:.3f})" if seconds else "no step"
+
+
+def _text(text: str) -> list[str]:
+    total = width()
+    return [text] if total is None else textwrap.wrap(text, total)
 
 
 PACKAGES = ("perdure", "torch", "torchvision", "transformers", "peft", "accelerate", "numpy", "scikit-learn")

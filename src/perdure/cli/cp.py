@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from perdure.cli import _complete
+
 EXAMPLES = """
 perdure cp mg_clip/cifar100 my.yaml
 perdure cp rapf/imagenet_r my.yaml --force
@@ -18,7 +20,10 @@ perdure cp rapf/imagenet_r my.yaml --force
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="name (perdure list recipes) or file", metavar="RECIPE")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="name (perdure list recipes) or file", metavar="RECIPE", autocompletion=_complete.recipes),
+    ],
     to: Annotated[Path, typer.Argument(help="the new file", metavar="FILE.yaml")],
     force: Annotated[bool, typer.Option("--force", help="overwrite")] = False,
 ) -> None:

@@ -39,6 +39,7 @@ perdure data make microworld --as imagefolder --out shapes
 perdure data make microworld --as flickr30k --out f30k seed=3
 """
 
+
 @app.command("list", epilog=epilog(LISTED), context_settings=SETTINGS)
 def list_data(
     word: Annotated[str, typer.Argument(help="only lines that hold this word")] = "",

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from perdure.cli import _complete
+
 EXAMPLES = """
 perdure export runs/mg_clip-microworld/seed_0 my_model
 perdure export runs/finetune-microworld/seed_0 my_model --force
@@ -17,7 +19,7 @@ perdure export runs/finetune-microworld/seed_0 my_model --force
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN", autocompletion=_complete.runs)],
     out: Annotated[Path, typer.Argument(help="folder to write", metavar="DIR")],
     force: Annotated[bool, typer.Option("--force", help="write into a folder that is not empty")] = False,
 ) -> None:

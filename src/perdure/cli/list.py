@@ -19,6 +19,8 @@ perdure list recipes cifar
 perdure list methods --json
 """
 WHAT = ("methods", "recipes", "streams", "data", "models", "metrics")
+FOLDED = ("recipes", "data", "metrics")
+"""Places that the list of everything shows by name only."""
 
 
 def command(
@@ -46,8 +48,8 @@ def command(
     for place, items in found.items():
         if not what:
             print(f"{place}:")
-        if place == "recipes" and not what and not word:
-            print("\n".join(_families(items)))
+        if place in FOLDED and not what and not word:
+            print("\n".join(_folded(place, items)))
             continue
         rows = [[item["name"], _line(item)] for item in items]
         lines = columns(rows, indent="" if what else "  ", total=total if what else None) or ["  none"]
@@ -92,13 +94,14 @@ def recipe_head(name: str) -> dict[str, str]:
     return {"summary": lines[0] if lines else "", "needs": needs}
 
 
-def _families(items: list[dict[str, Any]]) -> list[str]:
-    """How many recipes each method has: the names are in `perdure list recipes`."""
-    counts = Counter(item["name"].partition("/")[0] for item in items)
-    text = ", ".join(f"{method} {n}" for method, n in counts.items())
-    return columns(
-        [[f"{len(items)} by method:", f"{text}; see: perdure list recipes WORD"]], indent="  ", total=width()
-    )
+def _folded(place: str, items: list[dict[str, Any]]) -> list[str]:
+    """Names alone; of recipes, how many each method has."""
+    names = [item["name"] for item in items]
+    if place == "recipes":
+        counts = Counter(name.partition("/")[0] for name in names)
+        names = [f"{method} {n}" for method, n in counts.items()]
+    head = f"{len(items)} by method:" if place == "recipes" else f"{len(items)}:"
+    return columns([[head, f"{', '.join(names)}; see: perdure list {place} WORD"]], indent="  ", total=width())
 
 
 def _cut(line: str, total: int | None) -> str:

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from perdure.cli import _complete
+
 EXAMPLES = """
 perdure predict runs/mg_clip-microworld/seed_0 cat.jpg
 perdure predict runs/mg_clip-cifar100/seed_0 photos/ --top 5 --json
@@ -23,7 +25,12 @@ IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".p
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="folder of a run (with --method: the first file)", metavar="RUN")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="folder of a run (with --method: the first file)", metavar="RUN", autocompletion=_complete.runs
+        ),
+    ],
     files: Annotated[list[Path] | None, typer.Argument(help="images, or folders of images", metavar="FILE...")] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="answers for each file")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from perdure.cli import _complete
+
 EXAMPLES = """
 perdure report runs/mg_clip-microworld
 perdure report runs/mg_clip-cifar100 runs/rapf-cifar100 --out comparison
@@ -17,7 +19,12 @@ perdure report runs/mg_clip-cifar100 runs/rapf-cifar100 --out comparison
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(help="folders of runs, or folders that hold them", metavar="RUN...")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="folders of runs, or folders that hold them", metavar="RUN...", autocompletion=_complete.runs
+        ),
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for the report [the first RUN]")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print the paths only")] = False,
 ) -> None:

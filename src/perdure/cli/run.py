@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from perdure.cli import _complete
+
 EXAMPLES = """
 perdure run mg_clip/microworld
 perdure run mg_clip/cifar100 method.lr=5e-4 run.seeds=[0,1,2]
@@ -16,17 +18,12 @@ perdure run my.yaml --again
 """
 
 
-def recipes_starting(incomplete: str) -> list[str]:
-    """For the shell's completion."""
-    from perdure.registry import recipes
-
-    return [name for name in recipes() if name.startswith(incomplete)]
-
-
 def command(
     recipe: Annotated[
         str,
-        typer.Argument(help="name, file, or folder of a run", metavar="RECIPE", autocompletion=recipes_starting),
+        typer.Argument(
+            help="name, file, or folder of a run", metavar="RECIPE", autocompletion=_complete.recipes_and_runs
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="section.key=value, as in the recipe", metavar="[KEY=VALUE]...")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from perdure.cli import _complete
 from perdure.cli._layout import columns, width
 
 EXAMPLES = """
@@ -21,7 +22,12 @@ perdure score runs/mg_clip-microworld/seed_0/predictions/2_0.jsonl --metric per_
 
 
 def command(
-    what: Annotated[Path, typer.Argument(help="file of predictions, or folder of a run", metavar="FILE|RUN")],
+    what: Annotated[
+        Path,
+        typer.Argument(
+            help="file of predictions, or folder of a run", metavar="FILE|RUN", autocompletion=_complete.runs
+        ),
+    ],
     metric: Annotated[
         list[str] | None, typer.Option("--metric", "-m", help="may be repeated [those of the run; else accuracy]")
     ] = None,

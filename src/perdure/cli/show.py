@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from perdure.cli import _complete
 from perdure.cli._layout import columns, width
 
 EXAMPLES = """
@@ -21,7 +22,12 @@ perdure show runs/mg_clip-microworld/seed_0
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="recipe, file, or folder of a run", metavar="RECIPE|RUN")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="recipe, file, or folder of a run", metavar="RECIPE|RUN", autocompletion=_complete.recipes_and_runs
+        ),
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="write the whole recipe as YAML")] = False,

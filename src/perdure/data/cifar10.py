@@ -14,6 +14,7 @@ from pathlib import Path
 
 from perdure.types import Dataset
 
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST = "test_batch"
@@ -32,12 +33,12 @@ class Config:
 
 def read(config: Config) -> Dataset:
     """50,000 training and 10,000 test images, in the order of the files."""
-    from torchvision.datasets import CIFAR10, utils
-
     from perdure.data import cifar_archive, image_arrays
 
     folder = _folder(config)
     if config.download and not all(file.is_file() for file in files(config)):
+        from torchvision.datasets import CIFAR10, utils
+
         root = folder.parent
         image_arrays.download(
             lambda: utils.download_and_extract_archive(
@@ -54,7 +55,7 @@ def read(config: Config) -> Dataset:
         meta=META,
         labels_key="labels",
         classes=10,
-        url=CIFAR10.url,
+        url=URL,
     )
 
 

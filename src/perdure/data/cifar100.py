@@ -14,6 +14,7 @@ from pathlib import Path
 
 from perdure.types import Dataset
 
+URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 FOLDER = "cifar-100-python"
 TRAIN = ("train",)
 TEST = "test"
@@ -32,12 +33,12 @@ class Config:
 
 def read(config: Config) -> Dataset:
     """50,000 training and 10,000 test images, in the order of the files."""
-    from torchvision.datasets import CIFAR100, utils
-
     from perdure.data import cifar_archive, image_arrays
 
     folder = _folder(config)
     if config.download and not all(file.is_file() for file in files(config)):
+        from torchvision.datasets import CIFAR100, utils
+
         root = folder.parent
         image_arrays.download(
             lambda: utils.download_and_extract_archive(
@@ -54,7 +55,7 @@ def read(config: Config) -> Dataset:
         meta=META,
         labels_key="fine_labels",
         classes=100,
-        url=CIFAR100.url,
+        url=URL,
     )
 
 
