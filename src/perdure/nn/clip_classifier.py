@@ -48,8 +48,22 @@ def prompts(template: str, names: Sequence[str], *, clean: bool = False) -> list
 
 
 def tokenize(clip: Clip, texts: Sequence[str], device: torch.device) -> Int[Tensor, "classes tokens"]:
-    """Ids up to the longest text's end: the same features as all 77 positions, for a sixth of the work."""
-    return clip.cut(clip.tokenize(texts)).to(device)
+    """Ids up to the longest text's end: the same features as all 77 positions, for a sixth of the work.
+
+    Raises:
+        DataError: different texts have the same ids, because the tokenizer does not know their words.
+    """
+    ids = clip.cut(clip.tokenize(texts))
+    first: dict[tuple[int, ...], str] = {}
+    for text, row in zip(texts, ids.tolist()):
+        other = first.setdefault(tuple(row), text)
+        if other.lower() != text.lower():
+            raise DataError(
+                f"to this CLIP the prompts {other!r} and {text!r} are the same: its vocabulary lacks the words",
+                where=f"weights {clip.source.name}" if clip.source else "",
+                todo="Take a CLIP with a larger vocabulary, or other class names.",
+            )
+    return ids.to(device)
 
 
 # -- what is trained ----------------------------------------------------------------------------------------
@@ -180,9 +194,10 @@ def text_features(clip: Clip, ids: Int[Tensor, "classes tokens"]) -> Float[Tenso
 
 
 @torch.no_grad()
-def encode_prompts(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "classes dim"]:
+def encode_prompts(clip: Clip, texts: Sequence[str], *, batch_size: int = 256) -> Float[Tensor, "classes dim"]:
     """Unit features of prompts, without gradients."""
-    return F.normalize(clip.encode_texts(texts), dim=1)
+    ids = tokenize(clip, texts, clip.device)
+    return F.normalize(torch.cat([clip.text_features(part) for part in ids.split(batch_size)]), dim=1)
 
 
 def text_predictor(
