@@ -216,11 +216,14 @@ def _card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder:
         "processes": runtime.processes,
     }
     manifest = dict(built.stream.manifest)
+    data = manifest.get("data", {})
+    # A stream of several data sets lists theirs.
+    data = {str(item.get("name", i)): item for i, item in enumerate(data)} if isinstance(data, list) else data
     return make_card(
         recipe=recipe.to_mapping(asked),
         scores=scores.to_json(),
         weights={role: model.provenance() for role, model in built.models.items() if hasattr(model, "provenance")},
-        data=manifest.get("data", {}),
+        data=data,
         stream=manifest,
         seeds={"seed": asked.run.seed, "torch": key_seed(asked.run.seed, "build")},
         precision=asked.run.precision,
