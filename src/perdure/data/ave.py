@@ -24,7 +24,7 @@ TODO = "Take AVE's annotation files (Annotations.txt, *_order.h5) into <root>/la
 class Config:
     """Settings of the reader of AVE."""
 
-    root: Path
+    root: Path = Path("data/AVE")
     """Folder with `frames`, `wave` and `labels`."""
     domain: str = ""
     """Only the events of one domain (`music performances`, `animal activities` ...); empty: all."""

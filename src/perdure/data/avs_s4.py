@@ -25,7 +25,7 @@ TODO = "Set `root` to the folder that holds s4_meta_data.csv."
 class Config:
     """Settings of the reader of AVSBench-S4."""
 
-    root: Path
+    root: Path = Path("data/AVSBench/Single-source/s4_data")
     """Folder with `s4_meta_data.csv`, `visual_frames`, `gt_masks` and `wave` (`.../Single-source/s4_data`)."""
     size: Annotated[int, Field(ge=2)] = 224
     """Side of frames and masks in pixels."""

@@ -23,7 +23,7 @@ TODO = "Take LLP's csv files into <root>/labels."
 class Config:
     """Settings of the reader of LLP."""
 
-    root: Path
+    root: Path = Path("data/LLP")
     """Folder with `frames`, `wave` and `labels`."""
     domain: str = ""
     """Only videos that hold an event of one domain (`domestic environments` ...); empty: all."""

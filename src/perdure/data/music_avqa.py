@@ -27,7 +27,7 @@ TODO = "Take MUSIC-AVQA's json files into <root>/labels/json."
 class Config:
     """Settings of the reader of MUSIC-AVQA."""
 
-    root: Path
+    root: Path = Path("data/MUSIC-AVQA")
     """Folder with `frames`, `wave` and `labels`."""
     vocabulary: Literal["published", "train"] = "published"
     """Words and answers: the published lists (93 and 42), or those of the training questions as they come."""
