@@ -23,15 +23,12 @@ def broken_at_four(example, training):
 
 def batches(preprocess=noisy, training=True, batch_size=4, **settings):
     r = Runtime(device="cpu", quiet=True, **settings)
-    return r, ExampleBatches(
-        EXAMPLES, preprocess, batch_size=batch_size, runtime=r, stage="s", training=training
-    )
+    return r, ExampleBatches(EXAMPLES, preprocess, batch_size=batch_size, runtime=r, stage="s", training=training)
 
 
 def by_label(loader, epoch=0, start=0):
-    return {
-        int(label): x.tolist() for batch, _ in loader.epoch(epoch, start) for label, x in zip(batch["label"], batch["x"])
-    }
+    pairs = (pair for batch, _ in loader.epoch(epoch, start) for pair in zip(batch["label"], batch["x"]))
+    return {int(label): x.tolist() for label, x in pairs}
 
 
 def test_every_example_comes_once_and_shares_add_up():

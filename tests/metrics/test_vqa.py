@@ -55,9 +55,7 @@ def test_scienceqa_letter_outside_the_choices_is_wrong():
     assert vqa.parse_letter("The answer is B") is None
     assert vqa.parse_letter("The answer is B.") == "B"
     target = {"letter": "A", "choices": 2}
-    scores = vqa.score_records(
-        [record("E", target), record("A. yes", target), record("A.", target)], "scienceqa"
-    )
+    scores = vqa.score_records([record("E", target), record("A. yes", target), record("A.", target)], "scienceqa")
     assert (scores["correct"], scores["samples"]) == (1, 3)
 
 
@@ -137,9 +135,7 @@ def test_box_where_a_letter_was_asked_is_superficial_and_a_wrong_letter_essentia
 
 def test_partly_right_answer_is_split_by_its_value():
     answers = ["stop"] * 2 + [f"x{i}" for i in range(8)]
-    split = split_errors(
-        [record("stop", answers), record("I think that it says stop there", answers)], "textvqa"
-    )
+    split = split_errors([record("stop", answers), record("I think that it says stop there", answers)], "textvqa")
     assert split["essential"] == pytest.approx(20) and split["superficial"] == pytest.approx(50)
 
 
