@@ -9,6 +9,7 @@ An Example has ``inputs={"image": Path}``; its target is its list of captions.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import DataError
-from perdure.types import Example, Examples
+from perdure.types import Dataset, Example, Examples
 
 MOST_WORDS = 50
 
@@ -71,7 +72,11 @@ def examples(found: Sequence[Captioned], root: Path) -> Examples:
     """Examples of images below `root`."""
     return Examples.of(
         [
-            Example(id=one.id or one.image, inputs={"image": root / one.image}, target=list(one.captions))
+            Example(
+                id=one.id or one.image,
+                inputs={"image": root / one.image, **{k: v for k, v in one.facts.items() if k == "image_id"}},
+                target=list(one.captions),
+            )
             for one in found
         ]
     )
@@ -91,6 +96,66 @@ def require_images(found: Sequence[Captioned], root: Path) -> None:
     if missing:
         more = f" ({len(missing)} of {len(found)} images are missing)" if len(missing) > 1 else ""
         raise DataError(f"there is no such image{more}", where=str(missing[0]), todo="Check `root` and `images`.")
+
+
+SPLITS = {"train": "train", "restval": "train", "val": "validation", "validation": "validation", "test": "test"}
+"""How annotation files call a split -> its name here; COCO's `restval` is for training, as everyone uses it."""
+
+
+def dataset(
+    name: str, sources: Mapping[str, Path], root: Path, *, check_images: bool = True, keep: Any = None
+) -> Dataset:
+    """A data set of kind `caption`.
+
+    Args:
+        sources: split -> annotation file; under "all" one file whose records name their split (no split: test).
+        root: folder that the files' image paths start from.
+        keep: which images are wanted; all by default.
+
+    Raises:
+        DataError: a fault in a file, or a missing image.
+    """
+    parts: dict[str, list[Captioned]] = {"train": [], "validation": [], "test": []}
+    for split, path in sources.items():
+        for one in read_captions(path):
+            if keep is None or keep(one):
+                parts[_split(one, path) if split == "all" else split].append(one)
+    if check_images:
+        require_images([one for part in parts.values() for one in part], root)
+    ids = "".join(one.image for part in parts.values() for one in part)
+    facts = {split: len(part) for split, part in parts.items()}
+    facts |= {"captions": sum(len(one.captions) for part in parts.values() for one in part)}
+    facts |= {"fingerprint": hashlib.sha256(ids.encode()).hexdigest()}
+    return Dataset(
+        name=name, kind="caption", facts=facts, **{split: examples(part, root) for split, part in parts.items()}
+    )
+
+
+def first_file(candidates: Sequence[Path], what: str) -> Path:
+    """The first of these that exists; DataError that names all."""
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        expected = " or ".join(map(str, candidates))
+        raise DataError(f"no {what}", where=str(candidates[0].parent), expected=expected, todo="Check `root`.")
+    return found
+
+
+def splits_of(folders: Sequence[Path], names: Mapping[str, str], together: str, what: str) -> dict[str, Path]:
+    """Annotation files by split where they are there (LAVIS), else the one file that holds all (Karpathy)."""
+    found = {}
+    for split, name in names.items():
+        path = next((f / name for f in folders if (f / name).is_file()), None)
+        if path is not None:
+            found[split] = path
+    if found:
+        return found
+    return {"all": first_file([f / together for f in folders], f"{what} annotations ({', '.join(names.values())})")}
+
+
+def _split(one: Captioned, path: Path) -> str:
+    if one.split and one.split not in SPLITS:
+        raise DataError(f"the split is {one.split!r}", where=f"{path}, {one.image}", expected=", ".join(SPLITS))
+    return SPLITS.get(one.split, "test")
 
 
 def retrieval_text(caption: str) -> str:

@@ -53,6 +53,14 @@ class Words:
         ids, mask = padded(self.ids(texts, most=most), pad=self.pad)
         return ids.to(device), mask.to(device)
 
+    def padded(self, rows: Sequence[Sequence[int]], *, length: int):
+        """Ids and mask; while learning, padding is 0 and never counts."""
+        return padded(rows, pad=0, length=length)
+
+    def usual_length(self, rows: Sequence[Sequence[int]]) -> int:
+        """See `usual_length`."""
+        return usual_length(rows)
+
     def decode(self, found: Sequence[Sequence[int]]) -> list[str]:
         """Texts without special tokens."""
         return [self.encoder.decode([i for i in row if i not in (self.start, self.end, self.pad)]) for row in found]

@@ -1,0 +1,137 @@
+"""ClipCap: a mapper from CLIP's image features to the prefix of a frozen language model, learned from captions.
+
+Mokady et al., ClipCap: CLIP Prefix for Image Captioning, 2021. Only the mapper learns; features come from a frozen
+CLIP and are made once, or read from a file of `perdure prepare features`.
+
+Needs: 6 GB GPU memory, captioned images.
+
+Knows settings and roles. Mapper, loss and beam search are in `perdure.nn.captioning`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from perdure import training
+from perdure.loading import ExampleBatches
+from perdure.models.captioner import Captioner
+from perdure.models.captioner.convert import save_mapper
+from perdure.models.clip import Clip
+from perdure.nn import clip_classifier as classifier
+from perdure.nn.captioning import learning, speaking
+from perdure.nn.captioning.features import stored
+from perdure.nn.clip_reward import unit
+from perdure.runtime import Runtime, key_seed
+from perdure.types import Batch, Example, Query, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of ClipCap; the defaults are those of RLCF's code, with OPT-125m."""
+
+    features: Path | None = None
+    """Image features that `perdure prepare features` wrote; null: they are made at the start."""
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    """Learning rate (AdamW), at its highest."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over the captions."""
+    warmup: Annotated[int, Field(ge=1)] = 5000
+    """Steps over which the rate rises; then it falls to 0."""
+    batch_size: Annotated[int, Field(ge=1)] = 40
+    """Captions a step."""
+    learn_end: bool = False
+    """End each caption with a line break while learning; the published code leaves it to the language model."""
+    decoding: Literal["official", "transformers", "nucleus"] = "official"
+    """`official`: beam search with the scoring of transformers 4.26, as published. `transformers`: today's.
+    `nucleus`: drawn from the most probable words."""
+    beams: Annotated[int, Field(ge=1)] = 5
+    """Captions searched side by side."""
+    most_words: Annotated[int, Field(ge=1)] = 50
+    """Most tokens of a caption."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.92
+    """Share of the probability that `nucleus` draws from."""
+    seed: int = 0
+    """Of drawn captions."""
+
+
+class Clipcap:
+    """A frozen CLIP, a mapper that learns, a frozen language model."""
+
+    Config = Config
+    answers = frozenset({"caption"})
+
+    def __init__(self, config: Config, *, clip: Clip, captioner: Captioner) -> None:
+        speaking.require_widths(captioner, clip)
+        self.config, self.clip, self.captioner = config, clip.requires_grad_(False), captioner
+        captioner.mapper.requires_grad_()
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return {
+            "image": self.clip.transform.pixels(example.inputs["image"]),
+            "key": key_seed("captions", self.config.seed, example.id),
+        }
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        self.clip.to(runtime.device)
+        self.captioner.to(runtime.device)
+        if not len(task.train):
+            return
+        images, captions = self._encoded(task, runtime)
+        texts, owner = learning.flat(captions)
+        learning.learn_mapper(self.captioner, images, texts, owner, self._learning(), runtime=runtime)
+
+    def _encoded(self, task: Task, runtime: Runtime) -> tuple[Tensor, list[list[str]]]:
+        """Unit features of the readable images, and their captions."""
+        if self.config.features is not None:
+            return unit(stored(self.config.features, "images", [e.id for e in task.train])), task.train.targets
+        batches = ExampleBatches(
+            task.train, self.preprocess, batch_size=128, runtime=runtime, stage="features", training=False
+        )
+        found = training.features(lambda batch: {"features": self._image_features(batch)}, batches, runtime=runtime)
+        return found["features"], [task.train.targets[i] for i in found["position"].tolist()]
+
+    def predictor(self, query: Query):
+        config = self.config
+
+        def predict(batch: Batch) -> list[str]:
+            return speaking.captions_of(
+                self.captioner,
+                self._image_features(batch),
+                decoding=config.decoding,
+                beams=config.beams,
+                most=config.most_words,
+                top_p=config.top_p,
+                keys=[int(key) for key in batch["key"]],
+            )
+
+        return predict
+
+    def _learning(self) -> learning.Learning:
+        config = self.config
+        return learning.Learning(
+            lr=config.lr,
+            epochs=config.epochs,
+            warmup=config.warmup,
+            batch_size=config.batch_size,
+            ended=config.learn_end,
+        )
+
+    def _image_features(self, batch: Batch) -> Tensor:
+        return unit(classifier.image_features(self.clip, batch["image"]))
+
+    def export(self, folder: Path) -> str:
+        """The mapper; give its folder to a captioner as `weights`."""
+        save_mapper(folder, self.captioner.mapper)
+        return f"models.captioner.weights={folder}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mapper": dict(self.captioner.mapper.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.captioner.mapper.load_state_dict(state["mapper"])

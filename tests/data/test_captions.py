@@ -1,0 +1,162 @@
+"""Readers of captioned images, the streams made of them, and every way in which the files can be wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perdure import registry
+from perdure.data import captions
+from perdure.errors import DataError, RecipeError
+from perdure.streams import captions as caption_stream
+from perdure.streams import retrieval as retrieval_stream
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+
+
+def written(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def read(name, **settings):
+    module = registry.load("data", name)
+    return module.read(module.Config(**settings))
+
+
+LAVIS = [{"image": "val2014/COCO_val2014_000000000042.jpg", "caption": ["A cat.", "One cat"]}]
+
+
+def coco(root):
+    picture(root / LAVIS[0]["image"])
+    picture(root / "train2014/COCO_train2014_000000000007.jpg")
+    image = "train2014/COCO_train2014_000000000007.jpg"
+    one = [{"image": image, "caption": text, "image_id": "coco_7"} for text in ("A dog.", "Two dogs")]
+    written(root / "coco_karpathy_train.json", one)
+    written(root / "coco_karpathy_test.json", LAVIS)
+    return root
+
+
+def test_lavis_files_have_a_record_an_image_or_a_record_a_caption(tmp_path):
+    found = read("coco_captions", root=coco(tmp_path))
+    assert found.kind == "caption" and found.facts["captions"] == 4
+    assert found.train.targets == [["A dog.", "Two dogs"]] and found.test.targets == [["A cat.", "One cat"]]
+    assert found.test[0].inputs["image"] == tmp_path / LAVIS[0]["image"]
+
+
+def karpathy(name, split, texts):
+    return {"filename": name, "split": split, "sentences": [{"raw": text} for text in texts]}
+
+
+def test_karpathys_file_has_all_splits_and_restval_is_for_training(tmp_path):
+    records = [karpathy("1.jpg", "restval", ["a"]), karpathy("2.jpg", "test", ["b"]), karpathy("3.jpg", "val", ["c"])]
+    for i in (1, 2, 3):
+        picture(tmp_path / f"flickr30k-images/{i}.jpg")
+    written(tmp_path / "dataset_flickr30k.json", {"images": records})
+    found = read("flickr30k", root=tmp_path)
+    assert [found.train.targets, found.validation.targets, found.test.targets] == [[["a"]], [["c"]], [["b"]]]
+
+
+def nocaps(root):
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "domain": f"{d}-domain"} for i, d in enumerate(("in", "out"))],
+        "annotations": [{"image_id": i, "caption": f"{k} of {i}"} for i in (0, 1) for k in range(10)],
+    }
+    for i in (0, 1):
+        picture(root / f"images/{i}.jpg")
+    written(root / "nocaps_val_4500_captions.json", content)
+    return root
+
+
+def test_nocaps_is_read_by_domain(tmp_path):
+    root = nocaps(tmp_path)
+    assert [len(read("nocaps", root=root, domain=d).test) for d in ("in", "near", "out", "all")] == [1, 0, 1, 2]
+    example = read("nocaps", root=root, domain="out").test[0]
+    assert example.inputs["image_id"] == 1 and len(example.target) == 10
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([{"image": "a.jpg", "caption": []}], "record 0: an image without captions"),
+        ([{"image": "a.jpg", "caption": ["x"]}, {"image": "a.jpg", "caption": ["y"]}], r"a\.jpg occurs twice"),
+        ([{"image": "a.jpg", "caption": ["x", " "]}], "a caption is ' '"),
+        ([{"caption": ["x"]}], "'image' is missing"),
+        ({"images": [karpathy("a.jpg", "test", ["x"])] * 2}, r"a\.jpg occurs twice"),
+        ({"images": [{"id": 1, "file_name": "a.jpg"}] * 2, "annotations": []}, "image id 1 occurs twice"),
+        ({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}, "image 0: an image without captions"),
+        ({"images": [], "annotations": [{"image_id": 3, "caption": "x"}]}, "an image 3 that is not listed"),
+        ({"images": [karpathy("a.jpg", "later", ["x"])]}, "the split is 'later'"),
+        ({"other": 1}, "no images with captions"),
+        ([], "there are no images"),
+        ([{"image": "gone.jpg", "caption": "x"}], "there is no such image"),
+    ],
+)
+def test_faults_are_told_with_file_and_record(tmp_path, content, said):
+    picture(tmp_path / "a.jpg")
+    path = written(tmp_path / "c.json", content)
+    with pytest.raises(DataError, match=said):
+        read("captioned_images", root=tmp_path, annotations=path)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"coco_karpathy_test\.json"):
+        read("coco_captions", root=tmp_path)
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(DataError, match=r"c\.json: this is no JSON"):
+        read("captioned_images", root=tmp_path, annotations=tmp_path / "c.json")
+    assert [f for f, _ in registry.load("data", "captioned_images").Config().faults()] == ["annotations"]
+
+
+def test_captions_come_without_images_from_lines_and_columns(tmp_path):
+    (tmp_path / "t.tsv").write_text("http://x\ta cat\n\nhttp://y\ta dog\n")
+    assert read("caption_texts", path=tmp_path / "t.tsv").train.targets == [["a cat"], ["a dog"]]
+    (tmp_path / "t.tsv").write_text("\n")
+    with pytest.raises(DataError, match="no captions"):
+        read("caption_texts", path=tmp_path / "t.tsv")
+
+
+def test_texts_are_cleaned_by_hand():
+    assert captions.retrieval_text(" A  dog's (big) ball; #1!\n") == "a dog's big ball 1"
+    assert len(captions.retrieval_text("w " * 80).split()) == 50
+
+
+def parsed(module, **settings):
+    from perdure.config import parse
+
+    return module.build(parse(module.Config, settings, where="stream"))
+
+
+WORLD = {"name": "microworld", "view": "captions", "train_scenes": 4, "validation_scenes": 0, "test_scenes": 5}
+
+
+def test_galleries_hold_every_text_and_every_image_and_targets_point_into_them():
+    stream = parsed(retrieval_stream, data=[WORLD], limit=3)
+    images, texts = stream.tasks
+    assert len(images.test) == 3 and len(images.candidates) == 15 and images.test.targets[1] == [5, 6, 7, 8, 9]
+    assert len(texts.test) == 15 and len(texts.candidates) == 3 and texts.test.targets[7] == 1
+    assert texts.test[7].inputs["text"] == images.candidates[7]
+    assert (
+        texts.candidates[1] == images.test[1].id and (texts.candidates[1].image == images.test[1].inputs["image"]).all()
+    )
+    assert images.test[2].target == [10, 11, 12, 13, 14]
+
+
+def test_the_first_task_learns_and_the_others_are_out_of_domain():
+    other = {**WORLD, "style": "sketch"}
+    stream = parsed(caption_stream, train=WORLD, tests=[WORLD, other], limit=2)
+    assert [(len(t.train), len(t.test)) for t in stream] == [(4, 2), (0, 2)]
+    assert [t.name for t in stream] == ["microworld-captions plain", "microworld-captions sketch"]
+
+
+@pytest.mark.parametrize(("module", "key"), [(retrieval_stream, "data"), (caption_stream, "tests")])
+def test_data_without_captions_or_test_images_are_refused(module, key):
+    with pytest.raises(RecipeError, match="kind classify"):
+        parsed(module, **{key: [{"name": "microworld"}]})
+    with pytest.raises(DataError, match="no test images"):
+        parsed(module, **{key: [{**WORLD, "test_scenes": 0}]})

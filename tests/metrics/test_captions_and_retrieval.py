@@ -1,0 +1,149 @@
+"""Metrics of captions and retrieval: numbers that can be followed by hand, and pycocoevalcap's own."""
+
+import math
+
+import numpy as np
+import pytest
+
+from perdure import metrics
+from perdure.errors import DataError, MissingExtra, RecipeError, TrainingError
+from perdure.metrics import caption_scores, caption_words, captioning, retrieval
+from perdure.types import Example, Query
+
+
+def ranked(scores, targets):
+    table = np.asarray(scores, float)
+    examples = [Example(id=str(i), inputs={}, target=t) for i, t in enumerate(targets)]
+    query = Query(kind="retrieve", candidates=tuple(map(str, range(table.shape[1]))))
+    return metrics.records("retrieve", table, examples, query)
+
+
+def test_the_best_of_several_right_items_counts():
+    rows = ranked([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]], [[0, 2], [2]])
+    assert [r["rank"] for r in rows] == [1, 2] and rows[0]["top"] == [1, 2, 0]
+    assert (retrieval.recall_1(rows), retrieval.recall_5(rows)) == (0.0, 100.0)
+    assert retrieval.recall_mean(rows) == pytest.approx(200 / 3) and retrieval.median_rank(rows) == 2.5
+
+
+def test_of_equal_scores_the_lower_index_comes_first():
+    assert [r["rank"] for r in ranked([[1.0, 1.0, 1.0]] * 3, [[0], [1], [2]])] == [0, 1, 2]
+
+
+def test_a_perfect_diagonal_is_100_percent_and_no_records_are_none():
+    rows = ranked(np.eye(12), list(range(12)))
+    assert all(metrics.compute(f"recall_{k}", rows) == 100 for k in (1, 5, 10, "mean"))
+    assert retrieval.recall_1([]) is None and retrieval.recall_mean([]) is None
+
+
+def test_a_score_that_is_no_number_is_an_error():
+    with pytest.raises(TrainingError, match="query 1"):
+        ranked([[1.0, 2.0], [float("nan"), 0.0]], [0, 1])
+
+
+def test_bleu_by_hand():
+    whole, each = caption_scores.bleu(["a b c d"], [["a b x d", "a"]])
+    # three of four words, one of three pairs; the closest reference is as long
+    assert whole[0] == pytest.approx(3 / 4) and whole[1] == pytest.approx(math.sqrt(3 / 4 * 1 / 3))
+    assert each[0] == pytest.approx([3 / 4])
+    short, _ = caption_scores.bleu(["a b"], [["a b c d"]])
+    assert short[0] == pytest.approx(math.exp(1 - 2))
+
+
+def test_rouge_by_hand():
+    # the longest common subsequence of "a c d" and "a b c d" has 3 words: P 1, R 3/4
+    assert caption_scores.rouge_l(["a c d"], [["a b c d"]])[0] == pytest.approx(2.44 * 0.75 / (0.75 + 1.44))
+    assert caption_scores.rouge_l(["x"], [["a b"]]) == [0.0]
+
+
+def test_cider_of_the_reference_itself_is_10_where_no_other_image_says_so():
+    assert caption_scores.cider_d(["a b c d", "e f g h"], [["a b c d"], ["e f g h"]]) == pytest.approx([10.0, 10.0])
+    assert caption_scores.cider_d(["x y"], [["x y"]]) == [0.0]  # a single document: no word is rare
+
+
+def test_clipscore_by_hand():
+    image, caption = np.array([[1.0, 0.0]]), np.array([[0.6, 0.8]])
+    score, both = caption_scores.clip_scores(image, caption, np.array([[0.0, 1.0], [1.0, 0.0]]), [0, 0])
+    assert score == pytest.approx([1.5]) and both == pytest.approx([2 * 1.5 * 0.8 / 2.3])
+    score, both = caption_scores.clip_scores(image, -image, -image[:, ::-1] * 0 + np.array([[0.0, 1.0]]), [0])
+    assert score == [0.0] and both == [0.0]
+
+
+SENTENCES = [
+    "a man's dog isn't here", "two cats, next to each other!", "a 3.5 inch well-known ball (red)", "I can't see them",
+    'a sign says "stop"', "a cat -- a dog", "mr. smith's u.s. flag", "it's 10:30; we've gone...", "black & white",
+]  # fmt: skip
+
+
+def test_the_fallback_splits_captions_by_hand():
+    expected = ["a man 's dog is n't here", "two cats next to each other", "a 3.5 inch well-known ball red"]
+    assert [caption_words.fallback(text) for text in SENTENCES[:3]] == expected
+    assert caption_words.fallback("I cannot") == "i can not" and caption_words.fallback("") == ""
+
+
+@pytest.mark.slow
+def test_the_fallback_agrees_with_stanfords_tokenizer_on_common_sentences():
+    if caption_words.default_tokenizer() != "ptb":
+        pytest.skip("Stanford's tokenizer needs pycocoevalcap and Java")
+    theirs = caption_words.tokenize(SENTENCES, "ptb")
+    agree = sum(a == b for a, b in zip(theirs, caption_words.tokenize(SENTENCES, "fallback")))
+    assert agree >= 7, list(zip(theirs, caption_words.tokenize(SENTENCES, "fallback")))
+
+
+def test_scores_equal_pycocoevalcaps():
+    pytest.importorskip("pycocoevalcap")
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    draw = np.random.default_rng(0)
+    words = ["a", "the", "cat", "dog", "sits", "on", "mat", "red", "ball", "two"]
+
+    def sentence():
+        return " ".join(draw.choice(words, draw.integers(1, 9)))
+
+    made = [sentence() for _ in range(40)]
+    said = [[sentence() for _ in range(draw.integers(1, 6))] for _ in made]
+    truth, results = dict(enumerate(said)), {i: [c] for i, c in enumerate(made)}
+    assert caption_scores.bleu(made, said)[0] == pytest.approx(Bleu(4).compute_score(truth, results, verbose=0)[0])
+    ours, theirs = caption_scores.rouge_l(made, said), Rouge().compute_score(truth, results)
+    assert np.mean(ours) == pytest.approx(theirs[0])
+    ours, theirs = caption_scores.cider_d(made, said), Cider().compute_score(truth, results)
+    assert ours == pytest.approx(theirs[1].tolist())
+
+
+def rows(**more):
+    return [{"id": "1.jpg", "image_id": 1, "caption": "A cat.", "references": ["a cat", "the cat"], **more}]
+
+
+def test_records_are_entries_of_a_coco_results_file():
+    examples = [Example(id="val2014/COCO_val2014_000000391895.jpg", inputs={}, target=["x"])]
+    found = metrics.records("caption", ["a cat"], examples, Query(kind="caption"))
+    assert captioning.coco_results(found) == [{"image_id": 391895, "caption": "a cat"}]
+
+
+def test_java_absent_is_said_and_the_fallback_is_labelled(monkeypatch):
+    monkeypatch.setattr(caption_words, "has_java", lambda: False)
+    with pytest.raises(MissingExtra, match="METEOR needs Java"):
+        metrics.compute("meteor", rows())
+    with pytest.raises(MissingExtra, match="SPICE needs Java"):
+        metrics.compute("spice", rows())
+    table = metrics.compute("caption_scores", rows())
+    assert table["ptb_tokenizer"] == 0.0 and "meteor" not in table and table["bleu_1"] == pytest.approx(100)
+
+
+def test_corenlp_absent_is_said():
+    pytest.importorskip("pycocoevalcap")
+    if not caption_words.has_java():
+        pytest.skip("no Java")
+    with pytest.raises(MissingExtra, match=r"stanford-corenlp-3\.6\.0\.jar"):
+        metrics.compute("spice", rows())
+
+
+def test_missing_references_and_scores_are_said():
+    with pytest.raises(DataError, match="no reference caption"):
+        captioning.cider([{**rows()[0], "references": []}])
+    with pytest.raises(DataError, match="perdure prepare clipscore"):
+        metrics.compute("clipscore", rows())
+    assert metrics.compute("clipscore", rows(clipscore=0.5)) == 50
+    with pytest.raises(RecipeError, match="Did you mean"):
+        metrics.metric("cidr")
