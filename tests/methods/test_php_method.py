@@ -276,3 +276,15 @@ def test_class_names_may_stand_before_and_amid_the_context():
 
 def test_insertions_default_to_none():
     assert Insertions() == Insertions(prefix={}, audio_prompt={}, adapters={})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mid_length": 3}, "does not fit 256 audio tokens of 8 channels"),
+        ({"adapter_reduction": 8}, "tokens of width 8 reduced 8 times are not 2 equal groups"),
+    ],
+)
+def test_prompts_and_adapters_that_do_not_fit_the_towers_are_refused(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        make(**settings)

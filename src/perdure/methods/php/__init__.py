@@ -13,7 +13,7 @@ Knows which parts a task has, what is shared, and what is inserted where. The pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -172,6 +172,7 @@ class Php:
             pixel_statistics=config.pixel_statistics,
         )
         _check_blocks(config, len(audio.blocks))
+        _check_sizes(config, clip.vision_config.hidden_size, audio.token_shapes)
         per_task = {"adapters", "clip_adapters", "contrast", "context", "mid", "deep", "head"} - set(config.shared)
         fresh = {"mid", "deep"} if config.prompt_start == "fresh" else set()
         self.tasks = TaskParts(self.make_parts, per_task=per_task, fresh=fresh)
@@ -328,3 +329,31 @@ def _check_blocks(config: Config, blocks: int) -> None:
     for name in ("shallow_blocks", "mid_blocks", "deep_blocks"):
         if wrong := [block for block in getattr(config, name) if block >= blocks]:
             raise RecipeError(f"block {wrong[0]}", where=f"method.{name}", expected=f"blocks 0 to {blocks - 1}")
+
+
+def _check_sizes(config: Config, width: int, shapes: Sequence[tuple[int, int]]) -> None:
+    """Raise a RecipeError where prompts or adapters do not fit the towers' widths."""
+    tokens, channels = shapes[0]
+    if config.mid and (tokens // 16 * channels) % width:
+        raise RecipeError(
+            f"{tokens} audio patches of width {channels} cannot be folded to tokens of width {width}",
+            where="models",
+            todo="Set method.mid=false, or take other models.",
+        )
+    for block in config.mid_blocks if config.mid else ():
+        size, (tokens, channels) = 2 * config.mid_length * width, shapes[block]
+        if size % tokens or size // tokens > channels:
+            raise RecipeError(
+                f"a generated prompt of {size} numbers does not fit {tokens} audio tokens of {channels} channels",
+                where="method.mid_blocks",
+                expected="a block, or a mid_length, where it does",
+            )
+    for block in config.shallow_blocks if config.shallow else ():
+        audio = config.audio_adapter_reduction or config.adapter_reduction
+        for dim, reduction in ((width, config.adapter_reduction), (shapes[block][1], audio)):
+            if dim % config.adapter_groups or dim // reduction % config.adapter_groups or dim < reduction:
+                raise RecipeError(
+                    f"tokens of width {dim} reduced {reduction} times are not {config.adapter_groups} equal groups",
+                    where="method.adapter_reduction",
+                    todo="Choose a smaller reduction (audio tokens: audio_adapter_reduction).",
+                )
