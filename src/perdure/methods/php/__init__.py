@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from perdure.checkpoint import stored_bytes
 from perdure.errors import RecipeError
 from perdure.methods.php.generator import MidPrompts, fold
+from perdure.methods.php.inference import answer_each, nearest_task
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.nn.audio_visual import learning
@@ -31,7 +32,7 @@ from perdure.nn.audio_visual.adapter import DualGuidedAdapter
 from perdure.nn.audio_visual.inputs import Problem, problem_of
 from perdure.nn.audio_visual.learning import Modes, System
 from perdure.nn.audio_visual.parts import TaskParts
-from perdure.nn.audio_visual.pool import PromptPool
+from perdure.nn.audio_visual.pool import PromptPool, summarize
 from perdure.nn.audio_visual.readout import Readout
 from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
 from perdure.runtime import Runtime
@@ -98,6 +99,9 @@ class Config:
     """What of a frame's embedded tokens is compared with the keys."""
     pool_vote: Literal["frame", "video", "batch"] = "video"
     """Each frame chooses, or the majority of a video's frames. `batch` (published): of the whole batch."""
+    key_pull: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the cosine between frames and the keys that they chose. Published: 0, keys stay as they are drawn.
+    Where the task's name is not known at test, the task with the nearest key answers, which takes trained keys."""
     deep_layout: Literal["paired", "official"] = "paired"
     """`official` mixes keys and values up with the place in the batch, as the published code does."""
     context_tokens: Annotated[int, Field(ge=1)] = 4
@@ -176,6 +180,7 @@ class Php:
         per_task = {"adapters", "clip_adapters", "contrast", "context", "mid", "deep", "head"} - set(config.shared)
         fresh = {"mid", "deep"} if config.prompt_start == "fresh" else set()
         self.tasks = TaskParts(self.make_parts, per_task=per_task, fresh=fresh)
+        self._nearness: Tensor | None = None
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return self.system.preprocess(example, training)
@@ -245,9 +250,10 @@ class Php:
                 audio_prompt[block] = audio.flatten(1, 2)
         if "deep" in parts:
             pool: PromptPool = parts["deep"]
-            chosen, _ = pool.choose(
+            chosen, similarity = pool.choose(
                 frames, top=config.top_k, vote=config.pool_vote, segments=segments, summary=config.pool_query
             )
+            self._nearness = similarity.gather(1, chosen).sum(1).mean()
             for block, prompt in zip(config.deep_blocks, pool.prefixes(chosen, layout=config.deep_layout)):
                 prefix[block] = (prompt[:, 0], prompt[:, 1])
         adapters = parts["adapters"].items() if "adapters" in parts else ()
@@ -271,11 +277,43 @@ class Php:
             runtime=runtime,
             batch_size=config.batch_size,
             shuffle=config.shuffle,
+            extra=self._pull if config.key_pull and config.deep else None,
         )
         self.tasks.finish(problem)
 
+    def _pull(self, parts: Any) -> Tensor | None:
+        """Draws the chosen keys towards the frames that chose them."""
+        return None if self._nearness is None else -self.config.key_pull * self._nearness
+
     def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
+        if query.task is None and (known := self._known(query)):
+            return self._predictor_by_keys(query, known)
         return learning.predictor(self.system, self.tasks, self.insert, query)
+
+    def _known(self, query: Query) -> list[Problem]:
+        """Problems learned whose classes are among those of the query."""
+        end = query.offset + len(query.candidates)
+        return [
+            problem
+            for problem in self.tasks.problems.values()
+            if problem.kind == query.kind
+            and query.offset <= problem.offset
+            and problem.offset + len(problem.candidates) <= end
+        ]
+
+    def _predictor_by_keys(self, query: Query, known: Sequence[Problem]) -> Callable[[Batch], Predictions]:
+        """Each video by the task whose keys are nearest."""
+        if not self.config.deep:
+            raise RecipeError("the task is not named, and there are no keys", where="method.deep", expected="true")
+        predictors = [learning.predictor(self.system, self.tasks, self.insert, p.query()) for p in known]
+        keys = [self.tasks.kept[p.name]["deep"]["key"].to(self.clip.device) for p in known]
+
+        def predict(batch: Batch) -> Predictions:
+            frames, _, segments = learning.embed(self.system, known[0], batch)
+            chosen = nearest_task(summarize(frames, self.config.pool_query), keys, segments=segments)
+            return answer_each(batch, chosen, predictors, known, query)
+
+        return predict
 
     def state_dict(self) -> dict[str, Any]:
         norm = self.audio.tower.batch_norm
