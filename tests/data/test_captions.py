@@ -1,6 +1,8 @@
 """Readers of captioned images, the streams made of them, and every way in which the files can be wrong."""
 
 import json
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,3 +162,33 @@ def test_data_without_captions_or_test_images_are_refused(module, key):
         parsed(module, **{key: [{"name": "microworld"}]})
     with pytest.raises(DataError, match="no test images"):
         parsed(module, **{key: [{**WORLD, "test_scenes": 0}]})
+
+
+@pytest.mark.slow
+def test_real_captions_are_read_tokenised_and_scored(tmp_path):
+    """coco_mini: 239 photos with five captions each; the fifth of each is scored against the other four."""
+    pack = Path(__file__).parents[3] / "shared" / "data" / "coco_mini"
+    if not pack.is_dir():
+        pytest.skip("the pack coco_mini is not in ../shared/data")
+    from perdure.metrics import caption_words, captioning
+    from perdure.models.clip.tokens import from_folder
+
+    content = json.loads((pack / "annotations.json").read_text("utf-8"))
+    said = {entry["image_id"]: entry["captions"] for entry in content["captions"]}
+    records = [{"image": image["file"], "caption": said[image["id"]][:5]} for image in content["images"]]
+    with tarfile.open(pack / "images.tar.xz") as tar:
+        tar.extractall(tmp_path, filter="data")
+    root = next(p.parent.parent for p in tmp_path.rglob("*.jpg"))
+    path = written(tmp_path / "c.json", records)
+    found = read("captioned_images", root=root, test=path)
+    assert len(found.test) == 239 and found.facts["captions"] == 239 * 5
+    tokenizer = from_folder(None, vocabulary=49408, context_length=77)
+    ids = tokenizer([captions.retrieval_text(text) for said in found.test.targets for text in said])
+    assert ids.shape == (239 * 5, 77) and tokenizer.cut_texts == 0
+    rows = [{"id": e.id, "caption": e.target[4], "references": e.target[:4]} for e in found.test]
+    if caption_words.default_tokenizer() != "ptb":
+        pytest.skip("METEOR needs pycocoevalcap and Java")
+    table = captioning.caption_scores(rows)
+    # People agree with each other about as far as the COCO paper says: BLEU-1 66, METEOR 25, CIDEr-D 85.
+    assert 50 < table["bleu_1"] < 80 and 15 < table["meteor"] < 35 and 50 < table["cider"] < 130
+    assert table["ptb_tokenizer"] == 1.0

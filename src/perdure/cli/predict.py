@@ -20,6 +20,7 @@ EXAMPLES = """
 perdure predict runs/mg_clip-microworld/seed_0 cat.jpg
 perdure predict runs/mg_clip-cifar100/seed_0 photos/ --top 5 --json
 perdure predict --method rlcf_encoder --classes "cat,dog,red panda" photos/ --html before_and_after.html
+perdure predict --find "a dog on a beach" photos/ --top 5
 """
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
@@ -28,7 +29,9 @@ def command(
     run: Annotated[
         Path,
         typer.Argument(
-            help="folder of a run (with --method: the first file)", metavar="RUN", autocompletion=_complete.runs
+            help="folder of a run; with --method or --find the first file",
+            metavar="RUN",
+            autocompletion=_complete.runs,
         ),
     ],
     files: Annotated[list[Path] | None, typer.Argument(help="images, or folders of images", metavar="FILE...")] = None,
@@ -38,9 +41,10 @@ def command(
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
     method: Annotated[str, typer.Option("--method", help="instead of a run: adapt to each image by this method")] = "",
     classes: Annotated[str, typer.Option("--classes", help='with --method: "a,b,c", or @FILE')] = "",
-    model: Annotated[list[str] | None, typer.Option("--model", help="with --method: ROLE=WEIGHTS")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="with --method: KEY=VALUE of it")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="with --method or --find: ROLE=WEIGHTS")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="with --method or --find: KEY=VALUE")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="with --method: write a page of it")] = None,
+    find: Annotated[str, typer.Option("--find", help="rank the images by this text, adapted to by RLCF")] = "",
 ) -> None:
     """Classify images with what a run has learned.
 
@@ -49,11 +53,14 @@ def command(
     from perdure.errors import DataError
 
     form = "json" if as_json else "csv" if as_csv else "text"
-    found = list(_images([run, *(files or [])] if method else files or []))
+    found = list(_images([run, *(files or [])] if method or find else files or []))
     if not found:
         raise DataError(
             "no image there", where=", ".join(map(str, files or [run])), expected=f"{', '.join(sorted(IMAGES))}"
         )
+    if find:
+        _find_among(found, find, model or [], settings or [], form=form, top=top, device=device)
+        return
     if method:
         _adapt_to(found, method, classes, model or [], settings or [], form=form, top=top, device=device, html=html)
         return
@@ -89,6 +96,24 @@ def _adapt_to(
     if html is not None:
         _adapt.write_page(html, rows, method=method)
     _name_unreadable(runtime.skipped)
+
+
+def _find_among(
+    found: Sequence[Path],
+    text: str,
+    models: Sequence[str],
+    settings: Sequence[str],
+    *,
+    form: Literal["json", "csv", "text"],
+    top: int,
+    device: str,
+) -> None:
+    """The files that fit a text best."""
+    from perdure.cli import _find
+
+    rows, broken = _find.find(text, found, models=models, settings=settings, top=top, device=device)
+    print(_find.show(rows, form=form))
+    _name_unreadable(broken)
 
 
 def _name_unreadable(skipped: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""`perdure prepare`: make data before a run: answer styles (asd), records of another tool's predictions.
+"""`perdure prepare`: make data before a run: answer styles (asd), CLIP features; or score what a run has said.
 
 Knows arguments and what is printed. `perdure.prepare` does the work.
 """
@@ -15,6 +15,8 @@ from perdure.cli import SETTINGS, epilog
 EXAMPLES = """
 perdure prepare asd --root /data/CoIN --task ImageNet --share 20 --endpoint http://localhost:8000/v1 --model qwen
 perdure prepare predictions merge.jsonl --task gqa --answers testdev_balanced_questions.json --out gqa.jsonl
+perdure prepare features --data coco_captions --root /data/coco2014 --out coco.safetensors
+perdure prepare clipscore runs/rlcf_caption-capdec_flickr30k/seed_0/predictions/0_0.jsonl --images /data/flickr30k
 """
 app = typer.Typer(
     help="Make data before a run.",
@@ -98,6 +100,54 @@ def predictions(
     more = {"scorer": task, "form": form or TASK_FORMS[task], "official": official}
     write_text(out, "".join(json.dumps({**row, **more}, ensure_ascii=False) + "\n" for row in rows))
     print(f"wrote {len(rows)} records to {out}\nperdure score {out} --metric answer_accuracy --metric superficial")
+
+
+@app.command("features", context_settings=SETTINGS)
+def features(
+    data: Annotated[str, typer.Option("--data", help="data set of captioned images, or caption_texts")],
+    out: Annotated[Path, typer.Option("--out", help="the file that ClipCap and CapDec read as `features`")],
+    root: Annotated[Path | None, typer.Option("--root", help="its folder (of caption_texts: the file)")] = None,
+    weights: Annotated[str, typer.Option("--weights", help="CLIP")] = "openai/clip-vit-base-patch16",
+    texts_only: Annotated[bool, typer.Option("--texts-only", help="captions alone: what CapDec needs")] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Make CLIP features of training images and captions once, for ClipCap and CapDec."""
+    from perdure import registry
+    from perdure.config import Named
+    from perdure.prepare import captions
+
+    key = "path" if data == "caption_texts" else "root"
+    settings = {key: str(root)} if root is not None else {}
+    dataset = registry.build(Named(place="data", name=data, settings=settings))
+    only_texts = texts_only or data == "caption_texts"
+    counts = captions.write_features(dataset, _clip(weights, device), out, images=not only_texts)
+    cut = f" ({counts['cut']} captions were too long and were cut)" if counts["cut"] else ""
+    print(f"{counts.get('images', 0)} images, {counts['captions']} captions{cut} -> {out}")
+
+
+@app.command("clipscore", context_settings=SETTINGS)
+def clipscore(
+    file: Annotated[Path, typer.Argument(help="saved predictions of a run: predictions/*.jsonl")],
+    images: Annotated[Path, typer.Option("--images", help="folder that the records' ids start from")],
+    weights: Annotated[str, typer.Option("--weights", help="CLIP")] = "openai/clip-vit-base-patch32",
+    out: Annotated[Path | None, typer.Option("--out", help="records with the scores [beside FILE]")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Add CLIPScore and RefCLIPScore to saved captions; then `perdure score` averages them."""
+    from perdure.prepare import captions
+
+    target = out or file.with_suffix(".clipscore.jsonl")
+    means = captions.score_file(file, images, _clip(weights, device), target)
+    print("  ".join(f"{name} {value:.2f}" for name, value in means.items()) + f"  -> {target}")
+
+
+def _clip(weights: str, device: str) -> Any:
+    import torch
+
+    from perdure.models import clip
+
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return clip.load(clip.Config(weights=weights)).to(where)
 
 
 def _jobs(

@@ -1,0 +1,115 @@
+"""What captions need of a CLIP before or after a run: features to learn from, CLIPScores of saved predictions.
+
+Knows one CLIP, data sets of kind `caption` and records of predictions. Does not know captioners or methods.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from perdure.checkpoint import write_text
+from perdure.errors import DataError
+from perdure.images import open_image
+from perdure.metrics import caption_scores
+from perdure.nn.captioning.features import store
+
+if TYPE_CHECKING:
+    from perdure.models.clip import Clip
+    from perdure.types import Dataset
+
+SAID = "A photo depicts "
+"""What CLIPScore puts before every caption; the reward of RLCF puts nothing."""
+
+
+def write_features(
+    dataset: Dataset, clip: Clip, out: Path, *, images: bool = True, texts: bool = True
+) -> dict[str, int]:
+    """Features of the training images (by id) and of their different captions, for ClipCap and CapDec.
+
+    Returns:
+        How many of each were written, and how many captions had to be cut.
+    """
+    train = dataset.train
+    if not len(train):
+        raise DataError("no captions to learn from", where=dataset.name)
+    parts: dict[Any, tuple[list[str], Tensor]] = {}
+    if images:
+        names = [example.id for example in train]
+        parts["images"] = names, image_features(clip, (e.inputs["image"] for e in train), where=names)
+    if texts:
+        captions = list(dict.fromkeys(text for said in train.targets for text in said))
+        parts["captions"] = captions, text_features(clip, captions)
+    store(out, parts)
+    cut = getattr(clip.tokenizer, "cut_texts", 0)
+    return {kind: len(names) for kind, (names, _) in parts.items()} | {"cut": cut}
+
+
+def add_clipscores(records: Sequence[dict[str, Any]], images: Sequence[Any], clip: Clip) -> list[dict[str, Any]]:
+    """The records with `clipscore` and, where there are references, `refclipscore`.
+
+    Args:
+        images: one a record: anything that `perdure.images.open_image` takes.
+    """
+    shown = image_features(clip, iter(images), where=[str(r["id"]) for r in records]).numpy()
+    said = text_features(clip, [SAID + r["caption"] for r in records]).numpy()
+    flat = [SAID + text for r in records for text in r["references"]]
+    owner = [i for i, r in enumerate(records) for _ in r["references"]]
+    references = text_features(clip, flat).numpy() if flat else None
+    score, both = caption_scores.clip_scores(shown, said, references, owner)
+    added = []
+    for i, record in enumerate(records):
+        new = {"clipscore": float(score[i])}
+        if both is not None and record["references"]:
+            new["refclipscore"] = float(both[i])
+        added.append({**record, **new})
+    return added
+
+
+def score_file(path: Path, root: Path, clip: Clip, out: Path) -> dict[str, float]:
+    """Add CLIPScores to a file of saved predictions whose ids are image paths below `root`; their means."""
+    if not path.is_file():
+        raise DataError("there is no such file", where=str(path))
+    try:
+        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise DataError(f"a line is no JSON ({error})", where=str(path)) from None
+    if not records or "caption" not in records[0]:
+        raise DataError("these are no records of captions", where=str(path), expected="predictions/*.jsonl of a run")
+    added = add_clipscores(records, [root / r["id"] for r in records], clip)
+    write_text(out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in added))
+    names = [name for name in ("clipscore", "refclipscore") if all(name in r for r in added)]
+    return {name: 100 * sum(r[name] for r in added) / len(added) for name in names}
+
+
+@torch.no_grad()
+def image_features(clip: Clip, images: Iterator[Any], *, where: Sequence[str]) -> Float[Tensor, "images dim"]:
+    """Features of pictures on the CPU, not normalised; UnreadableExample names a broken one."""
+    parts, waiting = [], []
+    for name, image in zip(where, images):
+        waiting.append(clip.transform.pixels(open_image(image, where=name)))
+        if len(waiting) == 128:
+            parts.append(_encoded(clip, waiting))
+            waiting = []
+    return torch.cat([*parts, *([_encoded(clip, waiting)] if waiting else [])])
+
+
+@torch.no_grad()
+def text_features(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+    """Features of texts on the CPU, not normalised; over-long ones are cut and counted."""
+    parts = []
+    for begin in range(0, len(texts), 256):
+        ids = clip.tokenize(texts[begin : begin + 256], truncate="keep-eot")
+        parts.append(clip.text_features(clip.cut(ids).to(clip.device)).float().cpu())
+    return torch.cat(parts)
+
+
+def _encoded(clip: Clip, pixels: list[Tensor]) -> Tensor:
+    batch = clip.transform.normalize(torch.stack(pixels).to(clip.device))
+    return clip.image_features(batch).float().cpu()
