@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 METHOD = '''"""Wobble: a method of another package.
@@ -152,3 +153,9 @@ def write(folder: Path, *, importable: bool = False) -> Path:
             text = text.replace("import wobble_heavy\n", "") if file.name != "__init__.py" else ""
         file.write_text(text)
     return folder
+
+
+def forget() -> None:
+    """As if none of the package had been imported."""
+    for module in [m for m in sys.modules if m.startswith("wobblekit")]:
+        del sys.modules[module]

@@ -22,8 +22,7 @@ def broken_shop(tmp_path, monkeypatch):
 def working_shop(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(shop.write(tmp_path, importable=True)))
     yield
-    for module in [m for m in sys.modules if m.startswith("wobblekit")]:
-        del sys.modules[module]
+    shop.forget()
 
 
 @pytest.mark.parametrize("place", registry.PLACES)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,7 +112,7 @@ def check(cls: type[T], mapping: Any, path: Keys = ()) -> tuple[T | None, list[F
     known = {str(k): v for k, v in mapping.items() if str(k) in hints}
     faults = [_unknown(key, list(hints), path) for key in mapping if str(key) not in hints]
     for key, value in list(known.items()):
-        inside = list(_inside(hints[key], value, (*path, key)))
+        inside = [*_not_finite(value, (*path, key)), *_inside(hints[key], value, (*path, key))]
         faults += inside
         if inside:
             del known[key]
@@ -183,6 +184,18 @@ def _hints(cls: type) -> dict[str, Any]:
 def _required(cls: type) -> list[str]:
     none = dataclasses.MISSING
     return [f.name for f in dataclasses.fields(cls) if f.default is none and f.default_factory is none]
+
+
+def _not_finite(value: Any, path: Keys) -> Iterator[Fault]:
+    """Infinity and NaN, which every bound of one side lets pass and no setting means."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Fault(path=path, what=f"expected a finite number, found {value}")
+    elif isinstance(value, Mapping):
+        for key, sub in value.items():
+            yield from _not_finite(sub, (*path, key))
+    elif isinstance(value, list | tuple):
+        for i, sub in enumerate(value):
+            yield from _not_finite(sub, (*path, i))
 
 
 def _inside(hint: Any, value: Any, path: Keys) -> Iterator[Fault]:

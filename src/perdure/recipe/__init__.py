@@ -59,6 +59,8 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     file, label = locate(path_or_name)
     layer, wrong = _with_base(file, label, ())
     given, more = read_overrides(overrides)
+    if "base" in given.values:
+        more.append(Wrong(mark=given.keys[("base",)], what="`base` is read from a file only", hint="run that recipe"))
     layer, wrong = _over(layer, given), wrong + more
     recipe, faults = _checked(layer, default_name=_run_name(file, label))
     wrong += [located(fault, layer) for fault in faults]
@@ -232,15 +234,16 @@ def _run_name(file: Path, label: str) -> str:
 
 def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fault]]:
     """The recipe (None if there are faults) and all faults of its settings."""
-    values = dict(layer.values)
+    # A section with nothing in it is one that was left out.
+    values = {key: value for key, value in layer.values.items() if value is not None}
     faults = _unknown_sections(values, layer)
     for section, place in (("stream", "streams"), ("method", "methods")):
-        if values.get(section) is None:
+        if section not in values:
             near = f"see: perdure list {place}"
             faults.append(Fault(path=(), what=f"the section `{section}` is missing", hint=near))
         else:
             faults += config.check_named(place, values[section], (section,))
-    models = values.get("models") or {}
+    models = values.get("models", {})
     if isinstance(models, Mapping):
         models = {role: value for role, value in models.items() if value is not None}
         for role, value in models.items():
@@ -248,12 +251,12 @@ def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fa
         faults += _roles(values.get("method"), models)
     else:
         faults.append(Fault(path=("models",), what=f"expected models by role, found {config.shown(models)}"))
-    run_values = values.get("run") if values.get("run") is not None else {}
+    run_values = values.get("run", {})
     if isinstance(run_values, Mapping):
         run_values = {"name": default_name, **run_values}
-    evaluate, some = config.check(Evaluate, values.get("evaluate") or {}, ("evaluate",))
+    evaluate, some = config.check(Evaluate, values.get("evaluate", {}), ("evaluate",))
     run, more = config.check(Run, run_values, ("run",))
-    expect, rest = _expected(values.get("expect") or [])
+    expect, rest = _expected(values.get("expect", []))
     faults += [*some, *more, *rest]
     if faults or evaluate is None or run is None:
         return None, faults
