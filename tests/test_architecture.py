@@ -117,3 +117,9 @@ def test_no_model_name_is_hidden_in_the_core():
     for path in (SOURCE / f"{n}.py" for n in ("run", "evaluate", "training", "runtime", "loading", "checkpoint")):
         strings = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
         assert not strings & methods
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by base name."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
