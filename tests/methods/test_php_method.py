@@ -288,3 +288,29 @@ def test_insertions_default_to_none():
 def test_prompts_and_adapters_that_do_not_fit_the_towers_are_refused(settings, message):
     with pytest.raises(RecipeError, match=message):
         make(**settings)
+
+
+def test_the_published_modes_are_random_by_key_and_leave_the_towers_as_they_are():
+    method, batch = make(official_modes=True), batch_of("localize-events")
+    task, runtime = tiny.task("localize-events", 0), quiet()
+    before = method.audio.tower.batch_norm.running_mean.clone()
+    method.learn(task, runtime)
+    learned = method.audio.tower.batch_norm.running_mean.clone()
+    assert not torch.equal(before, learned)
+    predict = method.predictor(Query(kind="localize-events", candidates=task.candidates, task=task.name))
+    answers = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            answers.append(predict(batch))
+    assert torch.equal(answers[0], answers[1]) and not torch.allclose(answers[0], answers[2])
+    assert torch.equal(method.audio.tower.batch_norm.running_mean, learned)
+    assert method.state_dict()["mel_statistics"]["mean"].equal(learned)
+    assert not any(layer.layer.output._forward_hooks for layer in method.audio.blocks)
+
+
+def test_dropped_branches_keep_their_mean():
+    torch.manual_seed(0)
+    kept = towers._dropped(torch.ones(20000, 1, 1), 0.25)
+    assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert kept.mean().item() == pytest.approx(1.0, abs=0.02)

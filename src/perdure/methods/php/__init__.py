@@ -146,7 +146,7 @@ class Config:
     official_head_modes: bool = False
     """Heads in training mode at test too."""
     official_augmentation: bool = False
-    """SpecAugment in training and at test."""
+    """SpecAugment and stochastic depth of the audio tower, in training and at test."""
     official_mixup: bool = False
     """Mix the spectrograms of segmentation tasks, in training and at test."""
 

@@ -40,7 +40,7 @@ class Modes:
     head_modes: bool = False
     """Heads stay in training mode at test (dropout, batch statistics)."""
     augmentation: bool = False
-    """SpecAugment in training and at test."""
+    """SpecAugment and stochastic depth of the audio tower, in training and at test."""
     mixup: bool = False
     """Mix spectrograms of segmentation tasks, in training and at test."""
 
@@ -109,7 +109,8 @@ def forward(
     """One pass over a batch; `seen_classes` None: they are encoded here, with gradients."""
     frames, patches, segments = embed(system, problem, batch, update=update)
     insertions = insert(parts, frames, patches, segments)
-    visual, audio = towers.run(system.clip, system.clap, frames, patches, insertions)
+    with towers.stochastic_depth(system.clap, highest=0.1 if system.modes.augmentation else 0.0):
+        visual, audio = towers.run(system.clip, system.clap, frames, patches, insertions)
     if seen_classes is None:
         seen_classes = system.seen_classes(parts, texts)
     return readout.outputs(

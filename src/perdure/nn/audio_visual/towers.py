@@ -5,7 +5,8 @@ Knows the order in which a block's parts and the insertions act. Does not know w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,15 +102,27 @@ def run(
     return x, y
 
 
-def run_visual(
-    clip: Clip, frames: Float[Tensor, "frames tokens dim"], prefix: Mapping[int, Prefix] | None = None
-) -> Float[Tensor, "frames tokens dim"]:
-    """The vision tower alone, with prefixes."""
-    x = _vision(clip).pre_layrnorm(frames)
-    for index, layer in enumerate(_layers(clip)):
-        x = x + prefix_attention(layer.self_attn, layer.layer_norm1(x), (prefix or {}).get(index))
-        x = x + layer.mlp(layer.layer_norm2(x))
-    return x
+@contextmanager
+def stochastic_depth(clap: Clap, *, highest: float) -> Iterator[None]:
+    """Within: both branches of each audio block are left out for a segment, ever more often up to `highest`."""
+    hooks = []
+    blocks = clap.blocks if highest else []
+    for index, block in enumerate(blocks):
+        rate = highest * index / max(len(blocks) - 1, 1)
+        layer: Any = block.layer
+        for branch in (layer.drop_path, layer.output):
+            hooks.append(branch.register_forward_hook(lambda _m, _x, y, rate=rate: _dropped(y, rate)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _dropped(branch: Tensor, rate: float) -> Tensor:
+    """Each sample kept with probability ``1 - rate``, and scaled up to keep the mean."""
+    keep = (torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= rate).to(branch.dtype)
+    return branch * keep / (1 - rate)
 
 
 def frame_features(clip: Clip, tokens: Float[Tensor, "frames tokens dim"]) -> Float[Tensor, "frames joint"]:
