@@ -1,14 +1,19 @@
 """perdure: adapt pretrained models to a changing world without losing what they know.
 
-Light: torch is imported when something is run. ``perdure.run("mg_clip/microworld")`` runs a recipe,
-``perdure.load_recipe`` reads one, ``perdure.report`` makes a report of runs.
+Light: torch is imported when something is run. ``perdure.run("mg_clip/microworld")`` runs a recipe and returns a
+`Result`, which shows its table of scores and whose ``pages()`` writes the report; ``perdure.load_recipe`` reads one.
 """
 
 from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.api import Result
+    from perdure.api import run_recipe as run
+    from perdure.recipe import load as load_recipe
 
 __version__ = "0.1.0"
 __all__ = ["Result", "__version__", "load_recipe", "run"]

@@ -143,7 +143,7 @@ class Runtime:
         """Lists of all processes, joined in order of rank."""
         if self.processes == 1:
             return items
-        parts: list[Any] = [None] * self.processes
+        parts: list[list[Any]] = [[] for _ in range(self.processes)]
         torch.distributed.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 

@@ -9,6 +9,7 @@ A file holds `command`, a function for typer, or `app`, a typer of several; and 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII locale loses nothing and ends nothing
     sys.exit(_run(given, debug=debug))
 
@@ -63,9 +64,10 @@ def _run(given: list[str], *, debug: bool) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own: usage
-            error.show()
-            return error.exit_code
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if show is not None and isinstance(code, int):  # typer's own: usage
+            show()
+            return code
         return _bug(error, debug=debug)
 
 

@@ -126,9 +126,8 @@ def dataset(
     facts = {split: len(part) for split, part in parts.items()}
     facts |= {"captions": sum(len(one.captions) for part in parts.values() for one in part)}
     facts |= {"fingerprint": hashlib.sha256(ids.encode()).hexdigest()}
-    return Dataset(
-        name=name, kind="caption", facts=facts, **{split: examples(part, root) for split, part in parts.items()}
-    )
+    train, validation, test = (examples(parts[split], root) for split in ("train", "validation", "test"))
+    return Dataset(name=name, kind="caption", facts=facts, train=train, validation=validation, test=test)
 
 
 def first_file(candidates: Sequence[Path], what: str) -> Path:

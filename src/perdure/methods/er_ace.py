@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -58,7 +58,7 @@ class ErAce:
     def __init__(self, config: Config, *, net: nn.Module) -> None:
         self.config, self.net = config, net
         if config.cosine_head:
-            net.head = CosineHead(net.head)
+            net.head = CosineHead(cast(nn.Linear, net.get_submodule("head")))
         self.memory = Memory(config.buffer_size)
         self.draws = Draws()
         self.tasks = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -180,5 +180,6 @@ class Icarl:
         )
 
     def _features(self, images: Tensor) -> Tensor:
-        parts = [self.net.features(rehearsal.network_input(part, self.net)) for part in images.split(256)]
+        features = cast(Any, self.net).features
+        parts = [features(rehearsal.network_input(part, self.net)) for part in images.split(256)]
         return torch.cat(parts)

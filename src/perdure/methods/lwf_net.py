@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -113,7 +113,8 @@ class LwfNet:
         c, head = self.config, self.net.get_submodule("head")
         self.net.eval()
         with torch.no_grad():
-            features = torch.cat([self.net.features(self._input(part)) for part in data.images.split(256)])
+            make = cast(Any, self.net).features
+            features = torch.cat([make(self._input(part)) for part in data.images.split(256)])
         optimizer = torch.optim.SGD(head.parameters(), lr=c.lr)
 
         def step(chosen: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -23,8 +24,9 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tupl
     """BLEU-1 to 4 of the whole set, and of each caption ``[4][captions]``; the closest reference sets the length."""
     rows = [_bleu_counts(c, r) for c, r in zip(candidates, references, strict=True)]
     each = [_bleu(row, smooth=True) for row in rows]
-    totals = tuple(np.sum([row[i] for row in rows], axis=0) for i in range(4)) if rows else ()
-    whole = _bleu(totals, smooth=False) if rows else [0.0] * 4  # type: ignore[arg-type]
+    columns: Any = zip(*rows)
+    totals: Any = tuple(np.sum(column, axis=0) for column in columns)
+    whole = _bleu(totals, smooth=False) if rows else [0.0] * 4
     return whole, [list(column) for column in zip(*each)]
 
 

@@ -6,7 +6,7 @@ method scores. Functions only; a Clip (`perdure.models.clip`) is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,7 @@ from perdure.errors import CheckpointError, DataError, RecipeError
 from perdure.loading import ExampleBatches
 from perdure.nn import lora
 from perdure.runtime import Runtime
-from perdure.types import Batch, Example, Task
+from perdure.types import Batch, Example, Query, Task
 
 if TYPE_CHECKING:
     from perdure.models.clip import Clip, ClipTransform

@@ -44,7 +44,7 @@ def loads(folder: Path, name: str) -> str:
 
 def save_clip(clip: Clip, folder: Path) -> None:
     """Model, tokenizer and preprocessing as ``from_pretrained`` reads them; adapters are left out."""
-    model = CLIPModel(clip.model.config)
+    model: Any = CLIPModel(clip.model.config)
     model.load_state_dict(base_state(clip.model))
     model.to(clip.dtype).save_pretrained(folder)
     if clip.tokenizer is not None:

@@ -155,7 +155,7 @@ class ResNet(nn.Module):
                 expected=f"[{self.channels}, height, width] or [1, height, width]",
             )
         x = x.expand(-1, self.channels, -1, -1)
-        return x if self.mean is None else (x - self.mean) / self.std
+        return x if self.mean is None or self.std is None else (x - self.mean) / self.std
 
     def _entry(self, x: Tensor) -> Tensor:
         return torch.relu(self.stem(self.prepare(x)))

@@ -25,7 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 INK = "#24292f"
 """Of text and axes; the page replaces it by its own text color, so that figures fit light and dark."""
-FONT = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
+FONT: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
 """Text stays text; the page gives it its own font."""
 Curve = list[float | None]
 """One value a task; None where there is none."""
@@ -141,7 +141,9 @@ def legend(canvas: Canvas, labels: Sequence[str] = (), *, axes: Axes | None = No
     if axes is not None:
         handles = axes.get_legend_handles_labels()[0]
     elif len(labels) > 1:
-        looks = [{"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % len(DASHES)]} for i in range(len(labels))]
+        looks: list[dict[str, Any]] = [
+            {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % len(DASHES)]} for i in range(len(labels))
+        ]
         names = short(labels, 60)
         handles = [
             Line2D([], [], marker=MARKERS[i % len(MARKERS)], markersize=4.5, label=name, **look)

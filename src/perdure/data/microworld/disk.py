@@ -119,7 +119,7 @@ def _number(example: Example) -> int:
 def _image(example: Example, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # JPEG's color subsampling would wash out objects of a few pixels.
-    options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
     Image.fromarray(example.inputs["image"]).save(path, **options)
     return path
 

@@ -70,7 +70,7 @@ def boxes(masks: Masks) -> NDArray[np.int64]:
 
     An empty mask gives four zeros.
     """
-    columns, rows = masks.any(axis=-2), masks.any(axis=-1)
+    columns, rows = np.asarray(masks.any(axis=-2)), np.asarray(masks.any(axis=-1))
     height, width = masks.shape[-2:]
     found = np.stack(
         [
@@ -81,7 +81,7 @@ def boxes(masks: Masks) -> NDArray[np.int64]:
         ],
         axis=-1,
     )
-    return np.where(masks.any(axis=(-2, -1))[..., None], found, 0)
+    return np.where(np.asarray(columns.any(axis=-1))[..., None], found, 0)
 
 
 def _canvas(scenes: Scenes, size: int) -> tuple[Plane, NDArray[np.float32]]:

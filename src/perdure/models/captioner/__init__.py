@@ -72,7 +72,8 @@ def load(config: Config) -> Captioner:
         raise WeightsError(
             f"cannot be loaded ({str(error).splitlines()[0]})", where=f"language model {config.llm}"
         ) from None
-    width = llm.get_input_embeddings().embedding_dim
+    embedding: Any = llm.get_input_embeddings()
+    width = int(embedding.weight.shape[1])
     if config.mapper == "transformer" and width % config.heads:
         raise WeightsError(f"{config.heads} heads do not divide the width {width}", where="captioner.heads")
     with weights.seeded(config.seed):
@@ -175,7 +176,8 @@ class Captioner(nn.Module):
     def search(self, spoken: Spoken, *, beams: int, captions: int, most: int) -> list[list[list[int]]]:
         """Beam search with the published scoring; see `perdure.nn.captioning.beam`."""
         images = len(spoken.last)
-        cache, place = spoken.cache(beams), self.prefix
+        cache: Any = spoken.cache(beams)
+        place = self.prefix
         words = self.words
         settings = Beam(beams=beams, captions=captions, most=min(most, self.room - 1), start=words.start, end=words.end)
 
@@ -199,7 +201,8 @@ class Captioner(nn.Module):
     def generate(self, prefix: Float[Tensor, "images prefix width"], **settings: Any) -> list[list[list[int]]]:
         """transformers' own generation after ``[prefix, start]``: sampling, or today's beam search."""
         start = self.llm.get_input_embeddings()(torch.full((len(prefix), 1), self.words.start, device=self.device))
-        found = self.llm.generate(
+        llm: Any = self.llm
+        found = llm.generate(
             inputs_embeds=torch.cat([prefix.to(self.llm.dtype), start], dim=1),
             attention_mask=torch.ones(len(prefix), self.prefix + 1, dtype=torch.long, device=self.device),
             eos_token_id=self.words.end,

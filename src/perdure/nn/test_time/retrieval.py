@@ -69,7 +69,8 @@ class QueryTuner:
         update_share: float = 1.0,
         chunk: int = 256,
     ) -> None:
-        self.clip, self.query, self.tune = clip, query, tune
+        self.clip, self.tune = clip, tune
+        self.query: Modality = query
         parts = gallery.split(chunk) if isinstance(gallery, Tensor) else gallery
         self.gallery: list[Tensor] = []
         encoded = []

@@ -93,7 +93,8 @@ def crop_view(
     image: UInt8[Tensor, "3 height width"], size: int, generator: torch.Generator, *, smallest: float = 0.08
 ) -> UInt8[Tensor, "3 size size"]:
     """A random resized crop, mirrored half of the time."""
-    cropped = resized_crop(image, crop_box(*image.shape[-2:], generator, smallest=smallest), size)
+    height, width = image.shape[-2:]
+    cropped = resized_crop(image, crop_box(height, width, generator, smallest=smallest), size)
     return cropped.flip(-1) if _chance(generator, 0.5) else cropped
 
 
@@ -101,7 +102,8 @@ def hard_view(
     image: UInt8[Tensor, "3 height width"], size: int, generator: torch.Generator
 ) -> UInt8[Tensor, "3 size size"]:
     """A larger crop, then jitter (half of the time), grey (a fifth), blur (a tenth) and a flip (half)."""
-    view = resized_crop(image, crop_box(*image.shape[-2:], generator, smallest=0.2), size)
+    height, width = image.shape[-2:]
+    view = resized_crop(image, crop_box(height, width, generator, smallest=0.2), size)
     if _chance(generator, 0.5):
         view = _jitter(view, generator)
     if _chance(generator, 0.2):
