@@ -34,6 +34,10 @@ perdure data check my_images/ --decode
 perdure data check list.csv
 perdure data check imagenet_r root=/data/imagenet-r
 """
+PREPARED = """
+perdure data prepare videos/ clips/
+perdure data prepare talk.mp4 clips/ --seconds 5 --start 30
+"""
 MADE = """
 perdure data make microworld --as imagefolder --out shapes
 perdure data make microworld --as flickr30k --out f30k seed=3
@@ -122,3 +126,28 @@ def _stated(name: str, settings: list[str]) -> dict[str, Any]:
 
         raise RecipeError(" ".join(f.what for f in missing), where=name, todo="State it as key=value.")
     return layer.values
+
+
+@app.command("prepare", epilog=epilog(PREPARED), context_settings=SETTINGS)
+def prepare(
+    source: Annotated[Path, typer.Argument(help="folder of videos, or one video")],
+    out: Annotated[Path, typer.Argument(help="folder for frames and sound")],
+    seconds: Annotated[int, typer.Option("--seconds", min=1, help="seconds taken of each video")] = 10,
+    start: Annotated[float, typer.Option("--start", min=0, help="where to begin, in seconds")] = 0.0,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="processes")] = 1,
+) -> None:
+    """Take one frame a second and 32 kHz sound out of videos; go on where an earlier call stopped.
+
+    Exit code 1: some videos could not be read; they are named.
+    """
+    from perdure.prepare.audio_visual import prepare_videos
+
+    report = prepare_videos(source, out, seconds=seconds, start=start, workers=workers)
+    print(f"made {report.made}, there already {report.there_already}, broken {len(report.broken)}")
+    for title, names in (("shorter than asked", report.short), ("silent", report.silent)):
+        if names:
+            print(f"{title}: {', '.join(names)}")
+    for name, reason in report.broken.items():
+        print(f"{name}: {reason}")
+    if report.broken:
+        raise SystemExit(1)
