@@ -193,9 +193,9 @@ class Runtime:
 
     # -- stages -----------------------------------------------------------------------------------------
 
-    def steps(self, stage: str, *, total: int, state: Mapping[str, Any], every: str = "") -> Steps:
+    def steps(self, stage: str, *, total: int, state: Mapping[str, Any], label: str = "") -> Steps:
         """Resumable steps of one stage: see `Steps`."""
-        return Steps(self, stage, total=total, state=state, label=every or stage)
+        return Steps(self, stage, total=total, state=state, label=label or stage)
 
     def stage_file(self, stage: str) -> Path | None:
         """Where the mid-task checkpoint of a stage lies."""
