@@ -12,8 +12,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYER_0 = {"types", "errors", "nearest"}
 LAYER_1 = {
-    *("registry", "config", "runtime", "progress", "checkpoint", "losses", "memory", "nn", "metrics"),
-    *("source_settings", "loading", "training", "images", "augment", "rehearsal"),
+    *("registry", "config", "setting_faults", "runtime", "progress", "checkpoint", "losses", "memory", "nn", "metrics"),
+    *("source_settings", "keys", "loading", "training", "images", "augment", "rehearsal"),
 }
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(LAYER_0, LAYER_0),

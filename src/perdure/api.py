@@ -17,12 +17,13 @@ from typing import Any
 from perdure import checkpoint, recipe
 from perdure.errors import CheckpointError, RecipeError
 from perdure.evaluate import Evaluation
+from perdure.keys import key_seed
 from perdure.metrics import continual
 from perdure.recipe import Built, Recipe
 from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
 from perdure.run import Scores, checkpoint_file, run
-from perdure.runtime import Runtime, key_seed
+from perdure.runtime import Runtime
 from perdure.types import Query
 
 LEFTOVERS = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json")

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from perdure.errors import DataError, UnreadableExample
-from perdure.runtime import Runtime, key_seed
+from perdure.keys import key_seed
+from perdure.runtime import Runtime
 from perdure.types import Batch, Example
 
 Preprocess = Callable[[Example, bool], Batch]

@@ -17,7 +17,8 @@ import torch
 from perdure import checkpoint
 from perdure.errors import CheckpointError, Interrupted, RecipeError
 from perdure.evaluate import Evaluation, evaluate
-from perdure.runtime import Runtime, key_seed, seed_torch
+from perdure.keys import key_seed
+from perdure.runtime import Runtime, seed_torch
 from perdure.types import Method, Query, Stream, Task
 
 Plan = Callable[[Stream, int], Sequence[Task]]

@@ -5,7 +5,6 @@ A thin face over `accelerate`. Knows nothing of methods, models or data.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import resource
@@ -20,16 +19,11 @@ from torch import Tensor
 
 from perdure import checkpoint
 from perdure.errors import CheckpointError, Interrupted, MissingExtra, RecipeError
+from perdure.keys import key_seed
 from perdure.progress import Progress
 
 Precision = Literal["float32", "bf16", "fp16"]
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
-
-
-def key_seed(*key: Any) -> int:
-    """A 63-bit seed from any key of ints and strings: the same on every machine and Python."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def seed_torch(seed: int) -> None:

@@ -1,6 +1,8 @@
 """Instruction tasks in order: CoIN's eight, and one's own files."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,18 +26,31 @@ def task_files(root, name, *, train=4, test=2, file="train.json", answer="A"):
     (folder / "test.json").write_text(json.dumps(questions))
 
 
-def test_coin_has_its_eight_tasks_in_order_each_with_its_scorer(tmp_path):
+@pytest.fixture
+def coin(tmp_path):
+    """All eight tasks, each with the few files that the reader wants."""
     for name, _ in instruction.COIN:
         task_files(tmp_path, name)
     (tmp_path / "TextVQA").mkdir()
     (tmp_path / "TextVQA" / "TextVQA_0.5.1_val.json").write_text(
         json.dumps({"data": [{"question_id": i, "answers": ["A"] * 10} for i in range(2)]})
     )
-    stream = instruction.build(Config(root=tmp_path))
+    return tmp_path
+
+
+def test_coin_has_its_eight_tasks_in_order_each_with_its_scorer(coin):
+    stream = instruction.build(Config(root=coin))
     assert [task.name for task in stream] == [name for name, _ in instruction.COIN]
     assert [task.test[0].target["scorer"] for task in stream] == [s for _, s in instruction.COIN]
     assert stream.tasks[1].test[0].target["answer"] == ["A"] * 10
     assert all(stream.query(t, after=7).task is None and t.kind == "instruct" for t in stream)
+
+
+def test_plan_of_coin_needs_no_torch(coin):
+    code = "import sys; from perdure.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "check", "sefe/coin_reglora", f"stream.root={coin}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "OCRVQA" in done.stdout and done.stdout.endswith("False\n")
 
 
 def test_textvqa_without_its_reference_answers_is_refused(tmp_path):

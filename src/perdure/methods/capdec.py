@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from perdure.keys import key_seed
 from perdure.models.captioner import Captioner
 from perdure.models.captioner.convert import save_mapper
 from perdure.models.clip import Clip
@@ -27,7 +28,7 @@ from perdure.nn.captioning import learning, speaking
 from perdure.nn.captioning.features import stored
 from perdure.nn.captioning.noise import add_noise, in_ball
 from perdure.nn.clip_reward import unit
-from perdure.runtime import Runtime, key_seed
+from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
 

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure import training
+from perdure.keys import key_seed
 from perdure.loading import ExampleBatches
 from perdure.models.captioner import Captioner
 from perdure.models.captioner.convert import save_mapper
@@ -27,7 +28,7 @@ from perdure.nn import clip_classifier as classifier
 from perdure.nn.captioning import learning, speaking
 from perdure.nn.captioning.features import stored
 from perdure.nn.clip_reward import unit
-from perdure.runtime import Runtime, key_seed
+from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
 

@@ -18,13 +18,14 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from perdure.keys import key_seed
 from perdure.models.captioner import Captioner
 from perdure.models.clip import Clip
 from perdure.nn import clip_reward
 from perdure.nn.captioning.adapting import CaptionTuner, Sampling
 from perdure.nn.captioning.speaking import require_widths
 from perdure.nn.test_time.prompt_tuning import Steps
-from perdure.runtime import Runtime, key_seed
+from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
 

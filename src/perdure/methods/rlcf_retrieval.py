@@ -20,12 +20,13 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.errors import DataError
+from perdure.keys import key_seed
 from perdure.models.clip import Clip
 from perdure.nn import clip_reward
 from perdure.nn.test_time import objectives
 from perdure.nn.test_time.prompt_tuning import Steps
 from perdure.nn.test_time.retrieval import Modality, NamedImage, QueryTuner
-from perdure.runtime import Runtime, key_seed
+from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
 

@@ -125,7 +125,7 @@ def _names(datasets: list[Dataset]) -> list[str]:
 
 def _some(examples: Examples, limit: int | None, key: tuple[Any, ...]) -> Examples:
     """So many examples, in their order; which ones depends on the key and their ids alone."""
-    from perdure.runtime import key_seed
+    from perdure.keys import key_seed
 
     if limit is None or limit >= len(examples):
         return examples

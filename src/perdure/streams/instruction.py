@@ -17,7 +17,7 @@ from pydantic import Field
 from perdure.data import instruction
 from perdure.data.instruction import Form, Scorer
 from perdure.errors import DataError, RecipeError
-from perdure.runtime import key_seed
+from perdure.keys import key_seed
 from perdure.types import NO_EXAMPLES, Dataset, Examples, Stream, Task
 
 COIN: tuple[tuple[str, Scorer], ...] = (

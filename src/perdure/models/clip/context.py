@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import WeightsError
+from perdure.keys import key_seed
 from perdure.models.clip import Clip
 from perdure.models.clip.archive import read_tensors
 from perdure.nn.test_time.prompts import Context, MetaNet, Position, placeholder, wording
-from perdure.runtime import key_seed
 
 
 def make_context(

@@ -156,7 +156,8 @@ def drawn(
     captioner: Captioner, prefix: Tensor, key: tuple[int, int], *, samples: int, most: int, **settings: Any
 ) -> list[list[list[int]]]:
     """Captions drawn by transformers' generation, the same for the same key."""
-    from perdure.runtime import key_seed, seed_torch
+    from perdure.keys import key_seed
+    from perdure.runtime import seed_torch
 
     devices = [prefix.device] if prefix.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

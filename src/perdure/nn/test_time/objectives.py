@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import DataError
+from perdure.keys import key_seed
 from perdure.nn import clip_reward
 from perdure.nn.test_time import losses
-from perdure.runtime import key_seed
 
 Sampling = Literal["top", "distribution"]
 

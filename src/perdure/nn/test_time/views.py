@@ -17,9 +17,9 @@ from torchvision.transforms.v2 import functional as V
 
 from perdure.errors import RecipeError
 from perdure.images import open_image
+from perdure.keys import key_seed
 from perdure.nn.test_time.augmix import augmix, draw_mix
 from perdure.nn.test_time.losses import count_selected
-from perdure.runtime import key_seed
 from perdure.types import Batch, Example
 
 Kind = Literal["crop", "hard"]
