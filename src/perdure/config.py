@@ -19,15 +19,14 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from perdure import registry
 from perdure.errors import RecipeError
 from perdure.nearest import nearest
+from perdure.setting_faults import Fault, Keys, in_words, nearest_choice, said, shown
 
 T = TypeVar("T")
-Keys = tuple[str | int, ...]
-"""Keys and positions from the outermost mapping to a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +62,6 @@ class Named:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """One thing that is wrong, and where in the mapping."""
-
-    path: Keys
-    what: str
-    hint: str = ""
-    at: Literal["key", "value"] = "value"
-    """Whether the key or its value is at fault: where a caret belongs."""
-
-
 def parse(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> T:
     """An instance of a settings class.
 
@@ -89,13 +77,6 @@ def parse(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> T:
     if faults or instance is None:
         raise RecipeError("\n".join(f"{where}: {said(fault)}" for fault in faults))
     return instance
-
-
-def said(fault: Fault) -> str:
-    """A fault in one line, without file and caret."""
-    place = ".".join(str(p) for p in fault.path)
-    text = fault.what if fault.at == "key" or not place else f"{place}: {fault.what}"
-    return f"{text}; {fault.hint}" if fault.hint else text
 
 
 def check(cls: type[T], mapping: Any, path: Keys = ()) -> tuple[T | None, list[Fault]]:
@@ -140,18 +121,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, PurePath | datetime.date | datetime.time):
         return str(value)
     return value
-
-
-def shown(value: Any) -> str:
-    """A YAML value in a message, short."""
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if value is None:
-        return "nothing"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "a list"
-    text = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else f"'{value}'"
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def named_place(hint: Any) -> str | None:
@@ -267,10 +236,10 @@ def _typed(cls: type[T], known: dict[str, Any], path: Keys) -> tuple[T | None, l
             wrong = [e for e in error.errors(include_url=False) if e["loc"] and e["loc"][0] in good]
             for each in wrong:
                 at, found = _located(each["loc"], good)
-                faults.setdefault(at, ([], found))[0].append(_words(each))
+                faults.setdefault(at, ([], found))[0].append(in_words(each))
             good = {k: v for k, v in good.items() if k not in {e["loc"][0] for e in wrong}}
             if not wrong:  # a required field is missing, or text is no Unicode
-                others = [_words(e) for e in error.errors(include_url=False) if not e["loc"]]
+                others = [in_words(e) for e in error.errors(include_url=False) if not e["loc"]]
                 faults |= {(): (others, known)} if others else {}
                 instance = None
                 break
@@ -280,7 +249,7 @@ def _typed(cls: type[T], known: dict[str, Any], path: Keys) -> tuple[T | None, l
     for at, (words, found) in faults.items():
         expected = " or ".join(dict.fromkeys(words))
         what = expected if expected.startswith("is ") else f"expected {expected}, found {shown(found)}"
-        listed.append(Fault(path=(*path, *at), what=what, hint=_choice(words, found)))
+        listed.append(Fault(path=(*path, *at), what=what, hint=nearest_choice(words, found)))
     if instance is not None:
         instance = _placed(instance)
     return instance, listed, set(good)
@@ -301,57 +270,6 @@ def _located(loc: tuple[Any, ...], value: Any) -> tuple[Keys, Any]:
         if in_list or (isinstance(value, Mapping) and part in value):
             value, path = value[part], (*path, part)
     return path, value
-
-
-def _words(error: Any) -> str:
-    """What was expected, in plain words."""
-    kind, context = str(error["type"]), error.get("ctx", {})
-    if kind in _PLAIN:
-        return _PLAIN[kind]
-    if kind in _BOUNDS:
-        return f"a number {_BOUNDS[kind]} {next(iter(context.values()))}"
-    if kind == "literal_error":
-        return str(context["expected"]).replace("'", "")
-    if kind == "missing":
-        last = error["loc"][-1]
-        return f"`{last}` in it" if isinstance(last, str) else "a longer list"
-    if kind == "value_error":
-        return str(context.get("error", error["msg"]))
-    message = str(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
-    return message[:1].lower() + message[1:]
-
-
-_PLAIN = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "path_type": "a path",
-    "none_required": "null",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "set_type": "a list",
-    "frozen_set_type": "a list",
-    "dict_type": "a mapping",
-    "dataclass_type": "settings by name",
-}
-_BOUNDS = {
-    "greater_than": "above",
-    "greater_than_equal": "of at least",
-    "less_than": "below",
-    "less_than_equal": "of at most",
-    "multiple_of": "that is a multiple of",
-}
-
-
-def _choice(words: list[str], found: Any) -> str:
-    """The nearest of the choices that a text missed."""
-    options = [o for w in words for o in w.replace(" or ", ", ").split(", ") if o.isidentifier() or "+" in o]
-    near = nearest(found, options) if isinstance(found, str) and options else None
-    return f"did you mean `{near}`?" if near else ""
 
 
 def _placed(instance: T) -> T:

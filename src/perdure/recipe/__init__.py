@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from perdure import config, registry
-from perdure.config import Fault, Keys, Named
+from perdure.config import Named
 from perdure.errors import RecipeError
 from perdure.nearest import nearest
 from perdure.recipe.sections import Evaluate, Expect, Recipe, Run
 from perdure.recipe.source import Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
 from perdure.recipe.text import dump
+from perdure.setting_faults import Fault, Keys, shown
 from perdure.source_settings import class_docs
 
 SHIPPED, shipped = registry.RECIPES, registry.recipes
@@ -206,7 +207,7 @@ def _with_base(file: Path, label: str, inside: tuple[Path, ...]) -> tuple[Layer,
         return layer, wrong
     mark = layer.marks[("base",)]
     if not isinstance(base, str):
-        return layer, [*wrong, Wrong(mark=mark, what=f"expected a recipe, found {config.shown(base)}")]
+        return layer, [*wrong, Wrong(mark=mark, what=f"expected a recipe, found {shown(base)}")]
     beside = file.parent / base
     try:
         below_file, below_label = locate(beside if beside.is_file() else base)
@@ -250,7 +251,7 @@ def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fa
             faults += config.check_named("models", value, ("models", role))
         faults += _roles(values.get("method"), models)
     else:
-        faults.append(Fault(path=("models",), what=f"expected models by role, found {config.shown(models)}"))
+        faults.append(Fault(path=("models",), what=f"expected models by role, found {shown(models)}"))
     run_values = values.get("run", {})
     if isinstance(run_values, Mapping):
         run_values = {"name": default_name, **run_values}
@@ -301,7 +302,7 @@ def _roles(method: Any, models: Mapping[str, Any]) -> list[Fault]:
 
 def _expected(values: Any) -> tuple[tuple[Expect, ...], list[Fault]]:
     if not isinstance(values, list):
-        return (), [Fault(path=("expect",), what=f"expected a list, found {config.shown(values)}")]
+        return (), [Fault(path=("expect",), what=f"expected a list, found {shown(values)}")]
     checked = [config.check(Expect, value, ("expect", i)) for i, value in enumerate(values)]
     return tuple(e for e, _ in checked if e is not None), [f for _, faults in checked for f in faults]
 

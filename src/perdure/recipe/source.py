@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from perdure.config import Fault, Keys
 from perdure.errors import RecipeError
+from perdure.setting_faults import Fault, Keys
 
 COMMAND_LINE = "<command line>"
 MAX_VALUES = 20_000
