@@ -5,7 +5,7 @@ captions only; images are seen for the first time when they are to be described.
 
 Needs: 6 GB GPU memory, captions.
 
-Knows settings and roles. Mapper, noise, loss and beam search are in `perdure.nn.captioning`.
+Knows settings and roles. What both captioners share (mapper, noise, loss, beam search) is in `perdure.nn.captioning`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from perdure.keys import key_seed
 from perdure.models.captioner import Captioner
 from perdure.models.captioner.convert import save_mapper
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
 from perdure.nn.captioning import learning, speaking
 from perdure.nn.captioning.features import stored
 from perdure.nn.captioning.noise import add_noise, in_ball
@@ -77,10 +75,7 @@ class Capdec:
         captioner.mapper.requires_grad_()
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return {
-            "image": self.clip.transform.pixels(example.inputs["image"]),
-            "key": key_seed("captions", self.config.seed, example.id),
-        }
+        return speaking.preprocess(self.clip, example, seed=self.config.seed)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.clip.to(runtime.device)
@@ -90,9 +85,7 @@ class Capdec:
             return
         found = self._encoded(texts, runtime)
         owner = torch.arange(len(texts))
-        learning.learn_mapper(
-            self.captioner, found, texts, owner, self._learning(), runtime=runtime, change=self._noised
-        )
+        learning.learn_mapper(self.captioner, found, texts, owner, self.config, runtime=runtime, change=self._noised)
 
     @torch.no_grad()
     def _encoded(self, texts: list[str], runtime: Runtime) -> Tensor:
@@ -114,33 +107,7 @@ class Capdec:
         return add_noise(features, noise.to(features), variance=self.config.noise_variance)
 
     def predictor(self, query: Query):
-        config = self.config
-
-        def predict(batch: Batch) -> list[str]:
-            return speaking.captions_of(
-                self.captioner,
-                self._image_features(batch),
-                decoding=config.decoding,
-                beams=config.beams,
-                most=config.most_words,
-                top_p=config.top_p,
-                keys=[int(key) for key in batch["key"]],
-            )
-
-        return predict
-
-    def _learning(self) -> learning.Learning:
-        config = self.config
-        return learning.Learning(
-            lr=config.lr,
-            epochs=config.epochs,
-            warmup=config.warmup,
-            batch_size=config.batch_size,
-            ended=config.learn_end,
-        )
-
-    def _image_features(self, batch: Batch) -> Tensor:
-        return unit(classifier.image_features(self.clip, batch["image"]))
+        return speaking.predictor(self.clip, self.captioner, self.config)
 
     def export(self, folder: Path) -> str:
         """The mapper; give its folder to a captioner as `weights`."""

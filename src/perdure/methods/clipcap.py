@@ -5,7 +5,7 @@ CLIP and are made once, or read from a file of `perdure prepare features`.
 
 Needs: 6 GB GPU memory, captioned images.
 
-Knows settings and roles. Mapper, loss and beam search are in `perdure.nn.captioning`.
+Knows settings and roles. What both captioners share (mapper, loss, beam search) is in `perdure.nn.captioning`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure import training
-from perdure.keys import key_seed
 from perdure.loading import ExampleBatches
 from perdure.models.captioner import Captioner
 from perdure.models.captioner.convert import save_mapper
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
 from perdure.nn.captioning import learning, speaking
 from perdure.nn.captioning.features import stored
 from perdure.nn.clip_reward import unit
@@ -73,10 +71,7 @@ class Clipcap:
         captioner.mapper.requires_grad_()
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return {
-            "image": self.clip.transform.pixels(example.inputs["image"]),
-            "key": key_seed("captions", self.config.seed, example.id),
-        }
+        return speaking.preprocess(self.clip, example, seed=self.config.seed)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.clip.to(runtime.device)
@@ -85,7 +80,7 @@ class Clipcap:
             return
         images, captions = self._encoded(task, runtime)
         texts, owner = learning.flat(captions)
-        learning.learn_mapper(self.captioner, images, texts, owner, self._learning(), runtime=runtime)
+        learning.learn_mapper(self.captioner, images, texts, owner, self.config, runtime=runtime)
 
     def _encoded(self, task: Task, runtime: Runtime) -> tuple[Tensor, list[list[str]]]:
         """Unit features of the readable images, and their captions."""
@@ -94,37 +89,13 @@ class Clipcap:
         batches = ExampleBatches(
             task.train, self.preprocess, batch_size=128, runtime=runtime, stage="features", training=False
         )
-        found = training.features(lambda batch: {"features": self._image_features(batch)}, batches, runtime=runtime)
+        found = training.features(
+            lambda batch: {"features": speaking.image_features(self.clip, batch)}, batches, runtime=runtime
+        )
         return found["features"], [task.train.targets[i] for i in found["position"].tolist()]
 
     def predictor(self, query: Query):
-        config = self.config
-
-        def predict(batch: Batch) -> list[str]:
-            return speaking.captions_of(
-                self.captioner,
-                self._image_features(batch),
-                decoding=config.decoding,
-                beams=config.beams,
-                most=config.most_words,
-                top_p=config.top_p,
-                keys=[int(key) for key in batch["key"]],
-            )
-
-        return predict
-
-    def _learning(self) -> learning.Learning:
-        config = self.config
-        return learning.Learning(
-            lr=config.lr,
-            epochs=config.epochs,
-            warmup=config.warmup,
-            batch_size=config.batch_size,
-            ended=config.learn_end,
-        )
-
-    def _image_features(self, batch: Batch) -> Tensor:
-        return unit(classifier.image_features(self.clip, batch["image"]))
+        return speaking.predictor(self.clip, self.captioner, self.config)
 
     def export(self, folder: Path) -> str:
         """The mapper; give its folder to a captioner as `weights`."""

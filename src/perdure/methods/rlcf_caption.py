@@ -18,12 +18,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from perdure.keys import key_seed
 from perdure.models.captioner import Captioner
 from perdure.models.clip import Clip
 from perdure.nn import clip_reward
+from perdure.nn.captioning import speaking
 from perdure.nn.captioning.adapting import CaptionTuner, Sampling
-from perdure.nn.captioning.speaking import require_widths
 from perdure.nn.test_time.prompt_tuning import Steps
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
@@ -85,7 +84,7 @@ class RlcfCaption:
         reward2: Clip | None = None,
         reward3: Clip | None = None,
     ) -> None:
-        require_widths(captioner, clip)
+        speaking.require_widths(captioner, clip)
         models, weights = clip_reward.ensemble(
             [reward, reward2, reward3],
             mode="mean" if config.reward_mean else "weighted",
@@ -97,10 +96,7 @@ class RlcfCaption:
         self.carries_state = config.momentum is not None
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return {
-            "image": self.clip.transform.pixels(example.inputs["image"]),
-            "key": key_seed("captions", self.config.seed, example.id),
-        }
+        return speaking.preprocess(self.clip, example, seed=self.config.seed)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.clip.to(runtime.device)

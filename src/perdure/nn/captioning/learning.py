@@ -6,8 +6,7 @@ Knows a captioner, features and captions. Does not know methods, files or images
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -26,16 +25,19 @@ IGNORED = -100
 Change = Callable[[Float[Tensor, "captions dim"]], Float[Tensor, "captions dim"]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Learning:
-    """How a mapper is fitted."""
+class Learning(Protocol):
+    """What a method's settings say about fitting a mapper."""
 
-    lr: float
-    epochs: int
-    warmup: int
-    batch_size: int
-    ended: bool = False
-    """Also learn where captions end."""
+    @property
+    def lr(self) -> float: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def learn_end(self) -> bool: ...
 
 
 def learn_mapper(
@@ -55,7 +57,7 @@ def learn_mapper(
         change: what is done to a batch of features (noise), in each step anew.
     """
     words, cut = captioner.words, captioner.words.cut_captions
-    rows = words.ids(captions, most=captioner.room, ended=settings.ended)
+    rows = words.ids(captions, most=captioner.room, ended=settings.learn_end)
     if not rows:
         raise DataError("there are no captions to learn from")
     ids, mask = words.padded(rows, length=words.usual_length(rows))

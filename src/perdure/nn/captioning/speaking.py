@@ -1,19 +1,23 @@
 """Captions of images by a captioner: the published beam search, or transformers' generation.
 
-Knows a captioner and unit features. Does not know images or methods.
+Knows a CLIP, a captioner and how captions are decoded. Does not know files or what is learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import RecipeError
+from perdure.keys import key_seed
+from perdure.nn import clip_classifier
 from perdure.nn.captioning.adapting import drawn
+from perdure.nn.clip_reward import unit
+from perdure.types import Batch, Example
 
 if TYPE_CHECKING:
     from perdure.models.captioner import Captioner
@@ -21,6 +25,46 @@ if TYPE_CHECKING:
 
 Decoding = Literal["official", "transformers", "nucleus"]
 """`official`: beam search with the scoring of transformers 4.26. `transformers`: today's. `nucleus`: drawn."""
+
+
+class Speaking(Protocol):
+    """What a method's settings say about describing an image."""
+
+    @property
+    def decoding(self) -> Decoding: ...
+    @property
+    def beams(self) -> int: ...
+    @property
+    def most_words(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+
+
+def preprocess(clip: Clip, example: Example, *, seed: int) -> Batch:
+    """One image as the loader brings it, and the key of what is drawn for it."""
+    return {"image": clip.transform.pixels(example.inputs["image"]), "key": key_seed("captions", seed, example.id)}
+
+
+def predictor(clip: Clip, captioner: Captioner, settings: Speaking) -> Callable[[Batch], list[str]]:
+    """A function that describes the images of a batch."""
+
+    def predict(batch: Batch) -> list[str]:
+        return captions_of(
+            captioner,
+            image_features(clip, batch),
+            decoding=settings.decoding,
+            beams=settings.beams,
+            most=settings.most_words,
+            top_p=settings.top_p,
+            keys=[int(key) for key in batch["key"]],
+        )
+
+    return predict
+
+
+def image_features(clip: Clip, batch: Batch) -> Float[Tensor, "images dim"]:
+    """Unit features of a batch of images."""
+    return unit(clip_classifier.image_features(clip, batch["image"]))
 
 
 @torch.no_grad()
