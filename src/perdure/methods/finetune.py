@@ -16,8 +16,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from perdure import training
-from perdure.loading import ExampleBatches
 from perdure.models.clip import Clip
 from perdure.nn import clip_classifier as classifier
 from perdure.nn import clip_export
@@ -83,18 +81,7 @@ class Finetune:
             logits = classifier.logits(self.clip, batch["image"], ids)
             return F.cross_entropy(logits, batch["label"] - first)
 
-        batches = ExampleBatches(
-            task.train,
-            self.preprocess,
-            batch_size=config.batch_size,
-            runtime=runtime,
-            stage="train",
-            training=True,
-        )
-        settings = training.Fit(
-            epochs=config.epochs, lr=config.lr, schedule="cosine_epoch", accumulate=config.accumulate
-        )
-        training.fit(loss, self.parameters, batches, settings, runtime=runtime, stage="train")
+        classifier.fit(loss, self.parameters, self.clip, task.train, config, runtime=runtime)
         self.classes = classes
 
     def predictor(self, query: Query):

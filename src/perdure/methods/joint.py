@@ -17,9 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from perdure import training
 from perdure.checkpoint import stored_bytes
-from perdure.loading import ExampleBatches
 from perdure.models.clip import Clip
 from perdure.nn import clip_classifier as classifier
 from perdure.nn import clip_export
@@ -84,18 +82,7 @@ class Joint:
         def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(classifier.logits(self.clip, batch["image"], ids), batch["label"])
 
-        batches = ExampleBatches(
-            examples,
-            self.preprocess,
-            batch_size=config.batch_size,
-            runtime=runtime,
-            stage="train",
-            training=True,
-        )
-        settings = training.Fit(
-            epochs=config.epochs, lr=config.lr, schedule="cosine_epoch", accumulate=config.accumulate
-        )
-        training.fit(loss, self.parameters, batches, settings, runtime=runtime, stage="train")
+        classifier.fit(loss, self.parameters, self.clip, examples, config, runtime=runtime)
         self.classes, self.examples = classes, examples
 
     def predictor(self, query: Query):

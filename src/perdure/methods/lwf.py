@@ -18,8 +18,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from perdure import training
-from perdure.loading import ExampleBatches
 from perdure.losses import distillation, local_cross_entropy
 from perdure.models.clip import Clip
 from perdure.nn import clip_classifier as classifier
@@ -95,18 +93,7 @@ class Lwf:
             kept = distillation(logits[:, :first], before, temperature=config.temperature)
             return {"loss": entropy + config.weight * kept, "cross_entropy": entropy, "distillation": kept}
 
-        batches = ExampleBatches(
-            task.train,
-            self.preprocess,
-            batch_size=config.batch_size,
-            runtime=runtime,
-            stage="train",
-            training=True,
-        )
-        settings = training.Fit(
-            epochs=config.epochs, lr=config.lr, schedule="cosine_epoch", accumulate=config.accumulate
-        )
-        training.fit(loss, self.parameters, batches, settings, runtime=runtime, stage="train")
+        classifier.fit(loss, self.parameters, self.clip, task.train, config, runtime=runtime)
         self.classes = classes
 
     def _teacher(self, task: Task, old_prompts: list[str], runtime: Runtime) -> Tensor:

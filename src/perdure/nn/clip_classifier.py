@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -96,6 +96,41 @@ def restore_parameters(parameters: Mapping[str, Tensor], saved: Mapping[str, Ten
         raise CheckpointError("the saved weights have other names or shapes", todo="Use the settings of the run.")
     for name, parameter in parameters.items():
         parameter.copy_(saved[name])
+
+
+class FitSettings(Protocol):
+    """What `fit` reads of a method's settings."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+
+
+def fit(
+    loss: training.Loss,
+    parameters: Mapping[str, nn.Parameter],
+    clip: Clip,
+    examples: Sequence[Example],
+    settings: FitSettings,
+    *,
+    runtime: Runtime,
+) -> None:
+    """Adam over the images, stage ``train``; the learning rate falls to a hundredth as a cosine, epoch by epoch."""
+    batches = ExampleBatches(
+        examples,
+        Preprocessor(clip.transform),
+        batch_size=settings.batch_size,
+        runtime=runtime,
+        stage="train",
+        training=True,
+    )
+    how = training.Fit(epochs=settings.epochs, lr=settings.lr, schedule="cosine_epoch", accumulate=settings.accumulate)
+    training.fit(loss, parameters, batches, how, runtime=runtime, stage="train")
 
 
 def logits(
