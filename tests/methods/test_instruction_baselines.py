@@ -18,6 +18,8 @@ from perdure.methods.multitask import Config as MultitaskConfig
 from perdure.methods.multitask import Multitask
 from perdure.methods.olora import Config as OloraConfig
 from perdure.methods.olora import Olora, overlap
+from perdure.methods.zero_shot_llm import Config as ZeroShotConfig
+from perdure.methods.zero_shot_llm import ZeroShotLlm
 from perdure.nn.mixture import MixtureLinear
 from perdure.runtime import Runtime
 from perdure.testing import check_method
@@ -34,7 +36,6 @@ METHODS = {
     "moelora": ("Moelora", {"experts": 2}),
     "lora_replay": ("LoraReplay", {"per_task": 2}),
     "multitask": ("Multitask", {}),
-    "zero_shot_llm": ("ZeroShotLlm", {}),
 }
 
 
@@ -53,6 +54,12 @@ def test_baseline_behaves(name):
     module = import_module(f"perdure.methods.{name.split()[0]}")
     config = module.Config(tuning=TUNING, **settings)
     check_method(lambda: getattr(module, class_name)(config, llm=tiny_llava()), tiny_tasks(), allow=MERGES)
+
+
+@pytest.mark.slow
+def test_zero_shot_behaves():
+    config = ZeroShotConfig(max_new_tokens=TUNING.max_new_tokens)
+    check_method(lambda: ZeroShotLlm(config, llm=tiny_llava()), tiny_tasks())
 
 
 def test_update_that_goes_on_leaves_the_dense_weights_alone():

@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from perdure import config
 from perdure.errors import DataError, RecipeError, TrainingError
 from perdure.methods.mg_clip import Config, MgClip
 from perdure.methods.mg_clip.replay import replay_loss, update_memory
@@ -261,6 +262,12 @@ def test_a_template_without_one_place_for_the_name_is_refused(template):
 def test_an_unknown_lora_mode_is_refused():
     with pytest.raises(RecipeError, match="unknown LoRA mode"):
         method(lora_mode="vison")
+
+
+def test_fewer_probed_epochs_than_the_fewest_to_choose_are_refused():
+    with pytest.raises(RecipeError, match="min_epochs: 20 is above max_epochs, 10"):
+        config.parse(Config, {"min_epochs": 20}, where="method")
+    assert config.parse(Config, {"min_epochs": 20, "epochs": 3}, where="method").epochs == 3
 
 
 def test_tasks_out_of_order_are_refused():

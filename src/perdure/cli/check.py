@@ -95,7 +95,7 @@ def _plan(loaded: Recipe, stream: Stream) -> list[str]:
     lines = columns(rows, total=width())
     if pairs:
         said = " + ".join(f"{p.setting} ({p.epochs}) x train / {p.batch_size}" for p in pairs)
-        lines += _text(f"steps: {said}, as the settings say; replayed examples come on top")
+        lines += _text(f"steps: {said}, for the task's own examples; what is kept of earlier tasks comes on top")
     folders = ", ".join(str(loaded.folder(seed)) for seed in loaded.seeds)
     return [*lines, f"{len(loaded.seeds)} run{'s' if len(loaded.seeds) > 1 else ''}: {folders}"]
 

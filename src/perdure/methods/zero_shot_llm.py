@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from perdure.models.llava import Llava
 from perdure.models.llava.settings import Tuning
@@ -21,8 +23,10 @@ from perdure.types import Batch, Example, Query, Task
 class Config:
     """Settings of zero-shot answers."""
 
-    tuning: Tuning = Tuning()
-    """Only `max_new_tokens` and `generate_batch` are read."""
+    max_new_tokens: Annotated[int, Field(gt=0)] = 1024
+    """Most tokens of an answer."""
+    generate_batch: Annotated[int, Field(gt=0)] = 16
+    """Answers that are generated together."""
 
 
 class ZeroShotLlm:
@@ -44,7 +48,8 @@ class ZeroShotLlm:
         self.llm.to(runtime.device)
 
     def predictor(self, query: Query):
-        return self.llm.answerer(self.config.tuning)
+        config = self.config
+        return self.llm.answerer(Tuning(max_new_tokens=config.max_new_tokens, generate_batch=config.generate_batch))
 
     def state_dict(self) -> dict[str, Any]:
         return {}

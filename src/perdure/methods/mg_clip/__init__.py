@@ -95,6 +95,10 @@ class Config:
     """With `real_replay`: epochs on the balanced memory alone after each later task, at a hundredth of `lr` for the
     LoRA and a tenth of `visual_lr` for all rows of the visual classifier."""
 
+    def faults(self):
+        if self.epochs == "auto" and self.min_epochs > self.max_epochs:
+            yield "min_epochs", f"{self.min_epochs} is above max_epochs, {self.max_epochs}"
+
 
 class Probe(NamedTuple):
     """What the search for the number of epochs has seen."""
