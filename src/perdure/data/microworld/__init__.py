@@ -62,6 +62,16 @@ class Config:
     """Validation scenes (view `captions`)."""
     test_scenes: Annotated[int, Field(ge=0)] = 500
     """Test scenes (view `captions`)."""
+    train_questions: Annotated[int, Field(ge=0)] = 400
+    """Training conversations of each of the eight instruction tasks (layout `coin`)."""
+    test_questions: Annotated[int, Field(ge=0)] = 100
+    """Test questions of each of the eight instruction tasks (layout `coin`)."""
+    train_clips: Annotated[int, Field(ge=0)] = 120
+    """Training clips of an audio-visual layout (`ave`, `llp`, `avs`, `avqa`)."""
+    validation_clips: Annotated[int, Field(ge=0)] = 40
+    """Validation clips of an audio-visual layout."""
+    test_clips: Annotated[int, Field(ge=0)] = 100
+    """Test clips of an audio-visual layout."""
 
 
 def read(config: Config) -> Dataset:

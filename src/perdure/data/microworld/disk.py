@@ -1,6 +1,7 @@
 """Microworld as files, in the layouts of real data sets, so that their readers can be tried on it.
 
-Knows the trees `imagefolder`, `coco-captions` and `flickr30k`. Does not know how they are read back.
+Knows the trees `imagefolder`, `coco-captions` and `flickr30k`; `coin` is a module of its own. Does not know
+how they are read back.
 Questions and sound bring layouts of their own: a layout is a function, named in `WRITERS`.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from perdure.data.microworld import clip_files
 from perdure.errors import DataError
 from perdure.types import Example, Examples
 
@@ -77,6 +79,13 @@ def _flickr30k(out: Path, config: Any) -> list[Path]:
     return written
 
 
+def _coin(out: Path, config: Any) -> list[Path]:
+    """``annotations/<task>/{train,test}.json`` of the eight instruction tasks, with pictures and reference answers."""
+    from perdure.data.microworld import coin
+
+    return coin.write(out, config)
+
+
 def _captioned(
     examples: Examples,
     *,
@@ -128,5 +137,7 @@ WRITERS: dict[str, Callable[[Path, Any], list[Path]]] = {
     "imagefolder": _image_folder,
     "coco-captions": _coco_captions,
     "flickr30k": _flickr30k,
+    "coin": _coin,
+    **clip_files.WRITERS,
 }
 """Layouts by name."""
