@@ -77,7 +77,7 @@ def rewarded(world, names):
     return reward.table(images, captions), reward.logits(images, captions)
 
 
-def adapt(world, query, variant, **more):
+def adapt(world, query, variant, *, at_once=1, **more):
     """Scores and losses of every query, the tuner, and what the published run has."""
     a, name = world.a, "_".join(filter(None, (SHORT[query], variant)))
     steps = Steps(count=RUNS[variant], lr=float(a["lr"]), weight_decay=float(a["weight_decay"]), eps=float(a["eps"]))
@@ -89,14 +89,24 @@ def adapt(world, query, variant, **more):
     if query == "text":
         table, teacher = table.T, teacher.T
     settings, trace, rows = objectives.Reinforce(samples=int(a["sample_k"])), Trace(), []
-    for item, scores, wise in zip(items, table, teacher):
-        objective = (
-            objectives.imitate("kd", wise[None, None])
-            if variant == "kd"
-            else objectives.reinforce(scores[None, None], settings)
-        )
-        rows.append(tuner.logits(item[None], objective, trace=trace))
-    return torch.cat(rows), torch.stack(trace.losses), tuner, name
+    for some, scores, wise in zip(items.split(at_once), table.split(at_once), teacher.split(at_once)):
+        if variant == "kd":
+            objective = objectives.imitate("kd", wise[:, None])
+        else:
+            objective = objectives.reinforce(scores[:, None], settings)
+        rows.append(tuner.logits(some, objective, trace=trace))
+    found = torch.cat([losses.view(steps.count, -1) for losses in trace.losses], dim=1).T
+    return torch.cat(rows), found, tuner, name
+
+
+@pytest.mark.parametrize("variant", ["", "ens", "kd"])
+@pytest.mark.parametrize("query", ["image", "text"])
+@pytest.mark.parametrize("at_once", [2, 4])
+def test_queries_adapted_side_by_side_equal_the_published_ones(world, query, variant, at_once):
+    scores, losses, tuner, name = adapt(world, query, variant, at_once=at_once)
+    assert at_once in tuner.beside
+    close(losses, world.a[f"{name}_losses"], **AFTER_STEPS)
+    close(scores, world.a[f"{name}_scores"], **AFTER_STEPS)
 
 
 @pytest.mark.parametrize("variant", RUNS)
@@ -116,7 +126,7 @@ def test_adapted_queries_equal_the_published_ones(world, query, variant):
     assert bool(kept) == (variant == "mom")
     for key in kept:
         kind, official = key.removeprefix(f"{name}_").split("/")
-        state = tuner.episodes.slow.slow if kind == "momentum" else tuner.episodes.slow.start
+        state = tuner.slow.slow if kind == "momentum" else tuner.slow.start
         ours = state[names.get(official, official)]
         close((ours.T if official in names else ours).reshape(a[key].shape), a[key], **AFTER_STEPS)
 
@@ -129,9 +139,9 @@ def test_every_array_of_scores_belongs_to_a_run_here(world):
 def test_few_rows_of_the_token_embeddings_stand_in_for_all(world):
     """Momentum 1 with no refresh keeps every start, but moves the whole table."""
     few, losses, tuner, _ = adapt(world, "text", "")
-    assert tuner.rows is not None
+    assert tuner.own_rows
     whole, again, tuner, _ = adapt(world, "text", "", momentum=1.0, update_every=10**9)
-    assert tuner.rows is None
+    assert not tuner.own_rows
     torch.testing.assert_close(few, whole, rtol=0, atol=1e-7)
     torch.testing.assert_close(losses, again, rtol=0, atol=1e-7)
 
