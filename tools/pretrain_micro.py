@@ -2,6 +2,8 @@
 
     python tools/pretrain_micro.py micro-clip
     python tools/pretrain_micro.py micro-clip-reward --steps 200 --out DIR     # a quick try elsewhere
+    python tools/pretrain_micro.py micro-captioner                             # see micro_captioner.py
+    python tools/pretrain_micro.py micro-clap                                  # see micro_clap.py
 
 Knows the settings, the contrastive loop and the tokenizer. Training sees `plain` scenes of the split
 "pretraining" without the held-out combinations and synonyms; no test scene and no style.
@@ -18,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import micro_captioner
+import micro_clap
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -59,6 +63,8 @@ class Clip:
 SETTINGS = {
     "micro-clip": Clip(seed=2, steps=2200),
     "micro-clip-reward": Clip(seed=1, steps=4500),
+    "micro-captioner": micro_captioner.Settings(),
+    "micro-clap": micro_clap.Settings(),
 }
 
 
@@ -74,6 +80,12 @@ def main() -> None:
     changes = {k: json.loads(v) for k, v in (pair.split("=", 1) for pair in given.set)}
     settings = replace(SETTINGS[given.name], **changes, **({"steps": given.steps} if given.steps else {}))
     out = given.out or MODELS / given.name
+    if isinstance(settings, micro_captioner.Settings):
+        micro_captioner.make(settings, out)
+        return
+    if isinstance(settings, micro_clap.Settings):
+        micro_clap.make(settings, out)
+        return
     started = time.process_time()
     tokenizer = word_tokenizer()
 

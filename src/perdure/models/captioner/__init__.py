@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from perdure.errors import WeightsError
 from perdure.models.captioner.convert import load_mapper
 from perdure.models.captioner.words import Words
+from perdure.models.clip.source import place
 from perdure.nn import weights
 from perdure.nn.captioning.beam import Beam, beam_search
 from perdure.nn.captioning.mapper import make_mapper
@@ -34,7 +35,8 @@ class Config:
     """Which language model, and which mapper before it."""
 
     llm: str = "facebook/opt-125m"
-    """Hub id or folder of an OPT or GPT-2 (or another decoder that takes `inputs_embeds`)."""
+    """Hub id or folder of an OPT or GPT-2 (or another decoder that takes `inputs_embeds`), or the name of an embedded
+    one (`micro-captioner`)."""
     revision: str | None = None
     """Commit, branch or tag on the hub."""
     weights: Path | None = None
@@ -63,11 +65,10 @@ def load(config: Config) -> Captioner:
     Raises:
         WeightsError: no such model, or weights of another shape.
     """
+    where = place(config.llm)
     try:
-        llm = AutoModelForCausalLM.from_pretrained(
-            config.llm, revision=config.revision, dtype=getattr(torch, config.dtype)
-        )
-        encoder = AutoTokenizer.from_pretrained(config.llm, revision=config.revision)
+        llm = AutoModelForCausalLM.from_pretrained(where, revision=config.revision, dtype=getattr(torch, config.dtype))
+        encoder = AutoTokenizer.from_pretrained(where, revision=config.revision)
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"cannot be loaded ({str(error).splitlines()[0]})", where=f"language model {config.llm}"

@@ -113,6 +113,12 @@ def find(weights: str, *, revision: str | None = None) -> Source:
     return source
 
 
+def place(name: str) -> str:
+    """The folder of an embedded model, or the name as it is: a hub id or a folder."""
+    embedded = EMBEDDED / name
+    return str(embedded) if "/" not in name and embedded.is_dir() else name
+
+
 def _from_hub(repository: str, revision: str | None, *, asked: str) -> Path:
     if "/" not in repository:
         raise WeightsError(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from perdure.errors import WeightsError
 from perdure.models.clip.archive import read_tensors
-from perdure.models.clip.source import EMBEDDED
+from perdure.models.clip.source import place
 from perdure.models.llava.tokenizer import load_tokenizer
 
 PROJECTOR_NAMES = {
@@ -104,12 +104,6 @@ def put_together(decoder: Any, tower: Any) -> Any:
     if decoder.generation_config is not None:
         model.generation_config = decoder.generation_config
     return model
-
-
-def place(name: str) -> str:
-    """The folder of an embedded model, or the name as it is: a hub id or a folder."""
-    embedded = EMBEDDED / name
-    return str(embedded) if "/" not in name and embedded.is_dir() else name
 
 
 def projector_file(name: str) -> Path:
