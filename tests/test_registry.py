@@ -90,16 +90,16 @@ def test_settings_of_another_package_take_constants_and_classes_from_its_other_f
 
 
 def test_things_of_another_package_are_built_from_their_names(working_shop):
-    data = registry.build(Named(place="data", name="crumbs", settings={"size": 8}))
+    data = Named(place="data", name="crumbs", settings={"size": 8}).build()
     assert data.facts == {"root": "crumbs", "size": 8}
-    assert registry.build(Named(place="models", name="cube")) == ("cube", "tiny")
-    method = registry.build(Named(place="methods", name="wobble", settings={"epochs": "auto"}), clip="c")
+    assert Named(place="models", name="cube").build() == ("cube", "tiny")
+    method = Named(place="methods", name="wobble", settings={"epochs": "auto"}).build(clip="c")
     assert (method.config.epochs, method.clip, method.reward) == ("auto", "c", None)
 
 
 def test_building_with_a_wrong_setting_names_it(working_shop):
     with pytest.raises(RecipeError, match=r"data set crumbs: unknown setting `siz`; did you mean `size`\?"):
-        registry.build(Named(place="data", name="crumbs", settings={"siz": 8}))
+        Named(place="data", name="crumbs", settings={"siz": 8}).build()
 
 
 def test_settings_that_need_a_heavy_import_are_refused_with_file_and_line(tmp_path, monkeypatch):

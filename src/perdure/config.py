@@ -51,6 +51,18 @@ class Named:
         """The YAML form: name and stated settings."""
         return {"name": self.name, **plain(self.settings)}
 
+    def build(self, **roles: Any) -> Any:
+        """The thing itself: a data set, a loaded model, a stream, or a method that is given its models by role.
+
+        Raises:
+            RecipeError: nothing is called so, or a setting is at fault.
+        """
+        place = typing.cast(registry.Place, self.place)
+        thing = registry.load(place, self.name)
+        config = parse(thing.Config, self.settings, where=f"{registry.SINGULAR[place]} {self.name}")
+        make = thing if place == "methods" else getattr(thing, registry.MAKERS[place])
+        return make(config, **roles)
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema  # 40 ms that `perdure --help` has no use for

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perdure import registry
 from perdure.config import Named
 from perdure.data import caltech101, image_folder, mnist, tiny_imagenet
 from perdure.images import open_image
@@ -92,4 +91,4 @@ def test_mnist_is_read_whole_and_agrees_with_torchvision(tmp_path):
     theirs = MNIST(str(tmp_path), train=False)
     assert theirs.targets.tolist() == data.test.targets
     assert np.array_equal(theirs.data[77].numpy(), data.test[77].inputs["image"][..., 1])
-    assert data.facts == registry.build(Named(place="data", name="mnist", settings={"root": str(tmp_path)})).facts
+    assert data.facts == Named(place="data", name="mnist", settings={"root": str(tmp_path)}).build().facts

@@ -31,7 +31,7 @@ def tiny(tmp_path_factory) -> Callable[[Named], Any]:
 
     def build(named: Named) -> Any:
         if named.name in SMALL_NETS:
-            return registry.build(named)
+            return named.build()
         if named.name in ("clip", "clip_resnet"):
             return clip.load(clip.Config(weights=folder()))
         if named.name == "clap":
@@ -42,7 +42,7 @@ def tiny(tmp_path_factory) -> Callable[[Named], Any]:
         llm = tiny_captioner.tiny_llm(tmp_path_factory.mktemp("llm"))
         small = {"dim": 24, "llm": str(llm), "layers": 1, "prefix_length": 4, "prefix_length_clip": 4}
         known = {key: value for key, value in small.items() if key in registry.field_docs("models", "captioner")}
-        return registry.build(Named(place="models", name="captioner", settings={**named.settings, **known}))
+        return Named(place="models", name="captioner", settings={**named.settings, **known}).build()
 
     return build
 
@@ -62,7 +62,7 @@ def test_its_method_is_built_around_its_roles(name, tiny):
     if "reward_confidences" in fitting:
         fitting["reward_confidences"] = fitting["reward_confidences"][:rewards]
     settings = {**loaded.method.settings, **fitting}
-    method = registry.build(Named(place="methods", name=loaded.method.name, settings=settings), **models)
+    method = Named(place="methods", name=loaded.method.name, settings=settings).build(**models)
     assert isinstance(method, Method)
     assert method.answers
 

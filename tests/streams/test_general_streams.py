@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perdure import registry
 from perdure.config import Named
 from perdure.errors import DataError
 from perdure.streams import general, mnist360, permuted, rotated
@@ -16,7 +15,7 @@ DIGITS = Named(place="data", name="digits")
 
 @pytest.fixture(scope="module")
 def digits():
-    return registry.build(DIGITS)
+    return DIGITS.build()
 
 
 def test_permuted_images_have_the_same_pixels_in_one_order_a_task(digits):

@@ -51,7 +51,7 @@ def adapt(
     from perdure.types import NO_EXAMPLES, Query, Task
 
     runtime = Runtime(device=device, quiet=True, unreadable="skip")
-    loaded = {role: registry.build(_named(text)) for role, text in weights.items()}
+    loaded = {role: _named(text).build() for role, text in weights.items()}
     method = registry.load("methods", name)(config, **loaded)
     unadapted = registry.load("methods", name)(replace(config, steps=0), **loaded)
     query = Query(kind="classify", candidates=tuple(classes))

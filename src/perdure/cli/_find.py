@@ -58,7 +58,7 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
 
     config = _settings(settings)
     config = replace(config, samples=min(config.samples, len(files)))
-    loaded = {role: registry.build(_named(weights)) for role, weights in _weights(METHOD, models).items()}
+    loaded = {role: _named(weights).build() for role, weights in _weights(METHOD, models).items()}
     runtime = Runtime(device=device, quiet=True)
     query = Query(kind="retrieve", candidates=tuple(NamedImage(str(path)) for path in files))
     found = []

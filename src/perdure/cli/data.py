@@ -74,7 +74,7 @@ def check(
     path = Path(what).expanduser()
     if what in registry.names("data") and not path.exists():
         named = Named(place="data", name=what, settings=_stated(what, settings or []))
-        found = check_images.check(registry.build(named), decode=decode)
+        found = check_images.check(named.build(), decode=decode)
     else:
         if not path.exists():
             registry.find("data", what)  # neither a path nor a name: says which name is near

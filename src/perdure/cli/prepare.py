@@ -112,13 +112,12 @@ def features(
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Make CLIP features of training images and captions once, for ClipCap and CapDec."""
-    from perdure import registry
     from perdure.config import Named
     from perdure.prepare import captions
 
     key = "path" if data == "caption_texts" else "root"
     settings = {key: str(root)} if root is not None else {}
-    dataset = registry.build(Named(place="data", name=data, settings=settings))
+    dataset = Named(place="data", name=data, settings=settings).build()
     only_texts = texts_only or data == "caption_texts"
     counts = captions.write_features(dataset, _clip(weights, device), out, images=not only_texts)
     cut = f" ({counts['cut']} captions were too long and were cut)" if counts["cut"] else ""

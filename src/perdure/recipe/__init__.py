@@ -95,7 +95,7 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
 
 def build_stream(recipe: Recipe) -> Any:
     """The stream alone; DataError if its data is not there."""
-    return registry.build(recipe.stream)
+    return recipe.stream.build()
 
 
 def build(recipe: Recipe, seed: int) -> Built:
@@ -111,9 +111,9 @@ def build_method(recipe: Recipe, seed: int) -> tuple[Any, dict[str, Any]]:
     from perdure.run import seed_everything
 
     seed_everything(seed)
-    models = {role: registry.build(named) for role, named in recipe.models.items()}
+    models = {role: named.build() for role, named in recipe.models.items()}
     seed_everything(seed)  # the method's own start does not depend on what models drew
-    return registry.build(recipe.method, **models), models
+    return recipe.method.build(**models), models
 
 
 def check_kinds(recipe: Recipe, asked: set[str]) -> None:

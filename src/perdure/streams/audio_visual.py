@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from perdure import registry
 from perdure.config import Named
 from perdure.types import Dataset, Examples, Stream, Task
 
@@ -63,7 +62,7 @@ def build(config: Config) -> Stream:
     Raises:
         RecipeError: `order` names no task, or a data set is of another kind.
     """
-    datasets = [registry.build(named) for named in config.data]
+    datasets = [named.build() for named in config.data]
     named = dict(zip(config.names or _names(datasets), datasets))
     chosen = _ordered(named, config.order)
     tasks = tuple(_task(i, name, named[name], config) for i, name in enumerate(chosen))

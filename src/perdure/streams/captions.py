@@ -11,7 +11,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perdure import registry
 from perdure.config import Named
 from perdure.errors import DataError, RecipeError
 from perdure.streams import selection
@@ -49,8 +48,8 @@ def build(config: Config) -> Stream:
 
     for name in config.metrics:
         metric(name)
-    learned = registry.build(config.train) if config.train is not None else None
-    datasets = [registry.build(named) for named in config.tests]
+    learned = config.train.build() if config.train is not None else None
+    datasets = [named.build() for named in config.tests]
     if learned is not None and not len(learned.train):
         raise DataError("no captions to learn from", where=learned.name)
     names = list(config.names) or [_name(dataset) for dataset in datasets]

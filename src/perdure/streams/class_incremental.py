@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure import registry
 from perdure.config import Named
 from perdure.errors import DataError, RecipeError
 from perdure.nearest import nearest
@@ -72,7 +71,7 @@ def build(config: Config) -> Stream:
         RecipeError: the order is no permutation of the classes, or the cuts do not come out even.
         DataError: the data cannot be read, or a class of a task has no training image.
     """
-    dataset = registry.build(config.data)
+    dataset = config.data.build()
     if dataset.kind != "classify":
         raise RecipeError(
             f"{dataset.name} is a data set of kind {dataset.kind}", where="stream.data", expected="kind classify"

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from perdure import registry
 from perdure.config import Named
 from perdure.errors import DataError, RecipeError
 from perdure.nearest import nearest
@@ -54,7 +53,7 @@ def build(config: Config) -> Stream:
         RecipeError: a data set is not of kind `classify`.
         DataError: domains differ in their classes, or a class of a domain has no training image.
     """
-    datasets = [registry.build(named) for named in config.domains]
+    datasets = [named.build() for named in config.domains]
     plan = {
         "stream": "domain",
         "source": [named.plain() for named in config.domains],

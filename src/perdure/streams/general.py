@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from perdure import registry
 from perdure.config import Named
 from perdure.errors import RecipeError
 from perdure.streams import selection, transformed
@@ -47,7 +46,7 @@ def build(config: Config) -> Stream:
     """
     import numpy as np
 
-    dataset = registry.build(config.data)
+    dataset = config.data.build()
     transformed.require_classes(dataset)
     order = _class_order(len(dataset.candidates), config)
     new_label = {label: place for place, label in enumerate(order)}

@@ -16,7 +16,6 @@ from typing import Annotated, NamedTuple, Protocol
 
 from pydantic import Field
 
-from perdure import registry
 from perdure.config import Named
 from perdure.errors import DataError
 from perdure.streams import selection, transformed
@@ -74,7 +73,7 @@ def build(config: Config) -> Stream:
     Raises:
         DataError: the data set has fewer classes than wanted, or a class without images.
     """
-    dataset = registry.build(config.data)
+    dataset = config.data.build()
     transformed.require_classes(dataset)
     if len(dataset.candidates) < config.classes:
         raise DataError(f"{len(dataset.candidates)} classes", where=dataset.name, expected=f"at least {config.classes}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from perdure import registry
 from perdure.config import Named
 from perdure.streams import selection, transformed
 from perdure.types import Stream
@@ -41,7 +40,7 @@ def build(config: Config) -> Stream:
     Raises:
         RecipeError: the data set is not of kind `classify`.
     """
-    dataset = registry.build(config.data)
+    dataset = config.data.build()
     rules = selection.Rules(train_per_class=config.train_per_class, test_per_class=config.test_per_class)
     changes = [(f"order {index}", Permute((config.seed, index))) for index in range(config.tasks)]
     return transformed.domains(f"permuted {dataset.name}", dataset, changes, rules, source=config.data)

@@ -45,11 +45,11 @@ def build(config: Config) -> Stream:
     saved, where = load(config.manifest), str(config.manifest)
     made_by = registry.load("streams", saved.stream)
     if isinstance(saved, _ClassIncremental):
-        dataset = registry.build(config.data or Named.of("data", saved.source))
+        dataset = (config.data or Named.of("data", saved.source)).build()
         _require_same("the data", [saved.data], [dataset], where)
         stream = made_by.assemble(dataset, _plan(saved, made_by.RULES, "order", "cuts"))
     else:
-        datasets = [registry.build(each) for each in config.domains or (Named.of("data", n) for n in saved.source)]
+        datasets = [each.build() for each in config.domains or (Named.of("data", n) for n in saved.source)]
         _require_same("the data", saved.data, datasets, where)
         stream = made_by.assemble(datasets, _plan(saved, made_by.RULES, "names"))
     _compare("the tasks", saved.tasks, stream.manifest["tasks"], where)

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure import registry
 from perdure.config import Named
 from perdure.errors import DataError, RecipeError
 from perdure.streams import selection
@@ -47,7 +46,7 @@ def build(config: Config) -> Stream:
         RecipeError: a data set has no captions.
         DataError: a data set has no test image.
     """
-    datasets = [registry.build(named) for named in config.data]
+    datasets = [named.build() for named in config.data]
     names = list(config.names) or [_name(dataset) for dataset in datasets]
     tasks: list[Task] = []
     for name, dataset in zip(names, datasets):

@@ -10,7 +10,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perdure import registry
 from perdure.config import Named
 from perdure.streams import selection, transformed
 from perdure.types import Stream
@@ -46,7 +45,7 @@ def build(config: Config) -> Stream:
     """
     import numpy as np
 
-    dataset = registry.build(config.data)
+    dataset = config.data.build()
     rules = selection.Rules(train_per_class=config.train_per_class, test_per_class=config.test_per_class)
     drawn = np.random.default_rng(config.seed).uniform(0, 180, config.tasks).tolist()
     changes = [(f"{angle:.1f} degrees", transformed.Rotate(angle)) for angle in config.angles or drawn]

@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure import registry
 from perdure.config import Named
 from perdure.data.imagenet_shifted import CORRUPTIONS, Corruption
 from perdure.errors import DataError, RecipeError
@@ -95,7 +94,7 @@ def build(config: Config) -> Stream:
         RecipeError: a data set is not of kind `classify`, or lacks a class that is asked for.
         DataError: a set cannot be read, or has no test image.
     """
-    datasets = [(name, registry.build(named)) for name, named in _named(config)]
+    datasets = [(name, named.build()) for name, named in _named(config)]
     names = _unique([name or _own_name(dataset) for name, dataset in datasets])
     tasks = tuple(_task(i, name, dataset, config) for i, (name, (_, dataset)) in enumerate(zip(names, datasets)))
     return Stream(
