@@ -27,9 +27,15 @@ def test_records_hold_all_that_their_scores_need():
     }
     values = {
         name: metrics.compute(name, made)
-        for name in ("answer_accuracy", "format_compliance", "superficial", "essential")
+        for name in ("answer_accuracy", "format_compliance", "format_errors", "superficial", "essential")
     }
-    assert values == {"answer_accuracy": 50, "format_compliance": 50, "superficial": 50, "essential": 0}
+    assert values == {
+        "answer_accuracy": 50,
+        "format_compliance": 50,
+        "format_errors": 50,
+        "superficial": 50,
+        "essential": 0,
+    }
     assert metrics.compute("answer_scores", made)["samples"] == 2
 
 

@@ -1,5 +1,6 @@
 """Merging seeds and comparing methods, by numbers that a reader can follow."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ from fake_runs import falling, write_run
 
 from perdure.errors import DataError
 from perdure.report import load, tables
+from perdure.report.published import published
 
 
 def one_task(folder, accuracy, **more):
@@ -117,6 +119,29 @@ def test_numbers_of_a_run_by_hand(tmp_path):
     run = load.read(write_run(tmp_path / "r", matrix=[[90, None], [70, 50]], initial=[10, 20]))
     found = {n.aggregate: v for n, v in tables.run_numbers(run).items()}
     assert found == {"average": 75, "last": 60, "when_learned": 70, "forgetting": 20, "bwt": -20}
+
+
+def test_an_instruction_run_is_told_in_its_fields_own_numbers(tmp_path):
+    folder = write_run(tmp_path / "r", matrix=[[80, None, None], [60, 70, None], [50, 65, 90]], expect=EXPECTED)
+    scores = json.loads((folder / "scores.json").read_text())
+    scores["headline"] = "answer_accuracy"
+    for row in scores["rows"]:
+        right = row["values"].pop("accuracy")
+        row["values"] = {"answer_accuracy": right, "format_errors": 100 - right, "superficial": 1.0, "essential": 2.0}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    group = tables.groups([load.read(folder)])[0]
+    found = {n.title: (round(s.mean, 3), n.arrow) for n, s in group.summaries.items()}
+    assert found["MFT (answer accuracy when learned)"] == (80, "↑")
+    assert found["MFN (final answer accuracy)"] == (68.333, "↑")
+    assert found["MAA (average answer accuracy)"] == (71.111, "↑")
+    assert found["BWT (MFN - MFT)"] == (-11.667, "↑")
+    assert found["backward transfer"] == (-17.5, "↑")
+    assert found["final format errors"] == (31.667, "↓")
+    assert {"final superficial", "final essential"} <= set(found)
+    assert [p.ours.mean for p in published(group)] == [pytest.approx(80), pytest.approx(-11.667, abs=1e-3)]
+
+
+EXPECTED = [{"metric": "MFT", "value": 70.0}, {"metric": "bwt", "value": -10.0}]
 
 
 def test_where_only_the_current_task_is_tested_the_mean_over_tasks_is_given(tmp_path):

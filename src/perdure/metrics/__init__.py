@@ -62,6 +62,7 @@ METRICS: dict[str, Metric] = {
     "answer_accuracy": Metric("instruction", "%", "up", "right answers by the task's own scorer"),
     "answer_scores": Metric("instruction", "%", "up", "all that the task's own scorer says, as a table"),
     "format_compliance": Metric("instruction", "%", "up", "answers in the form that the question asks for"),
+    "format_errors": Metric("instruction", "%", "down", "answers in another form than the question asks for"),
     "superficial": Metric("instruction", "%", "down", "wrong answers in a wrong form"),
     "essential": Metric("instruction", "%", "down", "wrong answers in the right form"),
     "score": Metric("audio_visual", "%", "up", "the headline of each kind of audio-visual task"),

@@ -48,6 +48,11 @@ def format_compliance(records: Iterable[Record]) -> float:
     return _split(records)["format_compliance"]
 
 
+def format_errors(records: Iterable[Record]) -> float:
+    """Answers in another form than the question asks for, right ones included, in percent."""
+    return 100 - format_compliance(records)
+
+
 def superficial(records: Iterable[Record]) -> float:
     """Wrong answers in a wrong form, in percent of all."""
     return _split(records)["superficial"]

@@ -68,8 +68,11 @@ def _match(name: str, group: Group) -> Number | None:
     for number in numbers:
         if plain in (number.title, number.title.replace("final ", "last ")):
             return number
-    aggregate = SHORT.get(plain, plain.replace(" ", "_"))
     headline = [n for n in numbers if n.metric == group.runs[0].headline]
+    for number in headline:
+        if number.aggregate.lower() == plain and number.aggregate.isupper():
+            return number
+    aggregate = SHORT.get(plain, plain.replace(" ", "_"))
     for wanted in (aggregate, aggregate.removesuffix("_of_tasks")):
         for number in headline:
             if number.aggregate == wanted:

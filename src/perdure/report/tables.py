@@ -38,7 +38,12 @@ AGGREGATES = {
     "forgetting": "forgetting",
     "bwt": "backward transfer",
     "fwt": "forward transfer",
+    "MFT": "MFT ({} when learned)",
+    "MFN": "MFN (final {})",
+    "MAA": "MAA (average {})",
+    "BWT": "BWT (MFN - MFT)",
 }
+"""Title of each way to draw a metric together over tasks; the last four are those of instruction tuning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +251,8 @@ def _aggregates(run: Run, metric: str, *, full: bool) -> dict[str, float | None]
     found["when_learned"] = continual.accuracy_when_learned(cells.matrix)
     if len(run.tasks) == 1:
         return {"last": found["last"]}
+    if full and metric in METRICS and METRICS[metric].module == "instruction":
+        return {**continual.sefe(cells.matrix), "forgetting": found["forgetting"], "bwt": found["bwt"]}
     if found["last"] is None:
         return {"when_learned": found["when_learned"]}
     for weighed in ("average", "last"):  # where tasks are of one size, both readings agree: say it once

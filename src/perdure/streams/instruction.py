@@ -37,7 +37,7 @@ ANSWERS = {
     "gqa": "GQA/testdev_balanced_questions.json",
 }
 """Where, under CoIN's root, the reference answers of a scorer are that needs more than the test file."""
-METRICS = ("answer_accuracy", "format_compliance", "superficial", "essential")
+METRICS = ("answer_accuracy", "format_errors", "superficial", "essential")
 
 
 @dataclass(frozen=True, kw_only=True)
