@@ -1,8 +1,11 @@
 """Pretrains a small CLIP with OpenAI's real vocabulary on a folder of images per class, and writes it as a folder.
 
     python benchmarks/pretrain_small_clip.py --images DIR/train --classes classes.tsv --first 100 --out small_clip
+    python benchmarks/pretrain_small_clip.py --images PHOTOS/train --start small_clip --lr 3e-4 --steps 300 --out policy
 
-Knows class folders named by WordNet ids, their names (a tab-separated list) and a few templates. The loss is
+Knows class folders, named by WordNet ids with a tab-separated list of names or by the names themselves, and a few
+templates. `--start` goes on from a folder that it wrote. `--strokes` hides color and texture: half of the images are
+made grey, or their edges drawn in black on white. The loss is
 cross-entropy over the text features of all pretraining classes, under a template drawn anew each step: with one
 caption a class this is what contrastive pretraining comes to. The model is weak, and is meant to be real, not good.
 """
@@ -31,26 +34,36 @@ MEAN, DEVIATION = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of one folder of images per class")
-    parser.add_argument("--classes", type=Path, required=True, help="lines 'wnid<TAB>name, other name, ...'")
+    parser.add_argument("--classes", type=Path, help="lines 'wnid<TAB>name, other name, ...'; none: folders' names")
     parser.add_argument("--first", type=int, default=100, help="pretrain on this many classes, in sorted order")
+    parser.add_argument("--start", type=Path, help="folder of an earlier one to go on from; none: random weights")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--strokes", action="store_true", help="half of the images grey, or their edges alone")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    names = dict(line.split("\t") for line in given.classes.read_text().splitlines())
     folders = sorted(path for path in given.images.iterdir() if path.is_dir())[: given.first]
-    titles = [names[folder.name].split(",")[0] for folder in folders]
+    names = dict(line.split("\t") for line in given.classes.read_text().splitlines()) if given.classes else {}
+    titles = [names.get(folder.name, folder.name).split(",")[0] for folder in folders]
     images, labels = _read(folders)
     began = time.perf_counter()
-    model, losses = pretrain(images, labels, titles, steps=given.steps, seed=given.seed)
+    torch.manual_seed(given.seed)
+    model = CLIPModel.from_pretrained(given.start) if given.start else CLIPModel(_config())
+    losses = pretrain(
+        model, images, labels, titles, steps=given.steps, seed=given.seed, lr=given.lr, strokes=given.strokes
+    )
     save(model, given.out)
     facts = {
         "classes": [folder.name for folder in folders],
         "images": len(images),
         "steps": given.steps,
         "seed": given.seed,
+        "start": given.start.name if given.start else None,
+        "lr": given.lr,
+        "strokes": given.strokes,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(time.perf_counter() - began),
         "mean loss of the last 50 steps": round(sum(losses[-50:]) / len(losses[-50:]), 3),
@@ -59,21 +72,32 @@ def main() -> None:
     print(json.dumps({k: v for k, v in facts.items() if k != "classes"}))
 
 
-def pretrain(images: Tensor, labels: Tensor, titles: list[str], *, steps: int, seed: int) -> tuple[CLIPModel, list]:
-    """A CLIP trained from nothing on uint8 images [images 3 64 64]; also the loss of every step."""
+def pretrain(
+    model: CLIPModel,
+    images: Tensor,
+    labels: Tensor,
+    titles: list[str],
+    *,
+    steps: int,
+    seed: int,
+    lr: float,
+    strokes: bool,
+) -> list[float]:
+    """Trains a CLIP on uint8 images [images 3 64 64]; the loss of every step."""
     torch.manual_seed(seed)
-    model = CLIPModel(_config()).train()
+    model.train()
     prompts = torch.stack([_tokens([t.format(title) for title in titles]) for t in TEMPLATES])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1, betas=(0.9, 0.98))
     losses = []
     for step in range(steps):
         factor = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = 1e-3 * factor
+        optimizer.param_groups[0]["lr"] = lr * factor
         rows = torch.randint(len(images), (96,))
         ids = cut(prompts[int(torch.randint(len(TEMPLATES), ()))], eot=49407)
+        pixels = _augment(images[rows], strokes=strokes)
         with torch.autocast("cpu", torch.bfloat16):
             u = F.normalize(model.get_text_features(input_ids=ids).pooler_output.float(), dim=1)
-            v = F.normalize(model.get_image_features(_augment(images[rows])).pooler_output.float(), dim=1)
+            v = F.normalize(model.get_image_features(pixels).pooler_output.float(), dim=1)
         loss = F.cross_entropy(model.logit_scale.exp() * v @ u.T, labels[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -84,7 +108,8 @@ def pretrain(images: Tensor, labels: Tensor, titles: list[str], *, steps: int, s
         losses.append(float(loss.detach()))
         if step % 50 == 0:
             print(f"step {step} loss {losses[-1]:.3f}", flush=True)
-    return model.eval(), losses
+    model.eval()
+    return losses
 
 
 def save(model: CLIPModel, out: Path) -> None:
@@ -121,13 +146,13 @@ def _config() -> CLIPConfig:
 def _read(folders: list[Path]) -> tuple[Tensor, Tensor]:
     images, labels = [], []
     for label, folder in enumerate(folders):
-        for path in sorted(folder.rglob("*.JPEG")):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpeg", ".jpg", ".png")):
             images.append(vision.pil_to_tensor(open_image(path, where=str(path)).resize((64, 64))))
             labels.append(label)
     return torch.stack(images), torch.tensor(labels)
 
 
-def _augment(images: Tensor) -> Tensor:
+def _augment(images: Tensor, *, strokes: bool) -> Tensor:
     """Random crops of 48 to 64 pixels, scaled to 64, and flips; normalized float32."""
     size = int(torch.randint(48, 65, ()))
     top, left = (int(torch.randint(0, 65 - size, ())) for _ in range(2))
@@ -135,8 +160,21 @@ def _augment(images: Tensor) -> Tensor:
     pixels = F.interpolate(pixels, (64, 64), mode="bilinear")
     flip = torch.rand(len(pixels)) < 0.5
     pixels[flip] = pixels[flip].flip(-1)
+    if strokes:
+        how = torch.rand(len(pixels))
+        grey = pixels.mean(1, keepdim=True)
+        pixels = torch.where((how < 0.25).view(-1, 1, 1, 1), grey, pixels)
+        pixels = torch.where((how > 0.75).view(-1, 1, 1, 1), _edges(grey), pixels)
     mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
     return (pixels - mean) / deviation
+
+
+def _edges(grey: Tensor) -> Tensor:
+    """Black lines on white where brightness [images 1 64 64] changes (Sobel), the strongest of an image at full ink."""
+    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    change = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), torch.stack([kernel, kernel.T])[:, None])
+    strength = change.norm(dim=1, keepdim=True)
+    return 1 - (2 * strength / strength.amax((2, 3), keepdim=True).clamp_min(1e-6)).clamp_max(1)
 
 
 def _tokens(texts: list[str]) -> Tensor:

@@ -15,7 +15,8 @@ from perdure.metrics import classification
 from perdure.models.clip.transform import ClipTransform
 from perdure.nn import clip_reward
 from perdure.nn.test_time import augmix, losses, views
-from perdure.nn.test_time.encoder_tuning import EncoderTuner, SlowStart, blended_batch_norm
+from perdure.nn.test_time.encoder_tuning import EncoderTuner, blended_batch_norm
+from perdure.nn.test_time.episodes import SlowStart
 from perdure.nn.test_time.prompt_tuning import PromptTuner, Steps, Trace
 from perdure.nn.test_time.prompts import Context, ContextPrompts, MetaNet, Wording, shifted
 from perdure.types import Example, Query

@@ -6,10 +6,12 @@ from tiny_clip import tiny_model, tiny_tokenizer
 from torch import nn
 
 from perdure.errors import RecipeError
+from perdure.methods.tpt_encoder import Config as TptEncoderConfig
 from perdure.models.clip import Clip, Tokenizer
 from perdure.nn import clip_classifier as classifier
 from perdure.nn.test_time import losses, objectives, prompts
-from perdure.nn.test_time.encoder_tuning import EncoderTuner, SlowStart, encoder_tuner, tunable
+from perdure.nn.test_time.encoder_tuning import EncoderTuner, encoder_tuner, tunable
+from perdure.nn.test_time.episodes import SlowStart
 from perdure.nn.test_time.prompt_tuning import PromptTuner, Steps, Trace
 from perdure.nn.test_time.prompts import Context, ContextPrompts, wording
 
@@ -146,8 +148,13 @@ def test_equal_rewards_leave_the_context_to_weight_decay():
 
 def tuner_of(model, *, count=2, lr=1e-3, which="all", **more):
     texts = classifier.encode_prompts(model, NAMES)
-    steps = Steps(count=count, lr=lr, weight_decay=5e-4)
-    return encoder_tuner(model, texts, tunable(model, which), steps, selection=0.5, **more)
+    settings = TptEncoderConfig(steps=count, lr=lr, weight_decay=5e-4, selection=0.5, **more)
+    return encoder_tuner(model, texts, tunable(model, which), settings)
+
+
+def moments(tuner):
+    """The optimizers' state of every parameter."""
+    return [entry for optimizer in tuner.episodes.parts for entry in optimizer.state.values()]
 
 
 def each(index):
@@ -165,7 +172,7 @@ def test_an_episode_moves_weights_and_puts_everything_back_bit_for_bit(which):
     assert (answers - plain).abs().max() > 1e-6
     after = model.state_dict()
     assert all(torch.equal(before[n], after[n]) for n in before)
-    for entry in tuner.optimizer.state.values():
+    for entry in moments(tuner):
         assert not any(bool(t.any()) for t in entry.values())
     assert all(p.grad is None for p in model.parameters())
     torch.testing.assert_close(tuner.logits(pixels(), each), answers, rtol=0, atol=0)
@@ -186,7 +193,7 @@ def test_an_error_in_an_episode_puts_the_weights_back():
 
     def fails(index):
         def objective(logits):
-            if tuner.optimizer.state:
+            if moments(tuner):
                 raise RuntimeError("in the second step")
             return logits.sum((-2, -1))
 
@@ -251,7 +258,7 @@ def test_the_first_step_with_batch_norm_sees_all_views():
     torch.manual_seed(0)
     net = BatchNormNet().double().eval()
     tuner, views = batch_norm_tuner(net, None), pixels(1)
-    tuner.steps = Steps(count=1, lr=1e-2, weight_decay=0)
+    tuner.episodes.steps = Steps(count=1, lr=1e-2, weight_decay=0)
     ours = tuner.logits(views, each)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0)
     net.train()

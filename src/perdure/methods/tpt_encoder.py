@@ -20,8 +20,7 @@ from torch import Tensor
 from perdure.models.clip import Clip
 from perdure.nn import clip_classifier as classifier
 from perdure.nn.test_time import losses, objectives, views
-from perdure.nn.test_time.encoder_tuning import encoder_tuner, tunable
-from perdure.nn.test_time.prompt_tuning import Steps
+from perdure.nn.test_time.encoder_tuning import encoder_predictor, tunable
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -58,6 +57,9 @@ class Config:
     """AugMix on top (paper: for the fine-grained sets, not for ImageNet)."""
     answer: Literal["plain", "confident"] = "plain"
     """Answer from the plain view, or from the mean over the kept views."""
+    at_once: Annotated[int, Field(ge=1)] = 1
+    """Images adapted side by side, each with weights, gradients and two moments of its own: four times the tuned
+    weights in memory an image. Moves no number. With momentum, and for ResNets, always 1."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Views encoded at a time. Moves no number."""
     seed: int = 0
@@ -98,27 +100,11 @@ class TptEncoder:
         config = self.config
         objectives.require_candidates(query.candidates)
         prompts = classifier.prompts(config.template, query.candidates, clean=True)
-        tuner = encoder_tuner(
-            self.policy,
-            classifier.encode_prompts(self.policy, prompts),
-            self.tuned,
-            Steps(count=config.steps, lr=config.lr, weight_decay=config.weight_decay),
-            selection=config.selection,
-            prior_strength=config.prior_strength,
-            momentum=config.momentum,
-            update_every=config.update_every,
-            update_share=config.update_share,
-            answer=config.answer,
-            chunk=config.chunk,
-        )
 
-        def answer(pixels: Tensor, keys: list[int]) -> Tensor:
-            return tuner.logits(pixels, lambda index: [losses.average_entropy] * len(index))
+        def prepare(pixels: Tensor, index: Tensor, keys: list[int]):
+            return [losses.average_entropy] * len(index)
 
-        def predict(batch: Batch) -> Tensor:
-            return views.in_parts(batch, self.policy.transform, 1, answer)  # no answer depends on its neighbours
-
-        return predict
+        return encoder_predictor(self.policy, prompts, self.tuned, config, prepare)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perdure.nn import clip_reward
-from perdure.nn.test_time.encoder_tuning import SlowStart
-from perdure.nn.test_time.episodes import Episodes
+from perdure.nn.test_time.episodes import Episodes, SlowStart
 from perdure.nn.test_time.prompt_tuning import Steps, Trace
 
 if TYPE_CHECKING:

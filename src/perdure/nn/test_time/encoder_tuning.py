@@ -3,8 +3,8 @@
 Knows parameters, their start, batch-norm statistics and an objective. Does not know where views or rewards come from.
 
 Views are selected without gradients; only the selected ones are run with them. Weights and optimizer are put back in
-place after every episode. Batch norm in training mode looks at all views at once, so there the first step must run all
-of them, image by image.
+place after every episode; `at_once` images have weights of their own and run as one batch. Batch norm in training mode
+looks at all views at once, so there the first step must run all of them, image by image.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from itertools import count
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perdure.nn.test_time.losses import Objective, select_views
+from perdure.nn import clip_classifier as classifier
+from perdure.nn.test_time import views
+from perdure.nn.test_time.episodes import Episodes, SlowStart
+from perdure.nn.test_time.losses import Objective, select_views, take_views
 from perdure.nn.test_time.prompt_tuning import Answer, Steps, Trace
+from perdure.nn.test_time.stacked import StackedEncoder, adapt_together
+from perdure.types import Batch
 
 if TYPE_CHECKING:
     from perdure.models.clip import Clip
@@ -49,68 +55,77 @@ def visual_state(clip: Clip) -> dict[str, Tensor]:
     return {n: t for n, t in state.items() if n.startswith(("vision_model.", "visual_projection."))}
 
 
+class Settings(Protocol):
+    """What a method on the image encoder says about its episodes; see `perdure.methods.rlcf_encoder.Config`."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def selection(self) -> float: ...
+    @property
+    def prior_strength(self) -> float | None: ...
+    @property
+    def momentum(self) -> float | None: ...
+    @property
+    def update_every(self) -> int: ...
+    @property
+    def update_share(self) -> float: ...
+    @property
+    def answer(self) -> Answer: ...
+    @property
+    def at_once(self) -> int: ...
+    @property
+    def chunk(self) -> int: ...
+
+
+Prepare = Callable[[Tensor, Int[Tensor, "images kept"], list[int]], Sequence[Objective]]
+"""Normalised views, indices of the selected ones, keys of the images -> one objective an image."""
+
+
+def encoder_predictor(
+    clip: Clip, prompts: Sequence[str], tuned: Mapping[str, nn.Parameter], settings: Settings, prepare: Prepare
+) -> Callable[[Batch], Float[Tensor, "images classes"]]:
+    """A method's function of a batch of views (see `views.preprocess`): each image is adapted to, then answered.
+
+    Args:
+        prompts: one a class.
+    """
+    tuner = encoder_tuner(clip, classifier.encode_prompts(clip, prompts), tuned, settings)
+
+    def answer(pixels: Tensor, keys: list[int]) -> Tensor:
+        return tuner.logits(pixels, lambda index: prepare(pixels, index, keys))
+
+    return lambda batch: views.in_parts(batch, clip.transform, tuner.at_once, answer)
+
+
 def encoder_tuner(
-    clip: Clip,
-    texts: Float[Tensor, "classes dim"],
-    tuned: Mapping[str, nn.Parameter],
-    steps: Steps,
-    *,
-    selection: float,
-    prior_strength: float | None = None,
-    momentum: float | None = None,
-    update_every: int = 64,
-    update_share: float = 1.0,
-    answer: Answer = "plain",
-    chunk: int = 256,
+    clip: Clip, texts: Float[Tensor, "classes dim"], tuned: Mapping[str, nn.Parameter], settings: Settings
 ) -> EncoderTuner:
     """The tuner of a CLIP's image tower; see `EncoderTuner` and `SlowStart`."""
     state = visual_state(clip)
     slow = None
-    if momentum is not None:
-        slow = SlowStart(state, momentum=momentum, every=update_every, share=update_share)
+    if settings.momentum is not None:
+        slow = SlowStart(state, momentum=settings.momentum, every=settings.update_every, share=settings.update_share)
     return EncoderTuner(
         state,
         clip.image_features,
         tuned,
         texts,
-        steps,
+        Steps(count=settings.steps, lr=settings.lr, weight_decay=settings.weight_decay),
         scale=clip.scale.detach(),
-        selection=selection,
+        selection=settings.selection,
         norms=[m for m in clip.model.vision_model.modules() if isinstance(m, nn.BatchNorm2d)],
-        prior_strength=prior_strength,
+        prior_strength=settings.prior_strength,
         slow=slow,
-        answer=answer,
-        chunk=chunk,
+        answer=settings.answer,
+        chunk=settings.chunk,
+        at_once=settings.at_once,
+        module=clip.model,
     )
-
-
-class SlowStart:
-    """The weights that the next episode starts from, moved slowly towards where episodes have ended.
-
-    After each sample ``slow <- m slow + (1 - m) adapted``; after every `every` of them
-    ``start <- (1 - share) first + share slow``.
-    """
-
-    def __init__(self, first: Mapping[str, Tensor], *, momentum: float, every: int, share: float) -> None:
-        self.first = {n: t.detach().clone() for n, t in first.items()}
-        self.slow = {n: t.clone() for n, t in self.first.items()}
-        self.start = {n: t.clone() for n, t in self.first.items()}
-        self.momentum, self.every, self.share = momentum, every, share
-        self.count = 0
-
-    @torch.no_grad()
-    def update(self, adapted: Mapping[str, Tensor]) -> None:
-        """Take in the weights that one sample ended with. Tensors that are no floats (counters) are left alone."""
-        floats = [n for n, t in self.slow.items() if t.is_floating_point()]
-        slow = [self.slow[n] for n in floats]
-        torch._foreach_mul_(slow, self.momentum)
-        torch._foreach_add_(slow, [adapted[n].detach() for n in floats], alpha=1 - self.momentum)
-        self.count += 1
-        if self.count < self.every:
-            return
-        self.count = 0
-        for n in floats:
-            self.start[n] = (1 - self.share) * self.first[n] + self.share * self.slow[n]
 
 
 class EncoderTuner:
@@ -124,8 +139,11 @@ class EncoderTuner:
         selection: share of the views that are kept.
         norms: batch norms of the encoder.
         prior_strength: blend running and batch statistics of batch norms; None: plain training mode.
-        slow: where episodes start, if that changes from sample to sample; then images are handed in one by one.
+        slow: where episodes start, if that changes from sample to sample.
         chunk: views that are encoded at a time where no gradient is needed.
+        at_once: images that are adapted to side by side, with weights of their own; 1 where batch norm looks at a
+            batch, and where each start depends on the sample before.
+        module: what `encode` runs and `tuned` are named in; needed for more than one at once.
     """
 
     def __init__(
@@ -143,14 +161,17 @@ class EncoderTuner:
         slow: SlowStart | None = None,
         answer: Answer = "plain",
         chunk: int = 256,
+        at_once: int = 1,
+        module: nn.Module | None = None,
     ) -> None:
-        self.state, self.encode, self.tuned, self.texts, self.steps = dict(state), encode, tuned, texts, steps
-        self.scale, self.selection, self.slow, self.prior = scale, selection, slow, prior_strength
+        self.encode, self.tuned, self.texts, self.steps = encode, tuned, texts, steps
+        self.scale, self.selection, self.prior = scale, selection, prior_strength
         self.norms, self.answer, self.chunk = list(norms), answer, chunk
-        self.first = {n: t.detach().clone() for n, t in self.state.items()}
-        self.optimizer = torch.optim.AdamW(
-            list(tuned.values()), lr=steps.lr, weight_decay=steps.weight_decay, eps=steps.eps, fused=True
-        )
+        self.episodes = Episodes(state, tuned, steps, slow=slow)
+        self.at_once = 1 if self.norms or slow is not None else at_once
+        if self.at_once > 1:
+            assert module is not None
+            self.stacked = StackedEncoder(module, encode, texts, scale=scale)
 
     def logits(
         self,
@@ -164,40 +185,36 @@ class EncoderTuner:
         Args:
             prepare: indices of the selected views -> one objective an image.
         """
-        assert self.slow is None or len(pixels) == 1, "each start depends on the sample before"
-        self._put_back()
-        try:
-            with torch.no_grad(), self._training():
-                index = torch.stack([select_views(self._all_scores(views), self.selection) for views in pixels])
-            self._put_back()
-            episodes = zip(pixels, index, prepare(index), strict=True)
-            return torch.cat([self._episode(*episode, trace) for episode in episodes])
-        finally:
-            self._put_back(start=self.first)
+        assert self.episodes.slow is None or len(pixels) == 1, "each start depends on the sample before"
+        with torch.no_grad(), self.episodes.at_start(), self._training():
+            index = torch.stack([select_views(self._all_scores(views), self.selection) for views in pixels])
+        objectives = prepare(index)
+        if self.at_once > 1 and len(pixels) > 1:
+            return self._together(pixels, index, objectives)
+        episodes = zip(pixels, index, objectives, strict=True)
+        return torch.cat([self._episode(*episode, trace) for episode in episodes])
 
     def _episode(self, views: Tensor, chosen: Tensor, objective: Objective, trace: Trace | None) -> Tensor:
-        """One image: steps on the selected views, the answer, the state as it was."""
-        kept, losses = views[chosen], []
-        for step in range(self.steps.count):
-            with torch.enable_grad(), self._training():
-                everything = bool(self.norms) and step == 0
+        """One image: steps on the selected views, and the answer."""
+        kept, steps = views[chosen], count()
+
+        def loss() -> Tensor:
+            everything = next(steps) == 0 and bool(self.norms)
+            with self._training():
                 logits = self._scores(views)[chosen] if everything else self._scores(kept)
-                loss = objective(logits[None])[0]
-            self.optimizer.zero_grad(set_to_none=True)
-            if loss.requires_grad:
-                loss.backward()
-            losses.append(loss.detach())
-            if trace is not None and trace.keep_gradients:
-                trace.gradients.append({n: p.grad for n, p in self.tuned.items()})
-            self.optimizer.step()
+            return objective(logits[None])[0]
+
+        def answer() -> Tensor:
+            return self._scores(views[:1] if self.answer == "plain" else kept).mean(0, keepdim=True)
+
+        return self.episodes.run(loss, answer, trace=trace)
+
+    def _together(self, pixels: Tensor, index: Tensor, objectives: Sequence[Objective]) -> Tensor:
+        """Several images side by side."""
+        kept = take_views(pixels, index)
+        weights = adapt_together(self.stacked, self.tuned, kept, objectives, self.steps)
         with torch.no_grad():
-            answer = self._scores(views[:1] if self.answer == "plain" else kept).mean(0, keepdim=True)
-        if trace is not None and losses:
-            trace.losses.append(torch.stack(losses))
-        if self.slow is not None:
-            self.slow.update(self.state)
-        self._put_back()
-        return answer
+            return self.stacked.scores(weights, pixels[:, :1] if self.answer == "plain" else kept).mean(1)
 
     def _all_scores(self, views: Tensor) -> Tensor:
         """Of all views of an image, in chunks (batch norm must see them together)."""
@@ -206,15 +223,6 @@ class EncoderTuner:
 
     def _scores(self, pixels: Tensor) -> Tensor:
         return self.scale * F.normalize(self.encode(pixels), dim=-1) @ self.texts.T
-
-    @torch.no_grad()
-    def _put_back(self, start: Mapping[str, Tensor] | None = None) -> None:
-        """Weights, buffers and optimizer as an episode finds them; all in place."""
-        start = start or (self.slow.start if self.slow is not None else self.first)
-        torch._foreach_copy_([t.data for t in self.state.values()], [start[n] for n in self.state])
-        for entry in self.optimizer.state.values():
-            torch._foreach_zero_([t for t in entry.values() if isinstance(t, Tensor)])
-        self.optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
     def _training(self) -> Iterator[None]:
