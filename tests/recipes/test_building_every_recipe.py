@@ -17,6 +17,13 @@ from tests import tiny_audio_visual, tiny_captioner, tiny_clip, tiny_instruction
 
 SMALL_NETS = ("mlp", "resnet18", "gated_resnet")
 EMBEDDED = ("microworld", "digits")
+
+
+def written(name: str) -> bool:
+    """Whether a recipe reads a generated world from files that its user has to write first."""
+    return recipe.load(name).stream.name == "audio_visual"
+
+
 OF_THE_MODELS_SIZE = {**tiny_audio_visual.SETTINGS, "reward_confidences": [10, 5, 3]}
 """Settings that fit models of the published size alone, and what stands for them here."""
 
@@ -68,7 +75,7 @@ def test_its_method_is_built_around_its_roles(name, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in recipe.shipped() if n.split("/")[1] in EMBEDDED])
+@pytest.mark.parametrize("name", [n for n in recipe.shipped() if n.split("/")[1] in EMBEDDED and not written(n)])
 def test_embedded_streams_are_built_and_ask_what_the_method_answers(name):
     loaded = recipe.load(name)
     stream = recipe.build_stream(loaded)

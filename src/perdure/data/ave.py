@@ -5,6 +5,7 @@ Needs: 4 GB prepared frames and sound.
 Tian et al., Audio-Visual Event Localization in Unconstrained Videos, ECCV 2018. Below `root`: ``frames``, ``wave`` and
 ``labels/`` with ``Annotations.txt`` (or ``Annotations_with_domain.txt``), ``{train,val,test}_order.h5`` and, if it is
 there, ``labels.h5``. Class 28 is background. Without ``labels.h5`` the seconds from start to end are the event's.
+``labels/categories.txt`` may name other classes, one a line, in data of your own.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def read(config: Config) -> Dataset:
     from perdure.errors import DataError
 
     root, labels = config.root.expanduser(), config.root.expanduser() / "labels"
-    names: list[str] = lists.load("audio_visual.json")["ave"]
+    names = clips.class_names(labels, lists.load("audio_visual.json")["ave"])
     rows = _annotations(annotation_file(labels), names)
     segments = _segment_labels(labels, rows, background=len(names))
     keep = _domain(config.domain, names)

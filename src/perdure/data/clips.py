@@ -129,6 +129,17 @@ def read_table(path: Path, columns: Sequence[str], *, separator: str = "\t", tod
     return rows
 
 
+def class_names(labels: Path, published: Sequence[str]) -> list[str]:
+    """Classes by label: the lines of ``categories.txt`` if it lies in the folder `labels`, else the published ones."""
+    file = labels / "categories.txt"
+    if not file.is_file():
+        return list(published)
+    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"the class {twice[0]!r} is there twice", where=str(file))
+    return names
+
+
 def label_of(name: str, classes: Sequence[str], *, where: str) -> int:
     """Index of a class name; DataError with the line if there is none."""
     try:

@@ -4,7 +4,8 @@ Needs: 10 GB prepared frames and sound.
 
 Tian et al., Unified Multisensory Perception: Weakly-Supervised Audio-Visual Video Parsing, ECCV 2020. Below `root`:
 ``frames``, ``wave`` and ``labels/`` with ``AVVP_train.csv``, ``AVVP_val_pd.csv``, ``AVVP_test_pd.csv``,
-``AVVP_eval_audio.csv`` and ``AVVP_eval_visual.csv``, separated by tabs.
+``AVVP_eval_audio.csv`` and ``AVVP_eval_visual.csv``, separated by tabs. ``labels/categories.txt`` may name other
+classes, one a line, in data of your own.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def read(config: Config) -> Dataset:
     from perdure.data import clips, lists
 
     root, labels = config.root.expanduser(), config.root.expanduser() / "labels"
-    names: list[str] = lists.load("audio_visual.json")["llp"]
+    names = clips.class_names(labels, lists.load("audio_visual.json")["llp"])
     times = {m: _times(labels / f"AVVP_eval_{m}.csv", names) for m in ("audio", "visual")}
     wanted = _domain(config.domain, names)
     parts, left_out = {}, {}

@@ -35,18 +35,51 @@ class FrontEnd:
     """Lower edge of the first band, in Hz."""
     highest: float = 14_000.0
     """Upper edge of the last band, in Hz."""
+    longest: float = 10.0
+    """Seconds that the model was made for; longer clips are cut."""
 
     def frames(self, seconds: float) -> int:
         """Frames of a clip of so many seconds."""
-        return round(seconds * self.rate) // self.hop + 1
+        return round(min(seconds, self.longest) * self.rate) // self.hop + 1
 
     def __call__(
         self, wave: Float[Tensor, "segments samples"], *, seconds: float
     ) -> Float[Tensor, "segments 1 frames mels"]:
-        """Log-mel of each segment, repeated (or cut) to `seconds`; what `ClapAudioModel` takes."""
-        power = tiled_power(wave, round(seconds * self.rate), window=self.window, hop=self.hop)
+        """Log-mel of each segment, repeated (or cut) to `seconds`, at most `longest`; what `ClapAudioModel` takes."""
+        length = round(min(seconds, self.longest) * self.rate)
+        power = tiled_power(wave, length, window=self.window, hop=self.hop)
+        return self._decibels(power)[:, None]
+
+    def period(self, wave: Float[Tensor, "segments samples"]) -> Float[Tensor, "segments frames mels"]:
+        """What a second consists of when it is repeated: the frames that see the clip's beginning, those of one
+        second, those that see its end. For waves of one second; 104 frames of 32 kHz."""
+        power = tiled_power(wave, 3 * self.rate, window=self.window, hop=self.hop)
+        own = torch.cat([power[:, : self._edge + self._second], power[:, 3 * self._second + 1 - self._edge :]], dim=1)
+        return self._decibels(own)
+
+    def repeated(
+        self, period: Float[Tensor, "segments frames mels"], *, seconds: int
+    ) -> Float[Tensor, "segments 1 time mels"]:
+        """The log-mel of a clip of two or more whole seconds from what `period` gave."""
+        edge, second = self._edge, self._second
+        assert seconds >= 2 and period.shape[1] == 2 * edge + second
+        middle = torch.arange(seconds * second + 1 - 2 * edge) % second + edge
+        ends = torch.arange(edge), torch.arange(edge + second, 2 * edge + second)
+        return period[:, torch.cat([ends[0], middle, ends[1]]).to(period.device)][:, None]
+
+    @property
+    def _second(self) -> int:
+        """Frames of a second."""
+        return self.rate // self.hop
+
+    @property
+    def _edge(self) -> int:
+        """Frames at an end that see the reflection there."""
+        return -(-(self.window // 2) // self.hop)
+
+    def _decibels(self, power: Float[Tensor, "... frequencies"]) -> Float[Tensor, "... mels"]:
         filters = self.filters().to(power.device, power.dtype)
-        return (10 * torch.log10((power @ filters).clamp_min(1e-10)))[:, None]
+        return 10 * torch.log10((power @ filters).clamp_min(1e-10))
 
     def filters(self) -> Float[Tensor, "frequencies mels"]:
         """Slaney's mel filters with unit area."""
