@@ -65,13 +65,15 @@ def test_no_elements_give_zero_not_nan():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sampled_products_equal_the_dense_schedule(dtype):
+@pytest.mark.parametrize(("outputs", "fraction"), [(47, 0.1), (600, 0.4)], ids=["entries", "tiles"])
+def test_penalty_and_gradients_equal_the_dense_schedule(dtype, outputs, fraction):
     torch.manual_seed(0)
-    a, b = torch.randn(5, 33, dtype=dtype), torch.randn(47, 5, dtype=dtype)
-    pairs = torch.cat([key_elements(a, b, fraction=0.1), key_elements(torch.randn(5, 33), torch.randn(47, 5))])
+    a, b = torch.randn(5, 33, dtype=dtype), torch.randn(outputs, 5, dtype=dtype)
+    others = key_elements(torch.randn(5, 33), torch.randn(outputs, 5))
+    pairs = torch.cat([key_elements(a, b, fraction=fraction), others])
     grads = []
     for penalty in (
-        lambda a, b: mean_magnitude(a, b, Elements.of(pairs, (47, 33))),
+        lambda a, b: mean_magnitude(a, b, Elements.of(pairs, (outputs, 33))),
         lambda a, b: dense_mean_magnitude(a, b, pairs),
     ):
         x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
@@ -80,6 +82,19 @@ def test_sampled_products_equal_the_dense_schedule(dtype):
         grads.append((value.detach(), x.grad, y.grad))
     for ours, plain in zip(*grads):
         torch.testing.assert_close(ours, plain)
+
+
+def test_bfloat16_factors_get_gradients_made_in_float32():
+    torch.manual_seed(0)
+    a, b = torch.randn(5, 33).bfloat16(), torch.randn(47, 5).bfloat16()
+    pairs = key_elements(a, b, fraction=0.1)
+    grads = []
+    for dtype in (torch.bfloat16, torch.float32):
+        x, y = a.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
+        mean_magnitude(x, y, Elements.of(pairs, (47, 33))).backward()
+        grads.append((x.grad, y.grad))
+    for low, full in zip(*grads):
+        assert torch.equal(low, full.bfloat16())
 
 
 def test_adding_tasks_one_by_one_equals_the_published_list():
