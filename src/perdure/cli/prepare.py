@@ -96,7 +96,7 @@ def predictions(
     for what, value, known in (("task", task, TASK_FORMS), ("form", form or "any", FORMS)):
         if value not in known:
             raise RecipeError(f"there is no {what} {value!r}", where=f"--{what}", expected=", ".join(known))
-    rows = join(read_predictions(file), read_annotations(answers, task), task, official=official)
+    rows = join(read_predictions(file), read_annotations(answers, task), task, official=official, where=str(file))
     more = {"scorer": task, "form": form or TASK_FORMS[task], "official": official}
     write_text(out, "".join(json.dumps({**row, **more}, ensure_ascii=False) + "\n" for row in rows))
     print(f"wrote {len(rows)} records to {out}\nperdure score {out} --metric answer_accuracy --metric superficial")

@@ -101,12 +101,12 @@ def training_fault(record: Any, *, boxes: bool = False) -> str | None:
 
 def _answer_fault(answer: str, boxes: bool) -> str | None:
     if not answer.strip():
-        return "an answer is empty"
+        return "an answer is empty, expected a text"
     for separator in SEPARATORS:
         if separator in answer:
             return f"an answer holds {separator!r}, which ends it in the conversation template"
     if boxes and (found := parse_box(answer)) and not all(0 <= v <= 1 for v in found):
-        return f"the box {answer} is not within [0, 1]"
+        return f"the box {answer} is not within [0, 1], expected shares of the padded square's side"
     return None
 
 
@@ -152,6 +152,8 @@ class _Reader:
         if faults and self.config.on_fault == "stop":
             more = f"\n... and {len(faults) - 20} more" if len(faults) > 20 else ""
             todo = "\nRepair or remove them, or set on_fault=skip."
+            if any("which is not under" in fault for fault in faults):
+                todo += " Image paths start at `root`: is it the right folder?"
             raise DataError("\n".join(faults[:20]) + more + todo)
         self.left_out += len(faults)
         return Examples.of(made)
@@ -203,7 +205,7 @@ def _question_fault(record: Any, scorer: str, answers: Mapping[str, Any] | None,
         return "'question_id' is missing"
     name = str(record["question_id"])
     if name in seen:
-        return f"question_id {name} occurs twice"
+        return f"question_id {name} occurs twice, expected one question an id"
     seen.add(name)
     if not isinstance(record.get("text"), str) or not record["text"].strip():
         return "'text' is missing or empty"

@@ -60,10 +60,11 @@ def join(
     scorer: str,
     *,
     official: bool = False,
+    where: str = "",
 ) -> list[dict[str, Any]]:
     """One record a question (None where there is no prediction), in the order of the annotations.
 
-    Raises DataError for predictions of unknown or repeated ids, and names them. Officially: ImageNet pairs the
+    Raises DataError for predictions of unknown or repeated ids, and names them and `where` they were read. Officially: ImageNet pairs the
     i-th line with the i-th annotation whatever the ids; ScienceQA takes every question, and keeps unknown ids
     without a target; the others give one record a prediction line (GQA: the last line of an id).
     """
@@ -73,10 +74,15 @@ def join(
         pairs = zip(predictions, targets.items())
         return [_record(p["id"], p, target) for p, (_, target) in pairs]
     if not official:
-        _refuse_repeated(predictions)
+        _refuse_repeated(predictions, where)
     unknown = [p["id"] for p in predictions if p["id"] not in targets]
     if unknown and not (official and scorer == "scienceqa"):
-        raise DataError(f"predictions for {len(unknown)} unknown ids: {_some(unknown)}", expected="annotated ids")
+        raise DataError(
+            f"predictions for {len(unknown)} unknown ids: {_some(unknown)}",
+            where=where,
+            expected=f"ids of the annotations, such as {_some(list(targets)[:3])}",
+            todo="Give the annotations that the predictions were made for, or remove these lines.",
+        )
     by_id = {p["id"]: p for p in predictions}
     if official and scorer == "gqa":
         return [_record(i, p, targets[i]) for i, p in by_id.items()]
@@ -136,10 +142,15 @@ def _by_id(rows: list[tuple[Any, str]]) -> dict[str, Any]:
     return targets
 
 
-def _refuse_repeated(predictions: Sequence[Mapping[str, Any]]) -> None:
+def _refuse_repeated(predictions: Sequence[Mapping[str, Any]], where: str) -> None:
     repeated = [i for i, n in Counter(p["id"] for p in predictions).items() if n > 1]
     if repeated:
-        raise DataError(f"{len(repeated)} ids are predicted more than once: {_some(repeated)}")
+        raise DataError(
+            f"{len(repeated)} ids are predicted more than once: {_some(repeated)}",
+            where=where,
+            expected="one line an id",
+            todo="Remove the lines that do not count.",
+        )
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -290,9 +290,13 @@ class Llava(nn.Module):
     def _nothing_to_learn(self, name: str, mismatch: bool) -> UnreadableExample:
         if mismatch:
             what = "the answers' tokens cannot be placed: an answer is empty or holds ' ASSISTANT: ' or '</s>'"
-        else:
-            what = f"no answer lies within the first {self.max_length} tokens"
-        return UnreadableExample(what, where=name)
+            return UnreadableExample(what, where=name, todo="Repair the record.")
+        return UnreadableExample(
+            f"no answer lies within the first {self.max_length} tokens",
+            where=name,
+            expected="a question that leaves room for its answer",
+            todo="Shorten it, or raise `max_length`.",
+        )
 
 
 def mean_answer_loss(
