@@ -90,7 +90,7 @@ def test_bfloat16_factors_get_gradients_made_in_float32():
     pairs = key_elements(a, b, fraction=0.1)
     grads = []
     for dtype in (torch.bfloat16, torch.float32):
-        x, y = a.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
+        x, y = a.to(dtype, copy=True).requires_grad_(), b.to(dtype, copy=True).requires_grad_()
         mean_magnitude(x, y, Elements.of(pairs, (47, 33))).backward()
         grads.append((x.grad, y.grad))
     for low, full in zip(*grads):
