@@ -64,9 +64,10 @@ def join(
 ) -> list[dict[str, Any]]:
     """One record a question (None where there is no prediction), in the order of the annotations.
 
-    Raises DataError for predictions of unknown or repeated ids, and names them and `where` they were read. Officially: ImageNet pairs the
-    i-th line with the i-th annotation whatever the ids; ScienceQA takes every question, and keeps unknown ids
-    without a target; the others give one record a prediction line (GQA: the last line of an id).
+    Raises DataError for predictions of unknown or repeated ids, and names them and `where` they were read.
+    Officially: ImageNet pairs the i-th line with the i-th annotation whatever the ids; ScienceQA takes every
+    question, and keeps unknown ids without a target; the others give one record a prediction line (GQA: the last
+    line of an id).
     """
     if official and scorer == "imagenet":
         if len(predictions) > len(targets):
