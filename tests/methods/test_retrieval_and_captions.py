@@ -45,8 +45,9 @@ def tiny(**settings):
 
 def reward():
     clip = fresh_clip()
-    with torch.no_grad():  # another model than the policy, whose cosines are positive and differ
-        clip.model.text_projection.weight.add_(0.3 * clip.model.visual_projection.weight.mean(1, keepdim=True))
+    weight = clip.model.text_projection.weight
+    with torch.no_grad():  # another model than the policy
+        weight.add_(0.3 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
     return clip
 
 
@@ -161,6 +162,14 @@ def test_adapting_changes_scores_and_weights_come_back(at, settings):
     moved, still = answers(method, stream, at), answers(retrieval(steps=0), stream, at)
     assert (torch.stack(moved) - torch.stack(still)).abs().max() > 1e-4
     assert all(torch.equal(before[n], t) for n, t in method.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": "kd"}, {"sampling": "distribution"}, {"objective": "ensemble"}])
+def test_queries_adapted_side_by_side_get_the_same_scores(settings):
+    for at in (0, 1):
+        alone = torch.stack(answers(retrieval(**settings, lr=1e-3), retrieval_stream(), at))
+        together = torch.stack(answers(retrieval(**settings, lr=1e-3, at_once=3), retrieval_stream(), at))
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_answers_do_not_depend_on_what_came_before_unless_momentum_carries_it():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from perdure.keys import key_seed
 from perdure.models.clip import Clip
 from perdure.nn import clip_reward
 from perdure.nn.test_time import objectives
+from perdure.nn.test_time.losses import Objective
 from perdure.nn.test_time.prompt_tuning import Steps
 from perdure.nn.test_time.retrieval import Modality, NamedImage, QueryTuner
 from perdure.runtime import Runtime
@@ -68,6 +70,9 @@ class Config:
     """One number a reward model; empty: the paper's, by architecture."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Items of the gallery encoded at a time. Moves no number."""
+    at_once: Annotated[int, Field(ge=1)] = 1
+    """Queries adapted side by side, each with weights of its own. Moves no number; faster on graphics cards and for
+    small towers, and takes that many times the memory. With momentum or a tuned gallery queries go one by one."""
     seed: int = 0
     """Of samples drawn from the distribution."""
 
@@ -127,14 +132,17 @@ class RlcfRetrieval:
             samples=samples, baseline=config.baseline, amplify=config.amplify, sampling=config.sampling
         )
 
+        at_once = config.at_once if config.tune == "query" and config.momentum is None else 1
+
         def predict(batch: Batch) -> Tensor:
             rows = []
-            for i, key in enumerate(batch["key"]):
-                item, asked = self._asked(batch, i)
+            for begin in range(0, len(batch["key"]), at_once):
+                items, asked = self._asked(batch, slice(begin, begin + at_once))
                 if config.objective == "ensemble":
-                    rows.append(self._averaged(tuner, item, asked, gallery))
+                    rows.append(self._averaged(tuner, items, asked, gallery))
                     continue
-                rows.append(tuner.logits(item, self._objective(asked, gallery, settings, int(key))))
+                keys = [int(key) for key in batch["key"][begin : begin + at_once]]
+                rows.append(tuner.logits(items, self._objective(asked, gallery, settings, keys)))
             return torch.cat(rows)
 
         return predict
@@ -154,22 +162,26 @@ class RlcfRetrieval:
                 ids = self.policy.tokenize(part, truncate="drop-eot")
                 yield self.policy.cut(ids).to(self.policy.device)
 
-    def _asked(self, batch: Batch, i: int) -> tuple[Tensor, list[Tensor]]:
-        """One example as the policy takes it, and its features by the reward models."""
+    def _asked(self, batch: Batch, some: slice) -> tuple[Tensor, list[Tensor]]:
+        """Some examples as the policy takes them, and their features by the reward models."""
         if "ids" in batch:
-            return batch["ids"][i : i + 1], self.reward.encode_texts([batch["text"][i]])
-        pixels = self.policy.transform.normalize(batch["image"][i : i + 1])
+            return batch["ids"][some], self.reward.encode_texts(batch["text"][some])
+        pixels = self.policy.transform.normalize(batch["image"][some])
         return pixels, self.reward.encode_images(pixels)
 
-    def _objective(self, asked: list[Tensor], gallery: list[Tensor], settings: objectives.Reinforce, key: int):
+    def _objective(
+        self, asked: list[Tensor], gallery: list[Tensor], settings: objectives.Reinforce, keys: list[int]
+    ) -> Objective:
         if self.config.objective == "kd":
-            return objectives.imitate("kd", self.reward.logits(asked, gallery)[None])
-        return objectives.reinforce(self.reward.table(asked, gallery)[None], settings, keys=[key])
+            return objectives.imitate("kd", self.reward.logits(asked, gallery)[:, None])
+        return objectives.reinforce(self.reward.table(asked, gallery)[:, None], settings, keys=keys)
 
     @torch.no_grad()
-    def _averaged(self, tuner: QueryTuner, item: Tensor, asked: list[Tensor], gallery: list[Tensor]) -> Tensor:
+    def _averaged(
+        self, tuner: QueryTuner, items: Tensor, asked: list[Tensor], gallery: list[Tensor]
+    ) -> Float[Tensor, "queries gallery"]:
         """Mean cosine of the policy and the reward models."""
-        own = tuner.logits(item, lambda logits: logits.sum()) / self.policy.scale
+        own = tuner.zero_shot(items) / self.policy.scale
         return torch.stack([own, *(f @ g.T for f, g in zip(asked, gallery, strict=True))]).mean(0)
 
     def state_dict(self) -> dict[str, Any]:

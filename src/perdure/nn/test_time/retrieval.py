@@ -110,12 +110,20 @@ class QueryTuner:
         """
         if self.query == "text":
             items = self.clip.cut(items)
+        if not self.steps.count and self.slow is None and trace is None:
+            return self.zero_shot(items)
         if len(items) == 1:
             return self.alone(items, objective, trace)
         assert self.tune == "query" and self.slow is None, "such episodes come one after another"
         if len(items) not in self.beside:
             self.beside[len(items)] = SideBySide(self, len(items))
         return self.beside[len(items)].logits(items, objective, trace)
+
+    @torch.no_grad()
+    def zero_shot(self, items: Shaped[Tensor, "queries ..."]) -> Float[Tensor, "queries gallery"]:
+        """Logits of the whole gallery for queries that are not adapted to."""
+        items = self.clip.cut(items) if self.query == "text" else items
+        return self.clip.scale * self._encode(self.query, items) @ self.features.T
 
     def _alone(self):
         """A function that answers one query."""
