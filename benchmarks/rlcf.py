@@ -1,6 +1,8 @@
 """Speed and memory of RLCF: the plain schedule of the published code beside perdure's, on the same random weights.
 
     python benchmarks/rlcf.py encoder
+    python benchmarks/rlcf.py encoder --images 4 --at-once 4
+    python benchmarks/rlcf.py encoder --micro --images 16 --at-once 16
     python benchmarks/rlcf.py prompt --classes 50
     python benchmarks/rlcf.py prompt --classes 1000 --plain-classes 50 100
 
@@ -36,6 +38,7 @@ from perdure.methods.rlcf_encoder import Config as EncoderConfig
 from perdure.methods.rlcf_encoder import RlcfEncoder
 from perdure.methods.rlcf_prompt import Config as PromptConfig
 from perdure.methods.rlcf_prompt import RlcfPrompt
+from perdure.models import clip
 from perdure.models.clip import Clip
 from perdure.models.clip.tokens import Tokenizer, openai_encoder
 from perdure.types import Example, Query
@@ -48,14 +51,20 @@ def main() -> None:
     parser.add_argument("what", choices=("encoder", "prompt"))
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--plain-classes", type=int, nargs=2, help="measure the plain schedule at these instead")
-    parser.add_argument("--images", type=int, default=1, help="images, adapted side by side by ours")
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=1, help="images that ours adapts to side by side")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="a small network, to see that it runs")
+    parser.add_argument("--micro", action="store_true", help="the embedded micro-clip and micro-clip-reward")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    policy, reward = (random_clip(seed, tiny=asked.tiny) for seed in (0, 1))
-    result = {"what": asked.what, "classes": asked.classes, "images": asked.images, "threads": asked.threads}
+    if asked.micro:
+        policy, reward = (clip.load(clip.Config(weights=name)) for name in ("micro-clip", "micro-clip-reward"))
+    else:
+        policy, reward = (random_clip(seed, tiny=asked.tiny) for seed in (0, 1))
+    result = {"what": asked.what, "models": "micro-clip" if asked.micro else "ViT-B/32", "classes": asked.classes}
+    result |= {"images": asked.images, "at_once": asked.at_once, "threads": asked.threads}
     result |= compare(asked, policy, reward)
     for name, value in result.items():
         print(f"{name:28} {value:.3g}" if isinstance(value, float) else f"{name:28} {value}")
@@ -67,7 +76,7 @@ def compare(asked: argparse.Namespace, policy: Clip, reward: Clip) -> dict[str, 
     """Ours and plain, measured; at `plain_classes` the logits are compared, too."""
     plain = {"encoder": plain_encoder, "prompt": plain_prompt}[asked.what]
     counts = asked.plain_classes or [asked.classes]
-    method = make(asked.what, policy, reward, asked.images)
+    method = make(asked.what, policy, reward, asked.at_once)
     batch = images(method, asked.images)
     views = policy.transform.normalize(batch["views"])
     ours, theirs, apart = {}, {}, 0.0
@@ -96,7 +105,7 @@ def compare(asked: argparse.Namespace, policy: Clip, reward: Clip) -> dict[str, 
 def make(what: str, policy: Clip, reward: Clip, at_once: int) -> RlcfEncoder | RlcfPrompt:
     """The method as a recipe would make it."""
     if what == "encoder":
-        config = EncoderConfig(views=VIEWS, samples=SAMPLES, steps=STEPS, chunk=64)
+        config = EncoderConfig(views=VIEWS, samples=SAMPLES, steps=STEPS, at_once=at_once, chunk=64)
         return RlcfEncoder(config, policy=policy, reward=reward)
     config = PromptConfig(views=VIEWS, samples=SAMPLES, steps=STEPS, at_once=at_once, chunk=64)
     return RlcfPrompt(config, policy=policy, reward=reward)

@@ -77,7 +77,7 @@ def jobs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             rates: Sequence[float] = RATES["prompt" if "prompt" in method else "encoder"] if given.choose else ()
             for rate in rates or (None,):
                 more = {} if rate is None else {"lr": rate}
-                label = method if rate is None else f"{method} lr {rate:g}"
+                label = method if rate is None else f"{method}-lr={rate:g}"
                 yield {"label": label, "method": method, "seed": seed, "settings": shared | more}
 
 

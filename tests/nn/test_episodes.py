@@ -187,6 +187,25 @@ def test_answers_do_not_depend_on_order_or_company():
     torch.testing.assert_close(together, turned.flip(0), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("more", [{}, {"which": "norm"}, {"count": 0}, {"answer": "confident"}])
+def test_images_with_weights_of_their_own_are_answered_as_one_by_one(more):
+    model, images = clip(), pixels(3)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    alone = tuner_of(model, **more).logits(images, each)
+    tuner = tuner_of(model, at_once=3, **more)
+    torch.testing.assert_close(tuner.logits(images, each), alone, rtol=0, atol=1e-10)
+    others = torch.cat([images[:1], 3 * images[1:]])
+    torch.testing.assert_close(tuner.logits(others, each)[0], alone[0], rtol=0, atol=1e-10)
+    assert not moments(tuner), "the weights that all share were not moved"
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_images_run_one_by_one_where_they_must():
+    assert tuner_of(clip(), at_once=3).at_once == 3
+    assert tuner_of(clip(), at_once=3, momentum=0.9).at_once == 1
+    assert batch_norm_tuner(BatchNormNet().double(), None, at_once=3).at_once == 1
+
+
 def test_an_error_in_an_episode_puts_the_weights_back():
     model = clip()
     tuner, before = tuner_of(model), {n: t.clone() for n, t in model.state_dict().items()}
@@ -225,7 +244,7 @@ class BatchNormNet(nn.Module):
         return self.layers(x).flatten(1)
 
 
-def batch_norm_tuner(net, prior):
+def batch_norm_tuner(net, prior, **more):
     texts = torch.nn.functional.normalize(torch.randn(5, 6, dtype=torch.float64), dim=-1)
     return EncoderTuner(
         dict(net.state_dict(keep_vars=True)),
@@ -237,6 +256,7 @@ def batch_norm_tuner(net, prior):
         selection=0.5,
         norms=[net.layers[1]],
         prior_strength=prior,
+        **more,
     )
 
 
