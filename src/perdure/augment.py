@@ -30,17 +30,21 @@ def crop_and_flip(
     Args:
         uniforms: numbers in [0, 1) for top, left and mirror.
     """
-    _, channels, height, width = images.shape
+    count, channels, height, width = images.shape
     device = images.device
     offsets = (uniforms[:, :2] * (2 * padding + 1)).long().to(device)
     mirrored = (uniforms[:, 2] < 0.5).to(device)[:, None]
     rows = offsets[:, :1] + torch.arange(height, device=device)
     across = torch.arange(width, device=device)
     columns = offsets[:, 1:2] + torch.where(mirrored, across.flip(0), across)
-    padded = torch.nn.functional.pad(images, (padding,) * 4)
-    which = torch.arange(len(images), device=device)[:, None, None, None]
-    channel = torch.arange(channels, device=device)[None, :, None, None]
-    return padded[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    # A pixel's channels side by side: one look-up a pixel, and the layout that convolutions like.
+    tall, wide = height + 2 * padding, width + 2 * padding
+    padded = images.new_zeros(count, tall, wide, channels)
+    padded[:, padding : padding + height, padding : padding + width] = images.permute(0, 2, 3, 1)
+    which = torch.arange(count, device=device)[:, None, None]
+    pixels = (which * tall + rows[:, :, None]) * wide + columns[:, None, :]
+    taken = padded.view(-1, channels).index_select(0, pixels.flatten())
+    return taken.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def as_float(images: Shaped[Tensor, ...], dtype: torch.dtype = torch.float32) -> Float[Tensor, ...]:

@@ -76,7 +76,7 @@ class Memory:
             slots = self._balance.slots(columns["label"].tolist(), self.capacity, uniforms.tolist())
         self.seen += count
         wanted = slots >= 0 if among is None else (slots >= 0) & among.cpu()
-        last = {slot: i for i, slot in enumerate(slots.tolist()) if wanted[i]}
+        last = {slot: i for i, (slot, fits) in enumerate(zip(slots.tolist(), wanted.tolist())) if fits}
         self._write(list(last), list(last.values()), columns)
 
     def put(self, columns: Columns) -> None:

@@ -29,8 +29,8 @@ def trained(**settings) -> ResNet:
 @pytest.mark.parametrize("gated", [gated_resnet.SECOND_STAGE, EVERYWHERE, ("stage2.block0.conv2",)])
 @pytest.mark.parametrize("images", [1, 9])
 @pytest.mark.parametrize("threshold", [0.5, 0.0, 1.01])
-@pytest.mark.parametrize("share", [0.0, 4.0])
-def test_equals_the_masked_network(gated, images, threshold, share):
+@pytest.mark.parametrize(("lanes", "worth"), [(1, 0.0), (4, 0.0), (2, 3e4), (16, 5e7)])
+def test_equals_the_masked_network(gated, images, threshold, lanes, worth):
     net = trained(gated=gated)
     x = (
         torch.rand(images, 3, 12, 10, generator=torch.Generator().manual_seed(1))
@@ -38,7 +38,7 @@ def test_equals_the_masked_network(gated, images, threshold, share):
     )
     with torch.no_grad():
         expected = net.gated(x, threshold=threshold)
-    found = Skipping(net, threshold=threshold, share=share)(x)
+    found = Skipping(net, threshold=threshold, lanes=lanes, worth=worth)(x)
     assert torch.equal(found.actions, expected.actions)
     for mine, theirs in zip(found, expected):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
@@ -56,7 +56,7 @@ def test_masks_do_differ_between_these_images():
 def test_equal_images_share_one_pass():
     net = trained()
     x = torch.rand(1, 3, 12, 10).expand(4, -1, -1, -1)
-    found = Skipping(net)(x)
+    found = Skipping(net, lanes=1, worth=0.0)(x)
     with torch.no_grad():
         torch.testing.assert_close(found.logits, net.gated(x).logits, rtol=1e-5, atol=1e-5)
 
@@ -75,4 +75,4 @@ def test_a_layer_that_is_all_off_or_all_on(gate):
             expected = net.gated(x)
         columns = slice(net.boundaries[gate], net.boundaries[gate + 1])
         assert expected.actions[:, columns].mean() == (bias > 0)
-        torch.testing.assert_close(Skipping(net)(x).logits, expected.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(Skipping(net, lanes=1, worth=0.0)(x).logits, expected.logits, rtol=1e-5, atol=1e-5)

@@ -158,7 +158,7 @@ class ResNet(nn.Module):
         return x if self.mean is None or self.std is None else (x - self.mean) / self.std
 
     def _entry(self, x: Tensor) -> Tensor:
-        return torch.relu(self.stem(self.prepare(x)))
+        return torch.relu_(self.stem(self.prepare(x)))
 
 
 _Record = tuple[Tensor, Tensor, Tensor]
@@ -222,17 +222,20 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The plain block."""
-        h = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
+        h = torch.relu_(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(h))
+        out += self.shortcut(x)
+        return torch.relu_(out)
 
     def gated(self, x: Tensor, draws: _Cutter, threshold: float, records: list[_Record]) -> Tensor:
         """The block with its gates; appends (actions, policy logits, log-probability) of each to `records`."""
         first = self._act("gate1", x, draws, threshold, records)
         h = self.bn1(self.conv1(x))
-        h = torch.relu(h if first is None else h * first)
+        h = torch.relu_(h if first is None else h * first)
         second = self._act("gate2", h, draws, threshold, records)
-        out = self.bn2(self.conv2(h)) + self.shortcut(x)
-        return torch.relu(out if second is None else out * second)
+        out = self.bn2(self.conv2(h))
+        out += self.shortcut(x)
+        return torch.relu_(out if second is None else out * second)
 
     def _act(self, name: str, x: Tensor, draws: _Cutter, threshold: float, records: list[_Record]) -> Tensor | None:
         gate: Gate | None = getattr(self, name, None)

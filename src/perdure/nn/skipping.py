@@ -1,20 +1,27 @@
-"""A trained gated network, run so that channels that are switched off are never computed.
+"""A trained gated network, run so that channels that are switched off are hardly computed.
 
-Knows how to fold batch norm into convolutions, and how to take rows and columns of a convolution by a mask.
-Does not know how gates are trained. The result equals the masked network's up to rounding.
+Knows how to fold batch norm into convolutions, and how to convolve each image with its own channels. Does not
+know how gates are trained. The result equals the masked network's up to rounding.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.nn.gates import Gate, log_probability, threshold_actions
 from perdure.nn.resnet import Block, ConvBn, Gated, ResNet
+
+LANES = 16
+"""Channels that a convolution of a CPU computes at once: 45 channels take as long as 48."""
+WORTH = 5e7
+"""Multiply-accumulates that must be saved for images to be convolved with their own channels: taking weights and
+channels apart costs about as much (20 images of 16 x 16 pixels that keep 45 of 64 channels)."""
 
 
 class Skipping:
@@ -22,12 +29,12 @@ class Skipping:
 
     Args:
         threshold: least keep probability of a kept channel.
-        share: images that must share a mask on average for them to be computed apart, without the channels
-            that are off. Taking weights apart for an image costs more than a batch of masked images saves.
+        lanes: kept channels are filled up to a multiple of this (with zeros).
+        worth: see `WORTH`; 0: whatever saves anything, infinity: nothing is taken apart.
     """
 
-    def __init__(self, net: ResNet, *, threshold: float = 0.5, share: float = 4.0) -> None:
-        self.net, self.threshold, self.share = net, threshold, share
+    def __init__(self, net: ResNet, *, threshold: float = 0.5, lanes: int = LANES, worth: float = WORTH) -> None:
+        self.net, self.threshold, self.lanes, self.worth = net, threshold, lanes, worth
         self.stem = _fold(net.stem.conv, net.stem.bn)
         self.blocks = [_folded(block) for block in net.blocks()]
         self.head = net.head
@@ -35,90 +42,55 @@ class Skipping:
     @torch.inference_mode()
     def __call__(self, x: Float[Tensor, "images channels height width"]) -> Gated:
         """As `ResNet.gated` in evaluation mode with this threshold."""
-        x = torch.relu(_convolve(self.net.prepare(x), self.stem))
-        records = [
-            tuple(x.new_zeros(len(x), *size) for size in ((gate.channels,), (gate.channels,), ()))
-            for block in self.blocks
-            for gate in (block.gate1, block.gate2)
-            if gate is not None
-        ]
-        logits = x.new_zeros(len(x), self.head.out_features)
-        self._go(0, 0, x, None, torch.arange(len(x), device=x.device), records, logits)
+        x = torch.relu_(_convolve(self.net.prepare(x), self.stem))
+        records: list[tuple[Tensor, Tensor, Tensor]] = []
+        on: Tensor | None = None
+        for block in self.blocks:
+            middle = self._act(block.gate1, x, records)
+            h = torch.relu_(self._sparse(x, block.conv1, on, middle))
+            after = self._act(block.gate2, h, records)
+            out = self._sparse(h, block.conv2, middle, after)
+            out += x if block.shortcut is None else _convolve(x, block.shortcut)
+            if after is not None:
+                out *= after[:, :, None, None]
+            x, on = torch.relu_(out), after
         actions, policies, log_probs = zip(*records)
+        logits = self.head(x.mean(dim=(2, 3)))
         return Gated(logits, torch.cat(actions, 1), torch.cat(policies, 1), torch.stack(log_probs, 1))
 
-    def _go(
-        self,
-        place: int,
-        gates: int,
-        x: Tensor,
-        on: Tensor | None,
-        rows: Tensor,
-        records: list[tuple[Tensor, ...]],
-        logits: Tensor,
-    ) -> None:
-        """Run the blocks from `place` on for the images `rows`, whose input `x` has the channels `on` only.
-
-        Images split into groups where their masks differ; None stands for all channels.
-        """
-        if place == len(self.blocks):
-            weight = self.head.weight if on is None else self.head.weight[:, on]
-            logits[rows] = F.linear(x.mean(dim=(2, 3)), weight, self.head.bias)
-            return
-        block = self.blocks[place]
-        for own, first, mask in self._groups(block.gate1, gates, x, on, rows, records):
-            part = x if own is None else x[own]
-            numbers = rows if own is None else rows[own]
-            h = _masked_relu(_convolve(part, block.conv1, on, first), mask)
-            second_gate = gates + (block.gate1 is not None)
-            for inner, second, mask in self._groups(block.gate2, second_gate, h, first, numbers, records):
-                deep = h if inner is None else h[inner]
-                entry = part if inner is None else part[inner]
-                out = _convolve(deep, block.conv2, first, second)
-                if block.shortcut is not None:
-                    out += _convolve(entry, block.shortcut, on, second)
-                else:
-                    _add_common(out, entry, on, second)
-                after = second_gate + (block.gate2 is not None)
-                self._go(
-                    place + 1,
-                    after,
-                    _masked_relu(out, mask),
-                    second,
-                    numbers if inner is None else numbers[inner],
-                    records,
-                    logits,
-                )
-
-    def _groups(
-        self,
-        gate: _Gate | None,
-        number: int,
-        x: Tensor,
-        on: Tensor | None,
-        rows: Tensor,
-        records: list[tuple[Tensor, ...]],
-    ) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
-        """(places of the images, kept channels, mask) for each group that is computed together.
-
-        A group has one mask and is computed without the channels that are off; where few images share a mask,
-        all are computed whole, with a mask for each.
-        """
+    def _act(self, gate: _Gate | None, x: Tensor, records: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor | None:
         if gate is None:
-            return [(None, None, None)]
-        policy = gate.policy(x, on)
+            return None
+        policy = gate.policy(x)
         actions = threshold_actions(torch.sigmoid(policy / gate.temperature), self.threshold)
-        values = (actions, policy, log_probability(policy, actions, gate.temperature))
-        for record, value in zip(records[number], values):
-            record[rows] = value
-        if len(x) == 1:
-            return [(None, _kept(actions[0]), None)]
-        masks, of = actions.unique(dim=0, return_inverse=True)
-        if len(masks) == 1:
-            return [(None, _kept(masks[0]), None)]
-        if len(x) < self.share * len(masks):
-            return [(None, None, actions[:, :, None, None])]
-        return [((of == i).nonzero()[:, 0], _kept(mask), None) for i, mask in enumerate(masks)]
+        records.append((actions, policy, log_probability(policy, actions, gate.temperature)))
+        return actions
+
+    def _sparse(self, x: Tensor, conv: _Convolution, on: Tensor | None, kept: Tensor | None) -> Tensor:
+        """The convolution with `kept` output channels ``[images, channels]`` and zeros in the others; `x` is zero
+        in all channels but `on`. Images that need as many channels are done together."""
+        outputs, inputs = conv.weight.shape[:2]
+        height, width = (-(-size // conv.stride) for size in x.shape[2:])
+        sizes = list(zip(self._needed(on, len(x), inputs), self._needed(kept, len(x), outputs)))
+        images = Counter(sizes)
+        macs = conv.weight[0, 0].numel() * height * width
+        saved = {(i, o): n * (inputs * outputs - i * o) * macs for (i, o), n in images.items()}
+        sizes = [size if saved[size] >= self.worth else (inputs, outputs) for size in sizes]
+        groups = sorted(set(sizes))
+        if len(groups) == 1:
+            return _group(x, conv, on, kept, *groups[0])
+        result = x.new_empty(len(x), outputs, height, width)
+        for group in groups:
+            rows = torch.tensor([row for row, size in enumerate(sizes) if size == group])
+            masks = (None if mask is None else mask[rows] for mask in (on, kept))
+            result.index_copy_(0, rows, _group(x.index_select(0, rows), conv, *masks, *group))
+        return result
+
+    def _needed(self, mask: Tensor | None, images: int, channels: int) -> list[int]:
+        """Channels to compute for each image: those of its mask, filled up to whole lanes."""
+        if mask is None:
+            return [channels] * images
+        return [min(-(-int(n) // self.lanes) * self.lanes, channels) for n in mask.sum(dim=1).tolist()]
 
 
 class _Convolution(NamedTuple):
@@ -135,12 +107,10 @@ class _Gate(NamedTuple):
     bias: Tensor
     fc1: nn.Linear
     fc2: nn.Linear
-    channels: int
     temperature: float
 
-    def policy(self, x: Tensor, on: Tensor | None) -> Tensor:
-        weight = self.weight if on is None else self.weight[:, on]
-        z = F.linear(x.mean(dim=(2, 3)), weight, self.bias)
+    def policy(self, x: Tensor) -> Tensor:
+        z = F.linear(x.mean(dim=(2, 3)), self.weight, self.bias)
         return z * torch.sigmoid(self.fc2(torch.relu(self.fc1(z))))
 
 
@@ -150,6 +120,67 @@ class _Folded(NamedTuple):
     shortcut: _Convolution | None
     gate1: _Gate | None
     gate2: _Gate | None
+
+
+def _group(x: Tensor, conv: _Convolution, on: Tensor | None, kept: Tensor | None, inputs: int, outputs: int) -> Tensor:
+    """`Skipping._sparse` for images that all need so many input and output channels."""
+    height, width = (-(-size // conv.stride) for size in x.shape[2:])
+    if not inputs or not outputs:
+        found = conv.bias[None, :, None, None].expand(len(x), -1, height, width)
+        return found.clone() if kept is None else found * kept[:, :, None, None]
+    if (inputs, outputs) == (conv.weight.shape[1], conv.weight.shape[0]):
+        found = _convolve(x, conv)
+        return found if kept is None else found.mul_(kept[:, :, None, None])
+    given = None if on is None else _first(on, inputs)
+    wanted = None if kept is None else _first(kept, outputs)
+    if all(chosen is None or bool((chosen == chosen[0]).all()) for chosen in (given, wanted)):
+        found = _together(x, conv, given, wanted)
+    else:
+        found = _apart(x, conv, given, wanted)
+    if kept is None or wanted is None:
+        return found
+    found *= kept.gather(1, wanted)[:, :, None, None]
+    result = x.new_zeros(len(x) * len(conv.bias), height * width)
+    result.index_copy_(0, _places(wanted, len(conv.bias)), found.reshape(-1, height * width))
+    return result.view(len(x), -1, height, width)
+
+
+def _first(mask: Float[Tensor, "images channels"], count: int) -> Int[Tensor, "images count"]:
+    """Numbers of the kept channels, filled up to `count` with others."""
+    return mask.topk(count, dim=1, sorted=False).indices
+
+
+def _places(chosen: Int[Tensor, "images count"], channels: int) -> Int[Tensor, " chosen"]:
+    """Chosen channels as rows of a table with `channels` rows an image."""
+    return (torch.arange(len(chosen))[:, None] * channels + chosen).flatten()
+
+
+def _together(x: Tensor, conv: _Convolution, given: Tensor | None, wanted: Tensor | None) -> Tensor:
+    """One convolution of all images, which have the same channels."""
+    weight, bias = conv.weight, conv.bias
+    if wanted is not None:
+        weight, bias = weight[wanted[0]], bias[wanted[0]]
+    if given is not None:
+        x, weight = x[:, given[0]], weight[:, given[0]]
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
+
+
+def _apart(x: Tensor, conv: _Convolution, given: Tensor | None, wanted: Tensor | None) -> Tensor:
+    """Each image with its own channels: one convolution in as many groups as there are images."""
+    images, channels = x.shape[:2]
+    outputs = len(conv.bias)
+    if given is None:
+        given = torch.arange(channels).expand(images, -1)
+    if wanted is None:
+        wanted = torch.arange(outputs).expand(images, -1)
+    pairs = wanted[:, :, None] * channels + given[:, None, :]
+    kernels = conv.weight.reshape(outputs * channels, -1).index_select(0, pairs.flatten())
+    weight = kernels.view(-1, given.shape[1], *conv.weight.shape[2:])
+    rows = x.contiguous().view(images * channels, -1).index_select(0, _places(given, channels))
+    taken = rows.view(1, -1, *x.shape[2:])
+    bias = conv.bias[wanted].flatten()
+    out = F.conv2d(taken, weight, bias, conv.stride, conv.padding, groups=images)
+    return out.view(images, -1, *out.shape[2:])
 
 
 def _folded(block: Block) -> _Folded:
@@ -175,40 +206,8 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> _Convolution:
 
 def _fold_gate(gate: Gate) -> _Gate:
     folded = _fold(gate.pw, gate.bn)
-    return _Gate(folded.weight.flatten(1), folded.bias, gate.fc1, gate.fc2, gate.channels, gate.temperature)
+    return _Gate(folded.weight.flatten(1), folded.bias, gate.fc1, gate.fc2, gate.temperature)
 
 
-def _masked_relu(x: Tensor, mask: Tensor | None) -> Tensor:
-    return torch.relu_(x if mask is None else x.mul_(mask))
-
-
-def _kept(mask: Tensor) -> Tensor | None:
-    """Indices of kept channels; None for all."""
-    kept = mask.nonzero()[:, 0]
-    return None if len(kept) == len(mask) else kept
-
-
-def _convolve(x: Tensor, conv: _Convolution, on: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
-    """The `kept` output channels; `x` has the input channels `on`."""
-    weight, bias = conv.weight, conv.bias
-    if kept is not None:
-        weight, bias = weight[kept], bias[kept]
-    if on is not None:
-        weight = weight[:, on]
-    if 0 in weight.shape[:2]:  # nothing comes in or nothing goes out
-        height, width = (-(-size // conv.stride) for size in x.shape[2:])
-        return bias[None, :, None, None].expand(len(x), -1, height, width).clone()
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
-
-
-def _add_common(out: Tensor, x: Tensor, on: Tensor | None, kept: Tensor | None) -> None:
-    """Add the channels of `x` (numbers `on`) to those of `out` (numbers `kept`) with the same number."""
-    if on is None and kept is None:
-        out += x
-    elif on is None:
-        out += x[:, kept]
-    elif kept is None:
-        out[:, on] += x
-    else:
-        same = (kept[:, None] == on[None, :]).nonzero()
-        out.index_add_(1, same[:, 0], x[:, same[:, 1]])
+def _convolve(x: Tensor, conv: _Convolution) -> Tensor:
+    return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
