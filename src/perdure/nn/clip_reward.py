@@ -82,6 +82,7 @@ class ClipReward:
         scores = [clip_score(f @ g.T) for f, g in zip(images, texts, strict=True)]
         return combine(scores, self.weights)
 
+    @torch.no_grad()
     def logits(
         self, images: Sequence[Float[Tensor, "*batch dim"]], texts: Sequence[Float[Tensor, "texts dim"]]
     ) -> Float[Tensor, "*batch texts"]:
