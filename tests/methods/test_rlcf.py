@@ -177,6 +177,17 @@ def test_eighty_templates_are_averaged():
     assert len(set(TEMPLATES)) == 80 and all(t.count("{}") == 1 for t in TEMPLATES)
 
 
+@pytest.mark.parametrize("name", ["rlcf_prompt", "tpt_prompt"])
+def test_learned_class_vectors_answer_by_chance_before_and_by_the_seed(name):
+    named, first = answers(fresh(name, steps=0)), answers(fresh(name, steps=0, learned_names=True))
+    again, other = (answers(fresh(name, steps=0, learned_names=True, seed=seed)) for seed in (0, 1))
+    assert all(torch.equal(first[i], again[i]) for i in first)
+    assert any((first[i] - other[i]).abs().max() > 1e-3 for i in first)
+    assert any((first[i] - named[i]).abs().max() > 1e-3 for i in first)
+    tuned = answers(fresh(name, lr=1e-2, learned_names=True))
+    assert any((first[i] - tuned[i]).abs().max() > 1e-3 for i in first)
+
+
 # -- contexts from files ------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Episodes: what they leave behind, what they cost, and where slow weights go."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_clip import tiny_model, tiny_tokenizer
@@ -69,6 +71,32 @@ def test_a_context_needs_words_of_one_token_each():
     for text in ("", "[CLS]", "[CLS] a [CLS]"):
         with pytest.raises(RecipeError, match="words, and"):
             wording(text)
+
+
+@pytest.mark.parametrize("words", ["photo cat", "[CLS] photo cat"])
+def test_learned_class_vectors_stand_where_the_name_would_and_are_tuned(words):
+    model = clip()
+    made = ContextPrompts.of(model, NAMES, made_wording(words))
+    plain = ContextPrompts.of(model, ["x"], wording(words))
+    x = model.token_embeddings(model.tokenize(["x"]))[0, 1]
+    vectors = prompts.name_vectors(NAMES, 32, seed=0).double()
+    assert torch.equal(vectors, prompts.name_vectors(NAMES[::-1], 32, seed=0).double().flip(0))
+    assert not torch.equal(vectors, prompts.name_vectors(NAMES, 32, seed=1).double())
+    vectors[1] = x
+    found = made.features(torch.cat([made.initial(), vectors])[None])[0]
+    torch.testing.assert_close(found[1], plain.features(plain.initial()[None])[0, 0], rtol=0, atol=1e-12)
+    assert (found[0] - found[2]).abs().max() > 1e-6
+
+    steps = Steps(count=1, lr=7e-3, weight_decay=0.0)
+    context = Context(wording=made_wording(words), seed=0)
+    tuner, trace = PromptTuner(model, NAMES, context, steps, selection=0.5), Trace(keep_gradients=True)
+    tuner.logits(pixels(1), lambda index: losses.average_entropy, trace=trace)
+    assert trace.gradients[0].shape == (1, 2 + len(NAMES), 32)
+    assert all(row.any() for row in trace.gradients[0][0]), "context and every class move"
+
+
+def made_wording(words):
+    return replace(wording(words), learned_names=True)
 
 
 def test_only_sampled_classes_are_run_with_gradients():

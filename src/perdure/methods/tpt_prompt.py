@@ -38,6 +38,9 @@ class Config:
     """So many random vectors to begin with instead (drawn from `seed`); 0: the words."""
     position: Literal["end", "middle", "front"] = "end"
     """Where the class name stands."""
+    learned_names: bool = False
+    """Put a vector of its own in place of each class's name and tune it with the context. It is drawn from `seed` and
+    the name (spread 0.02), so that without a step answers are random."""
     steps: Annotated[int, Field(ge=0)] = 1
     """Optimizer steps an image; 0 is zero-shot."""
     lr: Annotated[float, Field(ge=0)] = 5e-3
@@ -80,6 +83,7 @@ class TptPrompt:
             position=config.position,
             file=config.context_file,
             random=config.random_context,
+            learned_names=config.learned_names,
             seed=config.seed,
         )
 

@@ -5,6 +5,7 @@ Knows the names in those files, which are read as tensors only. Does not know cl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,22 +20,32 @@ from perdure.nn.test_time.prompts import Context, MetaNet, Position, placeholder
 
 
 def make_context(
-    clip: Clip, words: str, *, position: Position = "end", file: Path | None = None, random: int = 0, seed: int = 0
+    clip: Clip,
+    words: str,
+    *,
+    position: Position = "end",
+    file: Path | None = None,
+    random: int = 0,
+    learned_names: bool = False,
+    seed: int = 0,
 ) -> Context:
     """The context that settings describe: a file's, else `random` vectors of spread 0.02, else words.
+
+    Args:
+        learned_names: one vector a class in place of its name; they begin at random, too.
 
     Raises:
         WeightsError: the file is none of CoOp or CoCoOp for this CLIP.
         RecipeError: no words.
     """
+    vectors, net = None, None
     if file is not None:
         vectors, net = read_context(file, clip)
-        return Context(wording=placeholder(len(vectors), position=position), vectors=vectors, net=net)
-    if random:
+    elif random:
         generator = torch.Generator().manual_seed(key_seed("context", seed))
-        vectors = 0.02 * torch.randn(random, clip.text_config.hidden_size, generator=generator)
-        return Context(wording=placeholder(random, position=position), vectors=vectors.to(clip.dtype))
-    return Context(wording=wording(words, position=position))
+        vectors = (0.02 * torch.randn(random, clip.text_config.hidden_size, generator=generator)).to(clip.dtype)
+    how = wording(words, position=position) if vectors is None else placeholder(len(vectors), position=position)
+    return Context(wording=replace(how, learned_names=learned_names), vectors=vectors, net=net, seed=seed)
 
 
 def read_context(path: Path, clip: Clip) -> tuple[Float[Tensor, "context width"], MetaNet | None]:

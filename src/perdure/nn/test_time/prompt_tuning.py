@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perdure.nn.test_time.losses import Objective, select_views, take_views
-from perdure.nn.test_time.prompts import Context, ContextPrompts, shifted
+from perdure.nn.test_time.prompts import Context, ContextPrompts, name_vectors, shifted
 
 if TYPE_CHECKING:
     from perdure.models.clip import Clip
@@ -116,8 +116,11 @@ class PromptTuner:
     ) -> None:
         self.clip, self.steps, self.selection, self.answer, self.chunk = clip, steps, selection, answer, chunk
         self.prompts = prompts or ContextPrompts.of(clip, names, context.wording, chunk=chunk)
-        vectors = context.vectors
-        self.start = self.prompts.initial() if vectors is None else vectors.to(clip.device, clip.dtype)
+        start = self.prompts.initial() if context.vectors is None else context.vectors.to(clip.device, clip.dtype)
+        self.own = start[:0]
+        if context.wording.learned_names:
+            self.own = name_vectors(names, start.shape[1], seed=context.seed).to(start)
+        self.start = torch.cat([start, self.own])
         self.net = context.net.to(clip.device) if context.net else None
         self.first = self.prompts.features(self.start[None]) if self.net is None else None
 
@@ -148,5 +151,6 @@ class PromptTuner:
         if self.net is None:
             assert self.first is not None
             return self.start.expand(len(plain), -1, -1), self.first.expand(len(plain), -1, -1)
-        contexts = shifted(self.start, self.net, plain)
+        contexts = shifted(self.start[: self.prompts.length], self.net, plain)
+        contexts = torch.cat([contexts, self.own.expand(len(plain), -1, -1)], dim=1)
         return contexts, self.prompts.features(contexts)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.errors import RecipeError
+from perdure.keys import key_seed
 
 if TYPE_CHECKING:
     from perdure.models.clip import Clip
@@ -33,6 +34,8 @@ class Wording:
     position: Position = "end"
     split: int = 0
     """With position `middle`: context vectors before the class name."""
+    learned_names: bool = False
+    """One vector a class stands in place of its name, and is learned with the context."""
 
 
 def wording(text: str, *, position: Position = "end") -> Wording:
@@ -56,8 +59,14 @@ def placeholder(length: int, *, position: Position = "end") -> Wording:
     return Wording(words=" ".join(["X"] * length), length=length, position=position, split=length // 2)
 
 
+NAME = "X"
+"""The word whose place a learned class vector takes."""
+
+
 class ContextPrompts:
     """Prompts ``[SOT] context name . [EOT]`` of a list of classes. The context is an argument of every method.
+
+    With `learned_names` the vectors of the classes follow those of the context, so that both are tuned alike.
 
     Args:
         ids: token ids of "<words> <name>." with one token a context word.
@@ -75,6 +84,7 @@ class ContextPrompts:
         chunk: int = 256,
     ) -> None:
         self.clip, self.length, self.chunk = clip, wording.length, chunk
+        self.own = wording.learned_names
         device = clip.device
         self.ids = clip.cut(ids).to(device)
         self.ends = _ends(self.ids, clip.eot)
@@ -90,7 +100,7 @@ class ContextPrompts:
             RecipeError: a word of the context is several tokens.
             DataError: a prompt is longer than the text tower's context.
         """
-        cleaned = [name.replace("_", " ") for name in names]
+        cleaned = [NAME if wording.learned_names else name.replace("_", " ") for name in names]
         ids = clip.tokenize([f"{wording.words} {name}." for name in cleaned])
         lengths = [len(words) for words in clip.tokenizer.words(cleaned)] if clip.tokenizer and cleaned else []
         found = len(clip.tokenizer.words([wording.words])[0]) if clip.tokenizer else wording.length
@@ -100,13 +110,15 @@ class ContextPrompts:
                 where="method.context",
                 expected="words of one token each",
             )
+        if wording.learned_names and set(lengths) - {1}:
+            raise RecipeError(f"{NAME!r} is several tokens in this vocabulary", where="method.learned_names")
         return cls(clip, ids, wording, name_lengths=lengths, chunk=chunk)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def initial(self) -> Float[Tensor, "context width"]:
-        """The embeddings of the words that stand for the context."""
+        """The embeddings of the words that stand for the context; without class vectors."""
         return self.fixed[0, 1 : 1 + self.length].clone()
 
     def features(self, contexts: Float[Tensor, "images context width"]) -> Float[Tensor, "images classes dim"]:
@@ -146,10 +158,19 @@ class ContextPrompts:
         """Unit features of prompts ``(context owner[i], class rows[i])``, with gradients."""
         kept = int(self.ends[rows].max()) + 1
         fixed, ids = self.fixed[rows], self.ids[rows]
-        before, after = fixed[:, :1], fixed[:, 1 + self.length :]
-        straight = torch.cat([before, contexts[owner].to(fixed.dtype), after], dim=1)
+        parts = [fixed[:, :1], contexts[owner, : self.length].to(fixed.dtype)]
+        if self.own:
+            parts.append(contexts[owner, self.length + rows, None].to(fixed.dtype))
+        parts.append(fixed[:, 1 + self.length + self.own :])
+        straight = torch.cat(parts, dim=1)
         order = self.order[rows][:, :kept, None].expand(-1, -1, straight.shape[-1])
         return F.normalize(self.clip.text_features(ids[:, :kept], embeddings=straight.gather(1, order)), dim=-1)
+
+
+def name_vectors(names: Sequence[str], width: int, *, seed: int) -> Float[Tensor, "classes width"]:
+    """Where learned class vectors begin: N(0, 0.02^2), drawn from (seed, the class's name)."""
+    keys = [key_seed("class vector", seed, name) for name in names]
+    return 0.02 * torch.stack([torch.randn(width, generator=torch.Generator().manual_seed(key)) for key in keys])
 
 
 class MetaNet(nn.Module):
@@ -180,6 +201,8 @@ class Context:
     """None: the embeddings of the words."""
     net: MetaNet | None = None
     """CoCoOp's."""
+    seed: int = 0
+    """Of learned class vectors."""
 
 
 def _ends(ids: Tensor, eot: int) -> Tensor:
