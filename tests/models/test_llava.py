@@ -169,6 +169,29 @@ def test_answers_are_those_of_one_question_at_a_time(llava, size):
     assert llava.answerer(replace(settings, generate_batch=size))(batch) == one
 
 
+def test_answers_are_those_of_transformers_alone(llava):
+    """What all questions begin with is read once here, and keys and values lie in buffers: the same texts."""
+    questions = [example for task in tiny_tasks(test=4) for example in task.test]
+    found = llava.answerer(replace(TUNING, max_new_tokens=40, generate_batch=3))(batch_of(llava, questions, False))
+    for question, text in zip(questions, found):
+        one = batch_of(llava, [question], training=False)
+        image = {"pixel_values": one["pixel_values"]} if one["has_image"][0] else {}
+        asked = {n: one[n] for n in ("input_ids", "attention_mask")}
+        out = llava.model.generate(**asked, **image, max_new_tokens=40, do_sample=False, suppress_tokens=[260])
+        new = out[0, one["input_ids"].shape[1] :]
+        assert llava.tokenizer.decode(new, skip_special_tokens=True).strip() == text
+
+
+def test_question_that_begins_otherwise_is_answered_without_the_shared_start(llava):
+    batch = batch_of(llava, [Example(id="q", inputs={"text": "What?"})], training=False)
+    batch["input_ids"][0, 3] = 70
+    text = llava.answerer(replace(TUNING, max_new_tokens=12))(batch)[0]
+    asked = {n: batch[n] for n in ("input_ids", "attention_mask")}
+    out = llava.model.generate(**asked, max_new_tokens=12, do_sample=False, suppress_tokens=[260])
+    new = out[0, batch["input_ids"].shape[1] :]
+    assert llava.tokenizer.decode(new, skip_special_tokens=True).strip() == text
+
+
 def test_long_conversation_without_a_visible_answer_is_refused():
     model = tiny_llava()
     model.max_length = 100

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from perdure.errors import RecipeError, UnreadableExample
 from perdure.images import open_image
 from perdure.models.llava import assemble
-from perdure.models.llava.conversation import IGNORE, IMAGE_ID, encode_conversation, encode_question
+from perdure.models.llava.answers import SharedStart, greedy
+from perdure.models.llava.conversation import IGNORE, IMAGE_ID, encode_conversation, encode_question, question_start
 from perdure.models.llava.images import MEAN, STD, pixels
 from perdure.models.llava.settings import Tuning
 from perdure.models.llava.tokenizer import is_legacy
@@ -189,8 +190,10 @@ class Llava(nn.Module):
     def answerer(self, tuning: Tuning) -> Callable[[Batch], list[str]]:
         """A function of a batch of questions: greedy answers, in the batch's order.
 
-        Questions are sorted by length and answered `generate_batch` at a time.
+        Questions are sorted by length and answered `generate_batch` at a time. The weights must stay as they are
+        while the function is in use: what all questions begin with is read once.
         """
+        start = SharedStart(self.model, self._encode(question_start()))
 
         def answer(batch: Batch) -> list[str]:
             self.to(batch["input_ids"].device)
@@ -198,33 +201,28 @@ class Llava(nn.Module):
             order = lengths.argsort(stable=True)
             answers = [""] * len(order)
             for part in order.split(tuning.generate_batch):
-                texts = self._generate(batch, part, int(lengths[part].max()), tuning.max_new_tokens)
+                texts = self._generate(batch, part, int(lengths[part].max()), tuning.max_new_tokens, start)
                 for i, text in zip(part.tolist(), texts):
                     answers[i] = text
             return answers
 
         return answer
 
-    @torch.no_grad()
-    def _generate(self, batch: Batch, rows: Tensor, longest: int, max_new_tokens: int) -> list[str]:
-        ids, mask = batch["input_ids"][rows, -longest:], batch["attention_mask"][rows, -longest:]
+    def _generate(self, batch: Batch, rows: Tensor, longest: int, max_new_tokens: int, start: SharedStart) -> list[str]:
         has_image = batch["has_image"][rows]
-        seen = {"pixel_values": batch["pixel_values"][rows][has_image].to(self.dtype)} if bool(has_image.any()) else {}
+        images = batch["pixel_values"][rows][has_image].to(self.dtype) if bool(has_image.any()) else None
         rows_of_head = self.model.get_input_embeddings().weight.shape[0]
-        out = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            **seen,
+        new = greedy(
+            self.model,
+            batch["input_ids"][rows, -longest:],
+            batch["attention_mask"][rows, -longest:],
+            images,
+            start=start,
+            pad=self._pad,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            pad_token_id=self._pad,
             eos_token_id=self.tokenizer.eos_token_id,
             suppress_tokens=list(range(self.vocabulary, rows_of_head)) or None,
         )
-        new = out[:, longest:].tolist()
         return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in new]
 
     # -- parts ------------------------------------------------------------------------------------------

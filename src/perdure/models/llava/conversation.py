@@ -96,6 +96,11 @@ def question_text(question: str) -> str:
     return f"{SYSTEM} USER: {question} ASSISTANT:"
 
 
+def question_start() -> str:
+    """What every question in the template begins with, with or without an image."""
+    return f"{SYSTEM} USER:"
+
+
 def image_first(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Messages whose image mark stands alone on their first line, wherever it was."""
     moved = []
