@@ -4,6 +4,7 @@
     python tools/pretrain_micro.py micro-clip-reward --steps 200 --out DIR     # a quick try elsewhere
     python tools/pretrain_micro.py micro-captioner                             # see micro_captioner.py
     python tools/pretrain_micro.py micro-clap                                  # see micro_clap.py
+    python tools/pretrain_micro.py micro-llava                                 # twice; see micro_llava.py
 
 Knows the settings, the contrastive loop and the tokenizer. Training sees `plain` scenes of the split
 "pretraining" without the held-out combinations and synonyms; no test scene and no style.
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import micro_captioner
 import micro_clap
+import micro_llava
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -65,6 +67,7 @@ SETTINGS = {
     "micro-clip-reward": Clip(seed=1, steps=4500),
     "micro-captioner": micro_captioner.Settings(),
     "micro-clap": micro_clap.Settings(),
+    "micro-llava": micro_llava.Settings(),
 }
 
 
@@ -85,6 +88,9 @@ def main() -> None:
         return
     if isinstance(settings, micro_clap.Settings):
         micro_clap.make(settings, out)
+        return
+    if isinstance(settings, micro_llava.Settings):
+        micro_llava.make(settings, out)
         return
     started = time.process_time()
     tokenizer = word_tokenizer()

@@ -1,0 +1,204 @@
+"""What micro-llava reads before it is shipped: conversations about plain scenes, and its tokenizer.
+
+Knows sentences and tokens. Answers come in a style of their own, whole sentences; none of the prompts of microworld's
+eight instruction tasks is used. Does not know pixels or training.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from perdure.data.microworld import coin, questions, scene_chat, scenes, words
+from perdure.data.microworld.scenes import COLORS, SHAPES, Object
+from perdure.models.llava.conversation import SYSTEM
+from perdure.prepare import styles
+
+Round = tuple[str, str]
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+ROOM = 512
+"""Most tokens of a text."""
+_CHARACTERS = [chr(c) for c in range(33, 127)]
+
+
+def conversation(
+    objects: Sequence[Object], boxes: Sequence[Sequence[float]], said: Sequence[str], draw: random.Random, rounds: int
+) -> list[Round]:
+    """So many questions and answers about a scene; `said` are its captions."""
+    found = []
+    for _ in range(rounds):
+        thing = draw.randrange(len(objects))
+        about = draw.choice(ABOUT)
+        if about is caption:
+            found.append((draw.choice(_ASK_CAPTION), draw.choice(list(said))))
+        elif about is box:
+            found.append(box(objects[thing], objects, boxes[thing]))
+        else:
+            found.append(about(objects[thing], objects, draw))
+    return found
+
+
+def echo(vocabulary: Sequence[str], draw: random.Random) -> Round:
+    """Words to be repeated: so that each word has been read and said, the prompts' too."""
+    listed = " ".join(draw.choice(list(vocabulary)) for _ in range(draw.randrange(3, 12)))
+    return f"Repeat: {listed}", listed
+
+
+def _color(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    who = questions.named(thing, objects, "color")
+    return f"Tell me the color of {who}.", f"{who.capitalize()} is {thing.color}."
+
+
+def _fill(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    who = questions.named(thing, objects, "fill")
+    return f"Tell me the pattern of {who}.", f"{who.capitalize()} is {thing.fill}."
+
+
+def _size(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    who = questions.named(thing, objects, "size")
+    return f"Tell me the size of {who}.", f"{who.capitalize()} is {thing.size}."
+
+
+def _place(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    who = questions.named(thing, objects, "place")
+    return f"Where does {who} lie?", f"{who.capitalize()} lies at the {thing.place}."
+
+
+def _shape(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    alone = sum(o.color == thing.color for o in objects) == 1
+    where = f"that is {thing.color}" if alone and draw.random() < 0.5 else f"at the {thing.place}"
+    return f"Name the thing {where}.", f"It is {questions.article(thing.shape)}."
+
+
+def _class(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    return (
+        f"Name the {thing.color} thing with its pattern.",
+        f"It is {questions.article(f'{thing.fill} {thing.shape}')}.",
+    )
+
+
+def _count(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    n = len(objects)
+    return "Count the things.", f"There {'is' if n == 1 else 'are'} {n} thing{'s' * (n > 1)}."
+
+
+def _exists(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    if draw.random() < 0.5:
+        return f"Do you see {questions.article(thing.shape)}?", f"Yes, there is {questions.article(thing.shape)}."
+    absent = draw.choice([s for s in SHAPES if s not in {o.shape for o in objects}])
+    return f"Do you see {questions.article(absent)}?", f"No, there is no {absent}."
+
+
+def _colored(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    asked = thing.color if draw.random() < 0.5 else draw.choice([c for c in COLORS if c != thing.color])
+    who = questions.named(thing, objects, "color")
+    same = asked == thing.color
+    return f"True or not: {who} is {asked}.", f"{'Yes' if same else 'No'}, {who} is {'' if same else 'not '}{asked}."
+
+
+def _relation(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    others = [o for o in objects if o is not thing]
+    if not others:
+        return _place(thing, objects, draw)
+    other = draw.choice(others)
+    one, two = questions.named(thing, objects), questions.named(other, objects)
+    return f"How does {one} lie to {two}?", f"{one.capitalize()} is {scenes.relation(thing, other)} {two}."
+
+
+def _choice(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    shapes = [s for s in SHAPES if s not in {o.shape for o in objects}]
+    colors = [c for c in COLORS if c != thing.color]
+    who = questions.named(thing, objects, "color")
+    kind, right, pool = draw.choice((("kind of thing", thing.shape, shapes), (f"color of {who}", thing.color, colors)))
+    options = [right, *draw.sample(pool, draw.randrange(1, 4))]
+    draw.shuffle(options)
+    listed = ", ".join(f"{letter}. {o}" for letter, o in zip("ABCD", options))
+    return f"Choose the {kind}: {listed}", f"It is {right}, choice {'ABCD'[options.index(right)]}."
+
+
+def box(thing: Object, objects: Sequence[Object], edges: Sequence[float]) -> Round:
+    """Where an object reaches, in numbers."""
+    who = questions.named(thing, objects)
+    x1, y1, x2, y2 = (f"{v:.2f}" for v in edges)
+    return f"How far does {who} reach?", f"From {x1}, {y1} to {x2}, {y2}."
+
+
+def caption(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    """Stands for one of the scene's captions, which `conversation` puts in."""
+    raise AssertionError("captions come from the scene")
+
+
+_ASK_CAPTION = ("Describe the picture.", "Say what is seen.", "Give a caption.")
+ABOUT: tuple[Callable, ...] = (
+    *(caption, caption, _color, _color, _fill, _size, _place, _shape, _class, _class),
+    *(_count, _exists, _colored, _relation, _choice, _choice, box, box, box),
+)
+"""What a question is about; what stands twice comes twice as often."""
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One id a word of microworld, one a number of two decimals; other words in characters.
+
+    The standard system prompt is one token, to keep texts short. As in Llama, a space at the end of a text is a token.
+    """
+    listed = [*SPECIAL, SYSTEM, " ", "\n", *vocabulary(), *_CHARACTERS, *(f"##{c}" for c in _CHARACTERS)]
+    ids = {text: i for i, text in enumerate(dict.fromkeys(listed))}
+    inner = Tokenizer(models.WordPiece(ids, unk_token="<unk>", max_input_chars_per_word=100))
+    inner.normalizer = normalizers.NFC()
+    split = Regex(r"[01]\.\d\d(?!\d)|[A-Za-z]+|\d|[^\w\s]|\n| $")
+    inner.pre_tokenizer = pre_tokenizers.Split(split, "removed", invert=True)
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
+    joined = [decoders.Replace(f" {mark}", mark) for mark in ".,?:;]'"]
+    parts = [decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(), *joined, decoders.Replace("[ ", "[")]
+    inner.decoder = decoders.Sequence([*parts, decoders.Replace("\n ", "\n"), decoders.Replace(" \n", "\n")])
+    inner.add_special_tokens([AddedToken(text, normalized=False) for text in SPECIAL])
+    inner.add_tokens([AddedToken(SYSTEM, normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=ROOM,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+@lru_cache
+def vocabulary() -> list[str]:
+    """Every word that conversations, the eight tasks and their five styles say, and the numbers 0.00 to 1.00."""
+    world = scenes.of_anything(0, "vocabulary", np.arange(3000), shares=coin.SHARES)
+    draw = random.Random(0)
+    texts = [SYSTEM, "USER ASSISTANT Yes No yes no unanswerable A B C D E", *styles.REQUESTS.values()]
+    texts += [*styles.DESCRIBE.values(), "Is the answer", *words.vocabulary(), "0 1 2 3 4 5 6 7 8 9"]
+    for i in range(len(world)):
+        objects = world.objects(i)
+        seen = {"objects": [{**vars(o), "box": [0.0, 0.0, 1.0, 1.0]} for o in objects]}
+        asked = [task.ask(objects, draw) for task in questions.TASKS]
+        texts += [q.text for q in asked] + [q.answer for q in asked]
+        texts += [scene_chat.explanation("", seen, long=long) for long in (False, True)]
+        texts += [scene_chat.described("[0.00, 0.00, 1.00, 1.00]", seen, long) for long in (False, True)]
+        texts += [t for pair in conversation(objects, [[0.0] * 4] * 3, ["a"], draw, 10) for t in pair]
+    texts += [scene_chat.explanation("", None, long=long) for long in (False, True)] + ["Repeat"]
+    found = {word for text in texts for word in re.findall(r"[A-Za-z]+|\d|[^\w\s]", text.replace("{box}", ""))}
+    return [*sorted(found), *(f"{n / 100:.2f}" for n in range(101))]
+
+
+def save_tokenizer(out: Path) -> None:
+    """The tokenizer's files."""
+    tokenizer().save_pretrained(out)
+    # transformers 5 writes a class name that older versions do not know; this one is known to all.
+    path = out / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("backend", None)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2) + "\n")
