@@ -2,6 +2,7 @@
 
     perdure data make microworld --as audio-visual --out DIR
     python benchmarks/php_microworld.py --data DIR --out results.csv
+    python benchmarks/php_microworld.py --table results.csv
 
 Each method is its recipe ``<method>/microworld``; an ablation is ``php/microworld`` with one switch off. The clips are
 read by the readers of the real data sets; frames and log-mels are made ready once and kept in memory, which changes no
@@ -21,11 +22,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from perdure import recipe
+from perdure import recipe, registry
 from perdure.evaluate import Evaluation
-from perdure.nn.audio_visual.inputs import mel_of, pixels_of
+from perdure.metrics import continual
+from perdure.metrics.audio_visual import normalized_mean
+from perdure.nn.audio_visual.inputs import mel_of, preprocess
 from perdure.run import run
 from perdure.runtime import Runtime
 from perdure.types import Example, Examples, Stream
@@ -39,6 +43,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "av_l2p": ("av_l2p", []),
     "av_dualprompt": ("av_dualprompt", []),
     "av_joint": ("av_joint", []),
+    "zero_shot_av": ("zero_shot_av", []),
 }
 ORDERS = {"first": ["AVE", "LLP", "AVS", "AVQA"], "second": ["AVQA", "AVS", "LLP", "AVE"]}
 COLUMNS = ("method", "order", "seed", "after", "after_task", "asked", "asked_task", "metric", "n", "value", "seconds")
@@ -46,15 +51,19 @@ COLUMNS = ("method", "order", "seed", "after", "after_task", "asked", "asked_tas
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with AVE, LLP, AVS and AVQA")
+    parser.add_argument("--data", type=Path, help="folder with AVE, LLP, AVS and AVQA")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--orders", nargs="+", default=list(ORDERS), choices=list(ORDERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--split", default="test", choices=["test", "validation"])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of all recipes")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so many")
-    parser.add_argument("--out", type=Path, required=True, help="csv file; lines are added")
+    parser.add_argument("--out", type=Path, help="csv file; lines are added")
+    parser.add_argument("--table", type=Path, help="print a table of this csv file instead")
     given = parser.parse_args()
+    if given.table:
+        print("\n".join(table(given.table)))
+        return
     began, done = time.monotonic(), _done(given.out)
     ready: dict[str, Example] = {}
     for seed in given.seeds:
@@ -72,9 +81,13 @@ def _run(method: str, order: str, seed: int, given: Any, ready: dict[str, Exampl
     roots = {"ave": "AVE", "llp": "LLP", "avs_s4": "AVS", "music_avqa": "AVQA"}
     base = recipe.load(f"{name}/microworld")
     data = [{**one, "root": str(given.data / roots[one["name"]])} for one in base.stream.settings["data"]]
-    stated = [f"stream.data={json.dumps(data, default=str)}", f"stream.order={json.dumps(ORDERS[order])}"]
+    tasks = [roots[one["name"]] for one in data]
+    asked_order = [task for task in ORDERS[order] if task in tasks]
+    stated = [f"stream.data={json.dumps(data, default=str)}", f"stream.order={json.dumps(asked_order)}"]
     stated += [f"stream.seed={seed}"]
-    asked = recipe.load(f"{name}/microworld", [*stated, *switches, *given.set])
+    fields = registry.field_docs("methods", name)
+    more = [one for one in given.set if not one.startswith("method.") or one[7:].split("=")[0] in fields]
+    asked = recipe.load(f"{name}/microworld", [*stated, *switches, *more])
     built = recipe.build(asked, seed)
     stream = _prepared(built.stream, built.models, ready, given.split)
     runtime = Runtime(seed=seed, device="cpu", quiet=True)
@@ -117,18 +130,52 @@ def _prepared(stream: Stream, models: Any, ready: dict[str, Example], split: str
 
 @torch.inference_mode()
 def _ready(example: Example, task: Any, models: Any, ready: dict[str, Example]) -> Example:
-    from perdure.nn.audio_visual.inputs import preprocess
-
     # Clips have the same names in all four data sets.
     key = f"{task.name}/{example.id}/{example.inputs['frames'][0]}"
     if key not in ready:
         item = preprocess(replace(example, target=None), size=models["clip"].image_size, training=False)
         batch = {name: item[name][None] for name in ("frames", "wave")}
         mel = mel_of(models["audio"], batch, seconds=task.facts.get("clip_seconds", 10.0))
-        inputs = {"pixels": pixels_of(batch).numpy(), "logmel": mel.numpy()}
+        pixels = models["clip"].transform.normalize(batch["frames"][0])
+        inputs = {"pixels": pixels.numpy(), "logmel": mel.numpy()}
         inputs |= {name: example.inputs[name] for name in ("question",) if name in example.inputs}
         ready[key] = replace(example, inputs=inputs)
     return replace(ready[key], target=example.target)
+
+
+def table(file: Path) -> list[str]:
+    """Mean and standard deviation over seeds of what is left after the last task, in Markdown."""
+    cells: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    with file.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            if row["metric"] == "score":
+                matrix = cells.setdefault((row["method"], row["order"]), {}).setdefault(
+                    row["seed"], np.full((4, 4), np.nan)
+                )
+                matrix[int(row["after"]), int(row["asked"])] = float(row["value"])
+    text = ["| method | order | n | AVE | LLP | AVS | AVQA | mean ↑ | normalized mean ↑ | forgetting ↓ |"]
+    text.append("|---" * 10 + "|")
+    for order, names in ORDERS.items():
+        for method in METHODS:
+            runs = list(cells.get((method, order), {}).values())
+            if not runs:
+                continue
+            size = int((~np.isnan(runs[0][:, 0])).sum())
+            runs = [matrix[:size, :size] for matrix in runs]
+            tasks = [n for n in names if size == 4 or n in ("AVE", "LLP")]
+            last = {n: [m[-1, i] for m in runs] for i, n in enumerate(tasks)}
+            columns = [last.get(n) for n in ("AVE", "LLP", "AVS", "AVQA")]
+            columns += [[m[-1].mean() for m in runs], [normalized_mean(m.tolist()) for m in runs]]
+            columns.append([continual.forgetting(m) for m in runs])
+            text.append(f"| {method} | {' → '.join(tasks)} | {len(runs)} | " + " | ".join(map(_shown, columns)) + " |")
+    return text
+
+
+def _shown(values: Any) -> str:
+    if values is None:
+        return ""
+    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
 
 
 def _done(file: Path) -> set[tuple[str, str, str]]:

@@ -41,6 +41,7 @@ perdure data prepare talk.mp4 clips/ --seconds 5 --start 30
 MADE = """
 perdure data make microworld --as imagefolder --out shapes
 perdure data make microworld --as flickr30k --out f30k seed=3
+perdure data make microworld --as ave --out AVE train_clips=40 test_clips=20
 """
 
 
@@ -88,7 +89,7 @@ def check(
 def make(
     name: Annotated[str, typer.Argument(help="a generated data set: microworld")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
-    layout: Annotated[str, typer.Option("--as", help="layout on disk: imagefolder, flickr30k, coco-captions ...")] = "",
+    layout: Annotated[str, typer.Option("--as", help="layout on disk: imagefolder, flickr30k, coin, ave, llp ...")] = "",
     out: Annotated[Path | None, typer.Option("--out", help="an empty folder")] = None,
 ) -> None:
     """Write a generated data set in a real one's layout."""
