@@ -89,7 +89,7 @@ def check(
 def make(
     name: Annotated[str, typer.Argument(help="a generated data set: microworld")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
-    layout: Annotated[str, typer.Option("--as", help="layout on disk: imagefolder, flickr30k, coin, ave, llp ...")] = "",
+    layout: Annotated[str, typer.Option("--as", help="layout on disk: imagefolder, flickr30k, coin, ave ...")] = "",
     out: Annotated[Path | None, typer.Option("--out", help="an empty folder")] = None,
 ) -> None:
     """Write a generated data set in a real one's layout."""
