@@ -7,6 +7,8 @@ import torch
 
 from perdure.memory import Draws
 from perdure.methods.dynamos import Config, Dynamos
+from perdure.methods.dynamos_sgd import Config as SgdConfig
+from perdure.methods.dynamos_sgd import DynamosSgd
 from perdure.models import gated_resnet
 from perdure.run import run
 from perdure.runtime import Runtime
@@ -135,3 +137,17 @@ def test_after_each_task_the_work_of_the_gates_is_logged():
     assert len(found["overlap"]) == len(found["classes"]) == len(found["keep_ratio_of_class"])
     assert found["multiply_accumulates"] < found["multiply_accumulates_plain"]
     assert dynamos.facts()["modularity"] == found
+
+
+def test_without_replay_the_gates_are_looked_at_on_the_task_just_learned():
+    class Heard(Steps):
+        def log(self, event, **values):
+            if event == "modularity":
+                self.values.append(values)
+
+    net = gated_resnet.load(gated_resnet.Config(classes=6, width=4, hidden_ratio=2, seed=0))
+    runtime = Heard()
+    run(DynamosSgd(SgdConfig(batch_size=4), net=net), tiny_stream(tasks=2, train=6, size=8), runtime=runtime)
+    assert len(runtime.values) == 2, "one a task"
+    assert all(len(values["keep_ratio"]) == len(net.gates()) for values in runtime.values)
+    assert not set(runtime.values[0]["classes"]) & set(runtime.values[1]["classes"])

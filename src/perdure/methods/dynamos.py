@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -175,17 +174,13 @@ class Dynamos:
             uniforms = self._uniforms(len(x), of="inference gates")
         return self.net.gated(x, uniforms=uniforms, threshold=self.config.threshold)
 
-    @torch.no_grad()
     def modularity(self) -> dict[str, Any]:
         """What the gates do with the stored images (see `perdure.nn.modularity.summary`); empty without any."""
         stored = self.memory.everything()
-        if stored is None or not self.net.gates():
+        if stored is None:
             return {}
-        self.net.eval()
-        parts = [rehearsal.network_input(part, self.net) for part in stored["image"].split(128)]
-        actions = torch.cat([self.net.gated(x, threshold=self.config.threshold).actions for x in parts])
         images = rehearsal.network_input(stored["image"], self.net)
-        return modularity.summary(self.net, images, actions, stored["label"].to(actions.device))
+        return modularity.measure(self.net, images, stored["label"], threshold=self.config.threshold)
 
     def facts(self) -> dict[str, Any]:
         found = self.modularity()

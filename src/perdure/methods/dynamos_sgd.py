@@ -15,10 +15,13 @@ from torch.nn import functional as F
 
 from perdure import rehearsal
 from perdure.memory import Draws
-from perdure.nn import policy
+from perdure.nn import modularity, policy
 from perdure.nn.resnet import ResNet
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
+
+MEASURED = 500
+"""Images of a task over which the gates are looked at when it is learned; nothing of them is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ class DynamosSgd:
     preprocess = staticmethod(rehearsal.preprocess)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
+        data = rehearsal.read(task, self.net, runtime)
         optimizer = rehearsal.sgd(self.net, self.config.lr)
 
         def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
@@ -74,7 +78,7 @@ class DynamosSgd:
 
         rehearsal.train(
             step,
-            rehearsal.read(task, self.net, runtime),
+            data,
             epochs=self.config.epochs,
             batch_size=self.config.batch_size,
             runtime=runtime,
@@ -82,6 +86,11 @@ class DynamosSgd:
             state={"net": self.net},
         )
         self.tasks += 1
+        chosen = runtime.permutation(len(data.labels), "modularity")[:MEASURED].to(data.labels.device)
+        images = rehearsal.network_input(data.images[chosen], self.net)
+        found = modularity.measure(self.net, images, data.labels[chosen], threshold=self.config.threshold)
+        if found:
+            runtime.log("modularity", **found)
 
     def losses(self, images: Tensor, labels: Tensor, at: rehearsal.At) -> dict[str, Tensor]:
         """The loss with its unweighted terms; cross-entropy of the plain network while warming up."""

@@ -16,6 +16,18 @@ from torch import Tensor
 from perdure.nn.resnet import ConvBn, ResNet
 
 
+@torch.no_grad()
+def measure(
+    net: ResNet, images: Float[Tensor, "images ch height width"], labels: Tensor, *, threshold: float
+) -> dict[str, Any]:
+    """`summary` of what the gates do with network inputs; empty without gates. Leaves the network in evaluation."""
+    if not net.gates():
+        return {}
+    net.eval()
+    actions = torch.cat([net.gated(x, threshold=threshold).actions for x in images.split(128)])
+    return summary(net, images, actions, labels.to(actions.device))
+
+
 def summary(
     net: ResNet,
     images: Float[Tensor, "images ch height width"],

@@ -68,13 +68,14 @@ def heat_map(axes: Axes, matrix: np.ndarray, low: float, high: float) -> None:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    colors, size = colormaps["cividis"], len(matrix)
-    cells = [(t, j) for t in range(size) for j in range(size) if not np.isnan(matrix[t, j])]
+    colors, (down, across) = colormaps["cividis"], matrix.shape
+    size = max(down, across)
+    cells = [(t, j) for t in range(down) for j in range(across) if not np.isnan(matrix[t, j])]
     squares = PatchCollection([Rectangle((j, t), 1, 1) for t, j in cells], cmap=colors, edgecolor="face", linewidth=0.3)
     squares.set_array([matrix[cell] for cell in cells])
     squares.set_clim(low, high)
     axes.add_collection(squares)
-    axes.set(xlim=(0, size), ylim=(0, size))
+    axes.set(xlim=(0, across), ylim=(0, down))
     axes.invert_yaxis()
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from perdure.metrics import METRICS, continual
-from perdure.report import drawing
+from perdure.report import drawing, gates
 from perdure.report.drawing import Curve, Figure
 from perdure.report.load import Run
 from perdure.report.tables import Group, summarize
@@ -26,7 +26,7 @@ def all_figures(groups: Sequence[Group]) -> list[Figure]:
     """Every figure for which these runs have the data."""
     drawn = [accuracy_curve(groups), *(accuracy_matrix(groups, i) for i in range(len(groups)))]
     drawn += [curve_per_task(groups), forgetting_per_task(groups), gap_curves(groups), seconds_per_task(groups)]
-    return [figure for figure in drawn if figure is not None]
+    return [figure for figure in drawn if figure is not None] + gates.gate_figures(groups)
 
 
 def accuracy_curve(groups: Sequence[Group]) -> Figure | None:
