@@ -22,7 +22,7 @@ from perdure.methods.php import Php
 from perdure.methods.php.generator import Generator
 from perdure.models.clap import Clap, mel
 from perdure.models.clip import Clip
-from perdure.nn.audio_visual import adapter, learning
+from perdure.nn.audio_visual import adapter, learning, readout
 from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
 
 TOKENS = 77
@@ -35,9 +35,10 @@ def plain() -> Iterator[None]:
         for where, name, new in (
             (mel, "tiled_power", full_power),
             (adapter, "align", align_as_written),
-            (Generator, "_first_token", all_tokens),
+            (Generator, "forward", all_tokens),
             (Clip, "cut", lambda self, ids: ids),
             (Clap, "encode_texts", padded_texts),
+            (learning.System, "texts", texts_anew),
             (learning, "predict_with", predict_anew),
             (learning, "forward", forward_anew(learning.forward)),
             (Php, "insert", with_dead_adapters(Php.insert)),
@@ -56,11 +57,16 @@ def align_as_written(other: Tensor, tokens: nn.Linear, dim: nn.Linear) -> Tensor
     return dim(tokens(other.transpose(1, 2)).transpose(1, 2))
 
 
-def all_tokens(self: Generator, tokens: Tensor, codebook: Tensor, shared: Tensor) -> Tensor:
-    hidden = torch.cat([tokens, codebook.expand(len(tokens), -1, -1)], dim=1)
-    for layer in self.layers:
-        hidden = layer(hidden, layer.project(hidden))  # type: ignore[operator,union-attr]
-    return hidden[:, 0]
+def all_tokens(self: Generator, inputs: Any, codebook: Tensor) -> list[Tensor]:
+    """Visual and audio samples one after the other, every token of every layer."""
+    found = []
+    for tokens in inputs:
+        hidden = torch.cat([tokens, codebook.expand(len(tokens), -1, -1)], dim=1)
+        size, rows = hidden.shape[:2], hidden.flatten(0, 1)
+        for layer in self.layers:
+            rows = layer(rows, [layer.project(rows).unflatten(0, size)])  # type: ignore[operator,union-attr]
+        found.append(self.out(rows.unflatten(0, size)[:, 0]))
+    return found
 
 
 @torch.no_grad()
@@ -70,6 +76,10 @@ def padded_texts(self: Clap, texts: Any, *, batch_size: int = 128) -> Tensor:
     )
     output = self.model.text_model(encoded["input_ids"], attention_mask=encoded["attention_mask"])
     return self.model.text_projection(output.pooler_output)
+
+
+def texts_anew(self: learning.System, problem: Any) -> Any:
+    return readout.texts_of(problem, self.clip, self.clap, self.readout)
 
 
 def forward_anew(ours: Any) -> Any:
@@ -89,8 +99,6 @@ def predict_anew(system: Any, problem: Any, parts: Any, insert: Any) -> Any:
     )
 
     def predict(batch: Any) -> Any:
-        from perdure.nn.audio_visual import readout
-
         return readout.answer(problem, learning.forward(own, problem, parts, insert, batch, texts=None))
 
     return predict

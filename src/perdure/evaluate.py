@@ -70,7 +70,8 @@ def evaluate(
     if len(examples) and not found:
         raise DataError("no example could be read", where=f"task '{task.name}', split {settings.split}")
     part.finish(found)
-    return {metric: metrics.compute(metric, found) for metric in task.metrics}, len(found)
+    names = [*task.metrics, *(["task_accuracy"] if any("inferred" in record for record in found) else [])]
+    return {metric: metrics.compute(metric, found) for metric in names}, len(found)
 
 
 def _predict(
@@ -103,7 +104,7 @@ def _predict(
                 with torch.set_grad_enabled(getattr(method, "adapts", False)), runtime.autocast():
                     predictions = predict(batch)
                 chosen = [examples[i] for i in batch["position"].tolist()]
-                new = metrics.records(query.kind, predictions, chosen, query)
+                new = metrics.records(query.kind, predictions, chosen, query, task=label)
                 part.append(new)
                 records += new
             progress.advance()

@@ -27,7 +27,7 @@ from perdure.evaluate import Evaluation
 from perdure.methods.php.generator import MidPrompts, fold
 from perdure.metrics import audio_visual as metrics
 from perdure.models.clap.mel import FrontEnd
-from perdure.nn.audio_visual import learning, losses, readout, towers
+from perdure.nn.audio_visual import learning, losses, prefix, readout, towers
 from perdure.nn.audio_visual.adapter import DualGuidedAdapter
 from perdure.nn.audio_visual.events import prompt_embeddings
 from perdure.nn.audio_visual.heads import AnswerHead, SegmentHead
@@ -553,7 +553,7 @@ def test_statistics_of_the_batch_and_mixed_spectrograms(php, task_name, monkeypa
     data, problem = system.task(task_name), system.problem(task_name)
     method = system.method(official_audio_statistics=True, official_mixup=True)
     if "trainmode/mixup_lambda" in data:
-        monkeypatch.setattr(learning, "_beta", lambda n: data["trainmode/mixup_lambda"])
+        monkeypatch.setattr(prefix, "_beta", lambda n: data["trainmode/mixup_lambda"])
     parts = system.initial(method, problem)
     batch = batch_of(data) | training_targets(task_name, data)
     out = forward(system, method, problem, parts, batch, update=True)

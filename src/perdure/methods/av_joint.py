@@ -66,6 +66,10 @@ class Config:
     """Channels of the map that masks are read from."""
     mask_heads: Annotated[int, Field(ge=1)] = 8
     """Attention heads between the frame and its sound in the head of masks."""
+    cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
+    """Disk space for embedded frames and spectrograms of videos, float16, made once; 0: made anew in each epoch."""
+    cache_folder: Path | None = None
+    """Where they are; none: in the run's folder. Runs may share one."""
 
 
 class AvJoint:
@@ -77,7 +81,8 @@ class AvJoint:
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         self.config, self.clip, self.audio = config, clip, audio
         readout = Readout(mask_dim=config.mask_dim, mask_heads=config.mask_heads)
-        self.system = System(clip=clip, clap=audio, readout=readout)
+        cache = {"cache_gigabytes": config.cache_gigabytes, "cache_folder": config.cache_folder}
+        self.system = System(clip=clip, clap=audio, readout=readout, **cache)
         self.problems: dict[str, Problem] = {}
         self.examples: dict[str, list[Example]] = {}
         self.parts = nn.ModuleDict()
@@ -85,8 +90,11 @@ class AvJoint:
     def preprocess(self, example: Example, training: bool) -> Batch:
         return self.system.preprocess(example, training)
 
+    def collate(self, items: list[Batch]) -> Batch:
+        return self.system.collate(items)
+
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.system.to(runtime.device)
+        self.system.open(runtime)
         problems = self.problems | {task.name: problem_of(task)}
         examples = self.examples | {task.name: list(task.train)}
         with torch.random.fork_rng(devices=[]):
@@ -112,11 +120,19 @@ class AvJoint:
             stage="train",
             keep={"buffers": buffers} if buffers else None,
         )
+        self.system.report(runtime)
         self.parts, self.problems, self.examples = parts.eval(), problems, examples
 
     def _batches(self, examples: Sequence[Example], runtime: Runtime, stage: str) -> ExampleBatches:
-        size = self.config.batch_size
-        return ExampleBatches(examples, self.preprocess, batch_size=size, runtime=runtime, stage=stage, training=True)
+        return ExampleBatches(
+            examples,
+            self.preprocess,
+            batch_size=self.config.batch_size,
+            runtime=runtime,
+            stage=stage,
+            training=True,
+            collate=self.collate,
+        )
 
     def make_parts(self, problems: Mapping[str, Problem]) -> nn.ModuleDict:
         """Fresh parts: the shared ones, and ``task_0``, ``task_1`` ... with those of each task."""

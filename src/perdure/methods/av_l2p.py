@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -60,6 +61,10 @@ class Config:
     """Channels of the map that masks are read from."""
     mask_heads: Annotated[int, Field(ge=1)] = 8
     """Attention heads between the frame and its sound in the head of masks."""
+    cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
+    """Disk space for embedded frames and spectrograms of videos, float16, made once; 0: made anew in each epoch."""
+    cache_folder: Path | None = None
+    """Where they are; none: in the run's folder. Runs may share one."""
 
     def faults(self):
         if self.top_k > self.pool:
@@ -75,12 +80,16 @@ class AvL2p:
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         self.config, self.clip, self.audio = config, clip, audio
         readout = Readout(mask_dim=config.mask_dim, mask_heads=config.mask_heads)
-        self.system = System(clip=clip, clap=audio, readout=readout)
+        cache = {"cache_gigabytes": config.cache_gigabytes, "cache_folder": config.cache_folder}
+        self.system = System(clip=clip, clap=audio, readout=readout, **cache)
         self.tasks = TaskParts(self.make_parts, per_task={"head"})
         self._nearness: Tensor | None = None
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return self.system.preprocess(example, training)
+
+    def collate(self, items: list[Batch]) -> Batch:
+        return self.system.collate(items)
 
     def make_parts(self, problem: Problem) -> nn.ModuleDict:
         """A fresh pool and what stands on top."""

@@ -59,6 +59,7 @@ METRICS: dict[str, Metric] = {
     "top5": Metric("classification", "%", "up", "examples whose target is among the five highest scores"),
     "per_class_accuracy": Metric("classification", "%", "up", "accuracy of each class, as a table"),
     "mean_per_class": Metric("classification", "%", "up", "mean over classes of their accuracy"),
+    "task_accuracy": Metric("task_identity", "%", "up", "examples whose task is found by a method that is not told it"),
     "answer_accuracy": Metric("instruction", "%", "up", "right answers by the task's own scorer"),
     "answer_scores": Metric("instruction", "%", "up", "all that the task's own scorer says, as a table"),
     "format_compliance": Metric("instruction", "%", "up", "answers in the form that the question asks for"),
@@ -90,12 +91,29 @@ METRICS: dict[str, Metric] = {
     "clipscore": Metric("captioning", "%", "up", "CLIPScore; see perdure prepare clipscore"),
     "refclipscore": Metric("captioning", "%", "up", "RefCLIPScore; see perdure prepare clipscore"),
 }
-"""Name -> metric. What a task may list in `metrics`."""
+"""Name -> metric. What a task may list in `metrics`; `task_accuracy` is measured wherever tasks are inferred."""
 
 
-def records(kind: Kind, predictions: Any, examples: Sequence[Example], query: Query) -> list[dict[str, Any]]:
-    """One JSON-ready record an example, from what a predictor of this kind returned for a batch."""
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """Predictions of a method that was not told the task, and the task that it took each example to be of."""
+
+    predictions: Any
+    tasks: Sequence[str]
+
+
+def records(
+    kind: Kind, predictions: Any, examples: Sequence[Example], query: Query, *, task: str = ""
+) -> list[dict[str, Any]]:
+    """One JSON-ready record an example, from what a predictor of this kind returned for a batch.
+
+    Args:
+        task: the task tested; stands beside the `inferred` one, if the method inferred any.
+    """
     assert kind in RECORDERS, f"no records for tasks of kind {kind}"
+    if isinstance(predictions, Inferred):
+        rows = records(kind, predictions.predictions, examples, query)
+        return [row | {"task": task, "inferred": own} for row, own in zip(rows, predictions.tasks, strict=True)]
     return import_module(f"{__name__}.{RECORDERS[kind]}").records(predictions, examples, query)
 
 

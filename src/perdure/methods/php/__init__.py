@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,7 +26,8 @@ from torch import Tensor, nn
 from perdure.checkpoint import stored_bytes
 from perdure.errors import RecipeError
 from perdure.methods.php.generator import MidPrompts, fold
-from perdure.methods.php.inference import answer_each, nearest_task
+from perdure.methods.php.inference import Choice, answer_each, choose, could_mean
+from perdure.metrics import Inferred
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.nn.audio_visual import learning
@@ -33,6 +36,7 @@ from perdure.nn.audio_visual.inputs import Problem, problem_of
 from perdure.nn.audio_visual.learning import Modes, System
 from perdure.nn.audio_visual.parts import TaskParts
 from perdure.nn.audio_visual.pool import PromptPool, summarize
+from perdure.nn.audio_visual.prefix import resolve
 from perdure.nn.audio_visual.readout import Readout
 from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
 from perdure.runtime import Runtime
@@ -139,6 +143,10 @@ class Config:
     """Videos a step."""
     shuffle: bool = True
     """Videos in a new order each epoch."""
+    cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
+    """Disk space for embedded frames and spectrograms of videos, float16, made once; 0: made anew in each epoch."""
+    cache_folder: Path | None = None
+    """Where they are; none: in the run's folder. Runs may share one."""
     official_modes: bool = False
     """All four below: the published code never leaves training mode."""
     official_audio_statistics: bool = False
@@ -174,6 +182,8 @@ class Php:
             readout=_readout(config),
             modes=_modes(config),
             pixel_statistics=config.pixel_statistics,
+            cache_gigabytes=config.cache_gigabytes,
+            cache_folder=config.cache_folder,
         )
         _check_blocks(config, len(audio.blocks))
         _check_sizes(config, clip.vision_config.hidden_size, audio.token_shapes)
@@ -184,6 +194,9 @@ class Php:
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return self.system.preprocess(example, training)
+
+    def collate(self, items: list[Batch]) -> Batch:
+        return self.system.collate(items)
 
     # -- parts ------------------------------------------------------------------------------------------
 
@@ -286,32 +299,37 @@ class Php:
         return None if self._nearness is None else -self.config.key_pull * self._nearness
 
     def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
-        if query.task is None and (known := self._known(query)):
-            return self._predictor_by_keys(query, known)
+        learned = list(self.tasks.problems.values())
+        fitting = [place for place, problem in enumerate(learned) if could_mean(query, problem)]
+        if query.task is None and fitting:
+            return self._predictor_by_keys(query, learned, fitting)
         return learning.predictor(self.system, self.tasks, self.insert, query)
 
-    def _known(self, query: Query) -> list[Problem]:
-        """Problems learned whose classes are among those of the query."""
-        end = query.offset + len(query.candidates)
-        return [
-            problem
-            for problem in self.tasks.problems.values()
-            if problem.kind == query.kind
-            and query.offset <= problem.offset
-            and problem.offset + len(problem.candidates) <= end
-        ]
+    def _predictor_by_keys(
+        self, query: Query, learned: Sequence[Problem], fitting: Sequence[int]
+    ) -> Callable[[Batch], Predictions]:
+        """Each video with the prompts of the task whose keys are nearest; which task that is, is told."""
+        if not self.config.deep or "deep" in self.config.shared:
+            where, expected = "method", "deep=true, and `deep` not in `shared`"
+            raise RecipeError("the task is not named, and no keys tell tasks apart", where=where, expected=expected)
+        keys = [self.tasks.kept[problem.name]["deep"]["key"].to(self.clip.device) for problem in learned]
 
-    def _predictor_by_keys(self, query: Query, known: Sequence[Problem]) -> Callable[[Batch], Predictions]:
-        """Each video by the task whose keys are nearest."""
-        if not self.config.deep:
-            raise RecipeError("the task is not named, and there are no keys", where="method.deep", expected="true")
-        predictors = [learning.predictor(self.system, self.tasks, self.insert, p.query()) for p in known]
-        keys = [self.tasks.kept[p.name]["deep"]["key"].to(self.clip.device) for p in known]
+        @cache
+        def predictor(choice: Choice) -> Callable[[Batch], Predictions]:
+            head = learned[choice.head]
+            parts = self.tasks.assemble(head, borrowed=("mid", "deep"), lender=learned[choice.prompts].name)
+            return learning.predict_with(self.system, head, parts.eval(), self.insert)
+
+        for place in fitting:
+            predictor(Choice(place, place))
 
         def predict(batch: Batch) -> Predictions:
-            frames, _, segments = learning.embed(self.system, known[0], batch)
-            chosen = nearest_task(summarize(frames, self.config.pool_query), keys, segments=segments)
-            return answer_each(batch, chosen, predictors, known, query)
+            batch = resolve(self.system, batch)
+            frames, _, segments = learning.embed(self.system, learned[fitting[0]], batch)
+            queries = summarize(frames, self.config.pool_query)
+            choices = choose(queries, keys, segments=segments, fitting=fitting)
+            answers = answer_each(batch, choices, predictor, learned, query)
+            return Inferred(answers, [learned[choice.prompts].name for choice in choices])
 
         return predict
 

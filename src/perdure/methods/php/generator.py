@@ -7,6 +7,8 @@ once for all samples, and one token of the last layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -83,26 +85,43 @@ class Generator(nn.Module):
         self.out = nn.Linear(dim, outputs)
 
     def forward(
-        self, inputs: list[Float[Tensor, "samples tokens dim"]], codebook: Float[Tensor, "codes dim"]
-    ) -> list[Float[Tensor, "samples outputs"]]:
-        """One result for each set of samples; the sets may differ in their numbers of tokens."""
-        first = self.layers[0]
-        assert isinstance(first, Layer)
-        shared = first.project(codebook[None])
-        return [self.out(self._first_token(tokens, codebook, shared)) for tokens in inputs]
+        self, inputs: Sequence[Float[Tensor, "samples tokens dim"]], codebook: Float[Tensor, "codes dim"]
+    ) -> tuple[Float[Tensor, "samples outputs"], ...]:
+        """One result for each set of samples; the sets may differ in their numbers of tokens.
 
-    def _first_token(self, tokens: Tensor, codebook: Tensor, shared: Tensor) -> Float[Tensor, "samples dim"]:
-        count = len(tokens)
-        hidden = torch.cat([tokens, codebook.expand(count, -1, -1)], dim=1)
+        All sets are one batch of rows; only attention takes them apart, so that nothing is padded.
+        """
+        counts = [len(tokens) for tokens in inputs]
+        sets = [torch.cat([tokens, codebook.expand(len(tokens), -1, -1)], dim=1) for tokens in inputs]
+        sizes = [one.shape[:2] for one in sets]
+        rows = pack(sets)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            last = index == len(self.layers) - 1
             if index == 0:
-                projected = torch.cat([layer.project(tokens), shared.expand(count, -1, -1)], dim=1)
+                own = unpack(layer.project(pack(inputs)), [tokens.shape[:2] for tokens in inputs])
+                shared = layer.project(codebook)
+                projected = [torch.cat([one, shared.expand(len(one), -1, -1)], dim=1) for one in own]
             else:
-                projected = layer.project(hidden)
-            hidden = layer(hidden[:, :1] if last else hidden, projected)
-        return hidden[:, 0]
+                projected = unpack(layer.project(rows), sizes)
+            if index == len(self.layers) - 1:  # no token but the first is read
+                rows = torch.cat([tokens[:, 0] for tokens in unpack(rows, sizes)])
+                rows = layer(rows, projected, kept=1)
+            else:
+                rows = layer(rows, projected)
+        return self.out(rows).split(counts)
+
+
+def pack(sets: Sequence[Float[Tensor, "samples tokens dim"]]) -> Float[Tensor, "rows dim"]:
+    """The tokens of all samples of all sets, one under the other."""
+    return torch.cat([one.flatten(0, 1) for one in sets])
+
+
+def unpack(
+    rows: Float[Tensor, "rows dim"], sizes: Sequence[tuple[int, int] | torch.Size]
+) -> list[Float[Tensor, "samples tokens dim"]]:
+    """The sets again, given the samples and tokens of each."""
+    parts = rows.split([samples * tokens for samples, tokens in sizes])
+    return [part.unflatten(0, tuple(size)) for part, size in zip(parts, sizes)]
 
 
 class Layer(nn.Module):
@@ -116,18 +135,25 @@ class Layer(nn.Module):
         self.join = nn.Linear(heads * head_dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
 
-    def project(self, hidden: Float[Tensor, "samples tokens dim"]) -> Float[Tensor, "samples tokens qkv"]:
+    def project(self, rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows qkv"]:
         """Queries, keys and values of the normalized tokens, side by side."""
-        return self.qkv(self.norm_attention(hidden))
+        return self.qkv(self.norm_attention(rows))
 
     def forward(
-        self, hidden: Float[Tensor, "samples kept dim"], projected: Float[Tensor, "samples tokens qkv"]
-    ) -> Float[Tensor, "samples kept dim"]:
-        """The first tokens, as many as `hidden` has, after attention to all tokens and the MLP."""
+        self,
+        rows: Float[Tensor, "rows dim"],
+        projected: Sequence[Float[Tensor, "samples tokens qkv"]],
+        *,
+        kept: int | None = None,
+    ) -> Float[Tensor, "rows dim"]:
+        """Rows of all sets after attention within each sample and the MLP; of a sample, the first `kept` tokens."""
+        rows = rows + self.join(torch.cat([self._attended(one, kept) for one in projected]))
+        return rows + self.mlp(self.norm_mlp(rows))
+
+    def _attended(self, projected: Float[Tensor, "samples tokens qkv"], kept: int | None) -> Float[Tensor, "rows dim"]:
         query, key, value = (p.unflatten(2, (self.heads, -1)).transpose(1, 2) for p in projected.chunk(3, dim=2))
-        attended = F.scaled_dot_product_attention(query[:, :, : hidden.shape[1]], key, value)
-        hidden = hidden + self.join(attended.transpose(1, 2).flatten(2))
-        return hidden + self.mlp(self.norm_mlp(hidden))
+        attended = F.scaled_dot_product_attention(query[:, :, :kept], key, value)
+        return attended.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def fold(patches: Float[Tensor, "segments patches width"], dim: int) -> Float[Tensor, "segments folded dim"]:

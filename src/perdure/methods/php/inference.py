@@ -1,15 +1,18 @@
 """Which task a video belongs to, where nobody says so: the one whose prompt keys are nearest to its frames.
 
+That task's prompts are used. What is asked still says what kind of answer is wanted, so that the head is that of the
+nearest task which the query can mean: of its kind, with classes among its candidates.
+
 Knows queries, keys and columns of scores. Does not know how keys are trained or how a task is answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from perdure.nn.audio_visual.inputs import Problem
@@ -17,29 +20,56 @@ from perdure.nn.audio_visual.pool import similarities
 from perdure.types import Batch, Query
 
 
-def nearest_task(
-    queries: Float[Tensor, "frames dim"], keys: Sequence[Float[Tensor, "pool dim"]], *, segments: int
-) -> Int[Tensor, " videos"]:
-    """For each video the task with the key of the highest cosine, mean over its frames."""
-    by_task = [similarities(queries, own).unflatten(0, (-1, segments)).mean(1).amax(1) for own in keys]
-    return torch.stack(by_task, dim=1).argmax(1)
+class Choice(NamedTuple):
+    """Places among the learned tasks, for one video."""
+
+    prompts: int
+    """The task whose keys are nearest: its prompts are used."""
+    head: int
+    """The nearest one of those that the query can mean: it answers."""
+
+
+def could_mean(query: Query, problem: Problem) -> bool:
+    """Whether a query's kind is a problem's, and its candidates hold the problem's classes in their places."""
+    begin = problem.offset - query.offset
+    own = query.candidates[begin : begin + len(problem.candidates)] if begin >= 0 else ()
+    return problem.kind == query.kind and own == problem.candidates
+
+
+def choose(
+    queries: Float[Tensor, "frames dim"],
+    keys: Sequence[Float[Tensor, "pool dim"]],
+    *,
+    segments: int,
+    fitting: Collection[int],
+) -> list[Choice]:
+    """For each video, by the highest cosine of a task's keys with its frames, mean over frames.
+
+    Args:
+        keys: of each learned task.
+        fitting: places of the tasks that a query can mean, by its kind and candidates.
+    """
+    cosines = [similarities(queries, own).unflatten(0, (-1, segments)).mean(1).amax(1) for own in keys]
+    by_task = torch.stack(cosines, dim=1)
+    excluded = torch.tensor([i not in fitting for i in range(len(keys))], device=by_task.device)
+    heads = by_task.masked_fill(excluded, -torch.inf).argmax(1)
+    return [Choice(*pair) for pair in zip(by_task.argmax(1).tolist(), heads.tolist())]
 
 
 def answer_each(
     batch: Batch,
-    chosen: Int[Tensor, " videos"],
-    predictors: Sequence[Callable[[Batch], Any]],
+    choices: Sequence[Choice],
+    predictor: Callable[[Choice], Callable[[Batch], Any]],
     problems: Sequence[Problem],
     query: Query,
 ) -> Any:
-    """Every video answered by the task chosen for it, in the columns of the query."""
-    found: list[Any] = [None] * len(chosen)
-    for index, (predict, problem) in enumerate(zip(predictors, problems)):
-        rows = (chosen == index).nonzero()[:, 0]
-        if len(rows):
-            answers = widen(predict(_rows(batch, rows)), problem, query)
-            for place, row in enumerate(rows.tolist()):
-                found[row] = _row(answers, place)
+    """Every video answered as was chosen for it, in the columns of the query."""
+    found: list[Any] = [None] * len(choices)
+    for choice in sorted(set(choices)):
+        rows = [row for row, own in enumerate(choices) if own == choice]
+        answers = widen(predictor(choice)(_rows(batch, torch.tensor(rows))), problems[choice.head], query)
+        for place, row in enumerate(rows):
+            found[row] = _row(answers, place)
     return _stacked(found)
 
 

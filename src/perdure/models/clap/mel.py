@@ -51,21 +51,36 @@ class FrontEnd:
         return self._decibels(power)[:, None]
 
     def period(self, wave: Float[Tensor, "segments samples"]) -> Float[Tensor, "segments frames mels"]:
-        """What a second consists of when it is repeated: the frames that see the clip's beginning, those of one
-        second, those that see its end. For waves of one second; 104 frames of 32 kHz."""
+        """Waves of one second -> what their log-mel consists of, whatever length they are repeated to: the frames that
+        see the clip's beginning, those of one second, those that see its end (104 at 32 kHz). The whole clip of
+        `longest` where that is not a whole number of seconds from 2 on."""
+        if not self._periodic:
+            return self(wave, seconds=self.longest)[:, 0]
         power = tiled_power(wave, 3 * self.rate, window=self.window, hop=self.hop)
         own = torch.cat([power[:, : self._edge + self._second], power[:, 3 * self._second + 1 - self._edge :]], dim=1)
         return self._decibels(own)
 
+    def can_repeat(self, seconds: float) -> bool:
+        """Whether `repeated` can make clips of so many seconds."""
+        seconds = min(seconds, self.longest)
+        return seconds == int(seconds) and seconds >= 2 if self._periodic else seconds == self.longest
+
     def repeated(
-        self, period: Float[Tensor, "segments frames mels"], *, seconds: int
+        self, period: Float[Tensor, "segments frames mels"], *, seconds: float
     ) -> Float[Tensor, "segments 1 time mels"]:
-        """The log-mel of a clip of two or more whole seconds from what `period` gave."""
+        """The log-mel of clips of so many seconds from what `period` gave."""
+        assert self.can_repeat(seconds)
+        if not self._periodic:
+            return period[:, None]
         edge, second = self._edge, self._second
-        assert seconds >= 2 and period.shape[1] == 2 * edge + second
-        middle = torch.arange(seconds * second + 1 - 2 * edge) % second + edge
+        middle = torch.arange(self.frames(seconds) - 2 * edge) % second + edge
         ends = torch.arange(edge), torch.arange(edge + second, 2 * edge + second)
         return period[:, torch.cat([ends[0], middle, ends[1]]).to(period.device)][:, None]
+
+    @property
+    def _periodic(self) -> bool:
+        whole = self.longest == int(self.longest) and self.longest >= 2
+        return whole and self.rate % self.hop == 0 and self.window <= self.rate
 
     @property
     def _second(self) -> int:
@@ -115,12 +130,12 @@ def tiled_power(
     head_frames = edge + period
     head = repeat_to(wave, (head_frames - 1) * hop + half)
     first = _power(F.pad(head[:, None], (half, 0), mode="reflect")[:, 0], window, hop)
-    begin = (last_whole + 1) * hop - half
+    begin = last_whole * hop - half  # a frame more than is taken, so that there is enough to reflect
     tail = repeat_to(wave, length)[:, begin:]
     last = _power(F.pad(tail[:, None], (0, half), mode="reflect")[:, 0], window, hop)
     middle = torch.arange(edge, last_whole + 1, device=wave.device)
     index = torch.cat([torch.arange(edge, device=wave.device), edge + (middle - edge) % period])
-    return torch.cat([first[:, index], last[:, : total - last_whole - 1]], dim=1)
+    return torch.cat([first[:, index], last[:, 1 : total - last_whole]], dim=1)
 
 
 def _power(padded: Tensor, window: int, hop: int) -> Tensor:

@@ -107,14 +107,22 @@ def preprocess(example: Example, *, size: int, training: bool) -> Batch:
     Raises:
         UnreadableExample: frames are missing, the wave is not as many seconds at 32 kHz as there are frames.
     """
+    return {**media(example, size=size), **asked(example, training=training)}
+
+
+def media(example: Example, *, size: int) -> dict[str, Any]:
+    """``frames`` and ``wave``, or the ``pixels`` and ``logmel`` that the example brings."""
     inputs = example.inputs
     if "pixels" in inputs:
-        item: dict[str, Any] = {name: torch.as_tensor(inputs[name]) for name in ("pixels", "logmel")}
-    else:
-        frames = [read_frame(frame, size, where=example.id) for frame in inputs["frames"]]
-        item = {"frames": torch.stack(frames), "wave": read_wave(inputs["wave"], len(frames), where=example.id)}
-    if "question" in inputs:
-        item["question"] = torch.as_tensor(inputs["question"], dtype=torch.int64)
+        return {name: torch.as_tensor(inputs[name]) for name in ("pixels", "logmel")}
+    frames = [read_frame(frame, size, where=example.id) for frame in inputs["frames"]]
+    return {"frames": torch.stack(frames), "wave": read_wave(inputs["wave"], len(frames), where=example.id)}
+
+
+def asked(example: Example, *, training: bool) -> dict[str, Any]:
+    """The question, if there is one, and the target."""
+    question = example.inputs.get("question")
+    item = {} if question is None else {"question": torch.as_tensor(question, dtype=torch.int64)}
     return item | _target(example.target, training=training, where=example.id)
 
 
@@ -191,7 +199,13 @@ def pixels_of(
     """All frames of all videos, normalized."""
     if "pixels" in batch:
         return batch["pixels"].flatten(0, 1).float()
-    frames = batch["frames"].flatten(0, 1)
+    return normalized_pixels(batch["frames"].flatten(0, 1), statistics)
+
+
+def normalized_pixels(
+    frames: UInt8[Tensor, "frames 3 size size"], statistics: Literal["imagenet", "clip"]
+) -> Float[Tensor, "frames 3 size size"]:
+    """Less the mean of a channel, over its deviation."""
     mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in _statistics(statistics))
     return (frames.float() / 255 - mean) / std
 
@@ -205,7 +219,7 @@ def mel_of(clap: Clap, batch: Batch, *, seconds: float) -> Float[Tensor, "frames
 
 def segments_in(batch: Batch) -> int:
     """Frames a video."""
-    return batch["pixels" if "pixels" in batch else "frames"].shape[1]
+    return next(batch[name] for name in ("tokens", "pixels", "frames") if name in batch).shape[1]
 
 
 def mixup(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from perdure import training
 from perdure.loading import ExampleBatches
-from perdure.nn.audio_visual import readout, towers
-from perdure.nn.audio_visual.inputs import Problem, mel_of, mixup, pixels_of, preprocess, segments_in, spec_mask
+from perdure.nn.audio_visual import prefix, readout, towers
+from perdure.nn.audio_visual.inputs import Problem
 from perdure.nn.audio_visual.parts import TaskParts
+from perdure.nn.audio_visual.prefix import embed
+from perdure.nn.audio_visual.prefix_cache import PrefixCache
 from perdure.nn.audio_visual.readout import Readout
 from perdure.nn.audio_visual.towers import Insertions
 from perdure.runtime import Runtime
@@ -54,13 +57,38 @@ class System:
     readout: Readout = field(default_factory=Readout)
     modes: Modes = field(default_factory=Modes)
     pixel_statistics: Literal["imagenet", "clip"] = "imagenet"
+    cache_gigabytes: float = 0.0
+    """Space for what the front ends make of videos; 0: no cache."""
+    cache_folder: Path | None = None
+    """None: in the run's folder."""
+    cache: PrefixCache | None = field(init=False, default=None)
+    _texts: dict[Any, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         towers.check_pair(self.clip, self.clap)
+        if self.cache_gigabytes:
+            facts = prefix.facts(self.clip, self.clap, self.pixel_statistics)
+            cache = PrefixCache(self.cache_folder, gigabytes=self.cache_gigabytes, facts=facts)
+            object.__setattr__(self, "cache", cache)
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        """See `inputs.preprocess`."""
-        return preprocess(example, size=self.clip.image_size, training=training)
+        """See `prefix.preprocess`."""
+        return prefix.preprocess(self, example, training)
+
+    def collate(self, items: Sequence[Batch]) -> Batch:
+        """See `prefix.collate`."""
+        return prefix.collate(items)
+
+    def open(self, runtime: Runtime) -> None:
+        """Both towers on the run's device, the cache where the run has it."""
+        self.to(runtime.device)
+        if self.cache is not None:
+            self.cache.open(runtime.out)
+
+    def report(self, runtime: Runtime) -> None:
+        """Log what the cache has done since it was opened."""
+        if self.cache is not None:
+            runtime.log("front_ends", **self.cache.counts, bytes=int(self.cache.used))
 
     def to(self, device: torch.device) -> None:
         """Move both towers."""
@@ -72,27 +100,15 @@ class System:
         return readout.new_parts(problem, self.clip, self.clap, self.readout)
 
     def texts(self, problem: Problem) -> Any:
-        """The fixed texts of a problem's classes."""
-        return readout.texts_of(problem, self.clip, self.clap, self.readout)
+        """The fixed texts of a problem's classes, encoded once."""
+        key = (problem.kind, problem.candidates, self.clip.device)
+        if key not in self._texts:
+            self._texts[key] = readout.texts_of(problem, self.clip, self.clap, self.readout)
+        return self._texts[key]
 
     def seen_classes(self, parts: Any, texts: Any) -> Tensor | None:
         """Features of the class prompts, if the problem has any."""
         return None if texts is None else readout.class_features(self.clip, parts, texts, self.readout)
-
-
-def embed(system: System, problem: Problem, batch: Batch, *, update: bool = False) -> tuple[Tensor, Tensor, int]:
-    """Embedded frames and patches, before anything trained, and the segments of a video."""
-    modes, segments = system.modes, segments_in(batch)
-    with torch.no_grad():
-        mel = mel_of(system.clap, batch, seconds=problem.clip_seconds)
-        patches = system.clap.patches(
-            mel,
-            batch_statistics=modes.audio_statistics,
-            update=update and modes.audio_statistics,
-            change=lambda normalized: _augmented(normalized, modes, problem),
-        )
-        frames = towers.embed_frames(system.clip, pixels_of(batch, system.pixel_statistics))
-    return frames, patches, segments
 
 
 def forward(
@@ -147,7 +163,7 @@ def fit(
     Args:
         extra: parts -> a term that is added to the loss (set aside by `insert` during the same pass), if any.
     """
-    system.to(runtime.device)
+    system.open(runtime)
     texts = system.texts(problem)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
@@ -157,14 +173,21 @@ def fit(
         return values if more is None else values | {"loss": values["loss"] + more, "extra": more}
 
     batches = ExampleBatches(
-        examples, system.preprocess, batch_size=batch_size, runtime=runtime, stage=stage, training=True, shuffle=shuffle
+        examples,
+        system.preprocess,
+        batch_size=batch_size,
+        runtime=runtime,
+        stage=stage,
+        training=True,
+        shuffle=shuffle,
+        collate=system.collate,
     )
     buffers = dict(parts.named_buffers())
     norm = system.clap.tower.batch_norm
     if system.modes.audio_statistics:
         buffers |= {"mel.mean": norm.running_mean, "mel.variance": norm.running_var}
     parameters = {name: p for name, p in parts.named_parameters() if p.requires_grad}
-    return training.fit(
+    losses = training.fit(
         loss,
         parameters,
         batches,
@@ -173,6 +196,8 @@ def fit(
         stage=stage,
         keep={"buffers": buffers} if buffers else None,
     )
+    system.report(runtime)
+    return losses
 
 
 def predictor(system: System, tasks: TaskParts, insert: Insert, query: Query) -> Callable[[Batch], Predictions]:
@@ -211,18 +236,3 @@ def adam(config: Any) -> training.Fit:
 def count(parts: Any) -> int:
     """Parameters of all parts."""
     return sum(p.numel() for part in (parts or {}).values() for p in part.parameters())
-
-
-def _augmented(normalized: Tensor, modes: Modes, problem: Problem) -> Tensor:
-    """Spectrograms as the published code changes them: stripes first, then mixtures."""
-    if modes.augmentation:
-        normalized = spec_mask(normalized)
-    if modes.mixup and problem.kind == "segment":
-        normalized = mixup(normalized, _beta(len(normalized)).to(normalized))
-    return normalized
-
-
-def _beta(n: int) -> Tensor:
-    """Shares of a mixture, drawn from Beta(1/2, 1/2)."""
-    half = torch.full((n,), 0.5)
-    return torch.distributions.Beta(half, half).sample()

@@ -85,12 +85,17 @@ class TaskParts(nn.Module):
         parts = self.assemble(problem)
         return problem, parts.eval()
 
-    def assemble(self, problem: Problem) -> nn.ModuleDict:
-        """Copies: shared parts as they are now, those that the task keeps, fresh ones where there are none."""
+    def assemble(self, problem: Problem, *, borrowed: Collection[str] = (), lender: str = "") -> nn.ModuleDict:
+        """Copies: shared parts as they are now, those that the task keeps, fresh ones where there are none.
+
+        Args:
+            borrowed: names of parts that are those of the task `lender` instead.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             parts = self.make(problem)
-        kept = self.kept.get(problem.name, {})
+        own, lent = self.kept.get(problem.name, {}), self.kept.get(lender, {})
+        kept = own | {name: lent[name] for name in borrowed if name in lent}
         for name, part in parts.items():
             if name in kept and (name in self.per_task or self.current is None or name not in self.current):
                 part.load_state_dict(kept[name])
