@@ -1,19 +1,21 @@
 """Test-time adaptation on shifted images: zero-shot, TPT, RLCF and the reward model alone, set by set, over seeds.
 
     python benchmarks/rlcf_shifts.py microworld --out benchmarks/results/rlcf_microworld.csv
-    python benchmarks/rlcf_shifts.py microworld --choose --out rates.csv
-    python benchmarks/rlcf_shifts.py pacs --pacs DIR --policy small_clip_a --reward small_clip_b \\
+    python benchmarks/rlcf_shifts.py microworld --choose --seeds 0 --limit 30 --out rates.csv
+    python benchmarks/rlcf_shifts.py pacs --pacs DIR --split W
+    python benchmarks/rlcf_shifts.py pacs --pacs DIR --split W --policy small_clip_a --reward small_clip_b \\
         --out benchmarks/results/rlcf_pacs.csv
 
 `microworld`: ten styles, embedded micro-clip and micro-clip-reward. `pacs`: DIR holds ``photo``, ``art_painting``,
-``cartoon`` and ``sketch`` with a folder a class; ``--split W`` links three quarters of the photos under W/train (what
-the small CLIPs are trained on, by pretrain_small_clip.py) and the rest under W/test. A seed draws other test images,
-other views and other samples. ``--choose`` tries learning rates on other pictures than those that are reported:
-another seed of microworld, the training photos of PACS. Runs are kept in --work, and go on where they stopped.
+``cartoon`` and ``sketch`` with a folder a class. ``--split W`` makes folders of links: W/train/photo and W/train/all
+to train small CLIPs on (by pretrain_small_clip.py), W/test/<domain> to test on: a quarter of the photos, half of the
+others. A seed draws other test images (where --limit leaves a choice), other views and samples. ``--choose`` tries
+learning rates on other pictures than those that are reported: another seed of microworld, the training photos of PACS.
+Runs are kept in --work, and go on where they stopped.
 
-The CSV has a line for each (set, method, seed); for adapting methods also how often the answer changed for the better
-and for the worse, and how often the reward model is right where the policy is wrong. Knows recipes by name. Does not
-know any method's inside.
+The CSV has a line for each (set, method, seed): accuracy in percent; how many answers are right where the policy's were
+wrong (`better`) and the other way round (`worse`); the same two counts for the reward model alone (`reward_knows`,
+`reward_misleads`). Knows recipes by name. Does not know any method's inside.
 """
 
 from __future__ import annotations
@@ -45,14 +47,14 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], dest="settings", help="method:setting=value, for a method")
     parser.add_argument("--choose", action="store_true", help="try learning rates on pictures that are not reported")
     parser.add_argument("--pacs", type=Path, help="folder of the four domains")
-    parser.add_argument("--split", type=Path, help="folder for links to training and test photos")
+    parser.add_argument("--split", type=Path, help="folder for links to training and test images")
     parser.add_argument("--policy", default="micro-clip")
     parser.add_argument("--reward", default="micro-clip-reward")
     parser.add_argument("--work", type=Path, default=Path("runs/rlcf_shifts"), help="folder of the runs")
     parser.add_argument("--out", type=Path, help="CSV; a table is printed, too")
     given = parser.parse_args()
     if given.split and given.pacs:
-        split_photos(given.pacs / "photo", given.split)
+        split_domains(given.pacs, given.split)
     if given.out is None:
         return
     rows = []
@@ -135,21 +137,27 @@ def sets(given: argparse.Namespace) -> dict[str, Any]:
     if given.what == "microworld":
         world = {"name": "microworld", "train_per_class": 0, "seed": int(given.choose)}
         return {"data": [world | {"style": style} for style in STYLES]}
-    photos = {"name": "image_folder", "root": str(given.split)}
-    if given.choose:
-        return {"data": [{**photos, "root": str(given.split / "train"), "test_share": 1}], "names": ["training photos"]}
-    others = [{"name": "image_folder", "root": str(given.pacs / d), "test_share": 1} for d in DOMAINS[1:]]
-    return {"data": [photos, *others], "names": list(DOMAINS)}
+    folders = ["train/photo"] if given.choose else [f"test/{domain}" for domain in DOMAINS]
+    data = [{"name": "image_folder", "root": str(given.split / folder), "test_share": 1} for folder in folders]
+    return {"data": data, "names": [folder.split("/")[1] for folder in folders]}
 
 
-def split_photos(photos: Path, out: Path) -> None:
-    """Every fourth photo of a class is for testing."""
-    for folder in sorted(path for path in photos.iterdir() if path.is_dir()):
-        for i, image in enumerate(sorted(folder.iterdir())):
-            link = out / ("test" if i % 4 == 3 else "train") / folder.name / image.name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.is_symlink():
-                link.symlink_to(image.resolve())
+def split_domains(pacs: Path, out: Path) -> None:
+    """Every fourth photo of a class is for testing, and every second image of the other domains."""
+    for domain in DOMAINS:
+        every = 4 if domain == "photo" else 2
+        for folder in sorted(path for path in (pacs / domain).iterdir() if path.is_dir()):
+            for i, image in enumerate(sorted(folder.iterdir())):
+                test = i % every == every - 1
+                links = [f"test/{domain}"] if test else ["train/all", *(["train/photo"] if domain == "photo" else [])]
+                for where in links:
+                    _link(image, out / where / folder.name / f"{domain}_{image.name}")
+
+
+def _link(image: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(image.resolve())
 
 
 def write(rows: Sequence[Mapping[str, Any]], file: Path) -> None:

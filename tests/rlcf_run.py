@@ -1,7 +1,12 @@
-"""A run of two test-time methods on microworld, in as many processes as it is launched with; argument: the folder."""
+"""A run of two test-time methods on microworld, in as many processes as it is launched with.
+
+Arguments: the folder; and, to be killed in the middle of a test set, a method and after how many batches.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,7 +16,7 @@ from perdure.run import run
 from perdure.runtime import Runtime
 
 
-def main(out: Path) -> None:
+def main(out: Path, dying: str = "", batches: str = "0") -> None:
     styles = [
         {"name": "microworld", "style": s, "train_per_class": 0, "test_per_class": 1} for s in ("plain", "sketch")
     ]
@@ -22,9 +27,28 @@ def main(out: Path) -> None:
             for role, weights in (("policy", "micro-clip"), ("reward", "micro-clip-reward"))
         }
         method = Named(place="methods", name=name, settings={"views": 8, "selection": 0.3}).build(**clips)
+        if name == dying:
+            method.predictor = mortal(method.predictor, int(batches))
         runtime = Runtime(device="cpu", quiet=True, out=out / name)
         run(method, stream, plan="current", evaluation=Evaluation(batch_size=3), runtime=runtime)
 
 
+def mortal(predictor, batches: int):
+    """The predictor of a process that gets SIGKILL when it is asked for one batch more than `batches`."""
+
+    def made(query):
+        predict, left = predictor(query), [batches]
+
+        def counted(batch):
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return predict(batch)
+
+        return counted
+
+    return made
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,6 +1,7 @@
 """Test-time methods on a tiny CLIP: the house's rules, equal answers by every road, files of contexts, bad input."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -301,20 +302,44 @@ def test_template_and_context_without_words_are_refused():
         fresh("tpt_prompt", context="[CLS]")
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_records_of_one(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run by one process that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert launch(folder).returncode == 0
+    return folder
+
+
+def launch(folder, *arguments, processes=1):
+    """`tests.rlcf_run` in processes of its own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tests.rlcf_run", str(folder), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     root = Path(__file__).parents[2]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, command in (("one", [sys.executable]), ("two", launcher)):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        whole = [*command, "-m", "tests.rlcf_run", str(tmp_path / name)]
-        done = subprocess.run(whole, cwd=root, env=environment, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr[-2000:]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def same_records(ours, theirs):
     for method in ("rlcf_prompt", "rlcf_encoder"):
         for task in (0, 1):
-            one, two = (
-                read_records(tmp_path / n / method / "predictions" / f"{task}_{task}.jsonl") for n in ("one", "two")
-            )
+            one, two = (read_records(f / method / "predictions" / f"{task}_{task}.jsonl") for f in (ours, theirs))
             assert len(one) == 7 and [r["id"] for r in one] == [r["id"] for r in two]
             for a, b in zip(one, two):
                 assert a["predicted"] == b["predicted"] and a["confidence"] == pytest.approx(b["confidence"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_records_of_one(tmp_path, whole):
+    done = launch(tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    same_records(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rlcf_prompt", "rlcf_encoder"])
+def test_a_run_killed_in_the_middle_of_a_test_set_goes_on_to_the_same_records(tmp_path, whole, method):
+    assert launch(tmp_path, method, "2").returncode == -signal.SIGKILL
+    left = read_records(tmp_path / method / "predictions/0_0.part0")
+    assert len(left) == 6 and not (tmp_path / method / "predictions/0_0.jsonl").exists()
+    assert launch(tmp_path).returncode == 0
+    same_records(tmp_path, whole)
