@@ -122,6 +122,17 @@ def test_images_at_once_change_no_answer_of_encoders_whatever_the_settings(name,
     assert all(torch.allclose(single[i], row, rtol=0, atol=1e-4) for i, row in answers(fresh(name, lr=1e-5)).items())
 
 
+@pytest.mark.parametrize("name", ["rlcf_prompt", "rlcf_encoder", "kd"])
+def test_lower_precision_adapts_and_leaves_the_full_weights_as_they_were(name):
+    method = fresh(name)
+    before = {n: t.clone() for n, t in method.policy.state_dict().items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = answers(method)
+    assert all(row.isfinite().all() for row in found.values())
+    after = method.policy.state_dict()
+    assert all(after[n].dtype == torch.float32 and torch.equal(before[n], after[n]) for n in before)
+
+
 def test_slow_weights_make_answers_depend_on_what_came_before_and_start_anew_with_each_query():
     method = fresh("rlcf_encoder", momentum=0.5, update_every=1, lr=1e-2)
     assert method.carries_state and not fresh("rlcf_encoder").carries_state
