@@ -41,6 +41,7 @@ perdure data prepare talk.mp4 clips/ --seconds 5 --start 30
 MADE = """
 perdure data make microworld --as imagefolder --out shapes
 perdure data make microworld --as flickr30k --out f30k seed=3
+perdure data make microworld --as coin --out coin_microworld
 perdure data make microworld --as ave --out AVE train_clips=40 test_clips=20
 """
 
