@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +13,14 @@ from perdure.errors import DataError
 from perdure.streams import general, mnist360, permuted, rotated
 
 DIGITS = Named(place="data", name="digits")
+MICROWORLD = Named(place="data", name="microworld", settings={"train_per_class": 8, "test_per_class": 3})
+CONFIGS = {
+    "permuted": (permuted, permuted.Config, {"tasks": 2}),
+    "rotated": (rotated, rotated.Config, {"tasks": 2}),
+    "general": (general, general.Config, {"step": 2, "order": "random"}),
+    "mnist360": (mnist360, mnist360.Config, {"classes": 4}),
+}
+"""Module, settings' class and settings of each stream."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +37,7 @@ def test_permuted_images_have_the_same_pixels_in_one_order_a_task(digits):
     for other in seen:
         assert sorted(other[..., 0].flatten()) == sorted(image[..., 0].flatten())
     assert not np.array_equal(seen[0], seen[1])
-    change = permuted.Permute((0, 1))
+    change = permuted.Permute((0, 1), 64)
     rebuilt = np.stack([change(e.inputs["image"]) for e in digits.train.select([0, 5])])
     chosen = [stream.tasks[1].train[i] for i in range(20)]
     assert any(np.array_equal(rebuilt[0], e.inputs["image"]) for e in chosen)
@@ -124,3 +134,51 @@ def test_the_same_seed_gives_the_same_stream():
         (general, general.Config(data=DIGITS, step=5)),
     ):
         assert make.build(config).manifest == make.build(config).manifest
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("data", [DIGITS, MICROWORLD], ids=["digits", "microworld"])
+def test_each_form_is_made_of_digits_and_of_microworld(name, data):
+    module, config, settings = CONFIGS[name]
+    stream = module.build(config(data=data, train_per_class=6, test_per_class=2, **settings))
+    for task in stream:
+        assert set(task.train.targets) == set(range(len(task.candidates)))
+        assert set(task.test.targets) == set(range(len(task.candidates)))
+        assert task.train[0].inputs["image"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_share_of_the_training_images_is_held_out_for_validation(name, digits):
+    module, config, settings = CONFIGS[name]
+    whole = module.build(config(data=DIGITS, **settings)).tasks[0]
+    held = module.build(config(data=DIGITS, validation_share=0.1, **settings)).tasks[0]
+    assert not len(whole.validation)
+    classes = len(held.candidates)
+    of_classes = len([t for t in digits.train.targets if name != "mnist360" or t < classes])
+    assert 0.07 < len(held.validation) / of_classes < 0.13
+    assert set(held.validation.targets) == set(range(classes))
+    sources = [{example.id.split("/")[-1] for example in part} for part in (held.train, held.validation)]
+    assert not sources[0] & sources[1]
+    assert [e.id for e in held.test] == [e.id for e in whole.test]
+
+
+def test_validation_images_turn_as_test_images_do():
+    task = mnist360.build(mnist360.Config(data=DIGITS, validation_share=0.2)).tasks[0]
+    assert task.validation.targets == sorted(task.validation.targets)
+    assert task.validation[0].id.startswith("validation/")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_class_without_training_images_is_named(name, monkeypatch, digits):
+    module, config, settings = CONFIGS[name]
+    kept = [p for p, target in enumerate(digits.train.targets) if target != 3]
+    lacking = dataclasses.replace(digits, train=digits.train.select(kept))
+    monkeypatch.setattr(Named, "build", lambda self: lacking)
+    with pytest.raises(DataError, match=r"no train(ing)? image of .*\b3\b"):
+        module.build(config(data=DIGITS, **settings))
+
+
+def test_a_permuted_image_of_another_size_is_refused():
+    change = permuted.Permute((0, 0), 64)
+    with pytest.raises(DataError, match="9 x 8 pixels"):
+        change(np.zeros((9, 8, 1), dtype=np.uint8))

@@ -104,3 +104,46 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
 def test_settings_are_read_without_running_the_file(name):
     assert registry.settings("streams", name).__name__ == "Config"
     assert all(registry.field_docs("streams", name).values())
+
+
+FROM_SETTINGS = {
+    "permuted": {"tasks": 2, "seed": 3},
+    "rotated": {"tasks": 2, "angles": (10.0, 77.5)},
+    "general": {"step": 2, "order": "random", "seed": 4},
+    "mnist360": {"official_sampling": True, "batch_size": 5},
+}
+
+
+@pytest.mark.parametrize("name", FROM_SETTINGS)
+def test_streams_of_settings_are_replayed(name, tmp_path):
+    module = registry.load("streams", name)
+    config = module.Config(data=DIGITS, train_per_class=12, validation_share=0.2, **FROM_SETTINGS[name])
+    stream = module.build(config)
+    replay.save(stream, tmp_path / "m.json")
+    again = replay.build(replay.Config(manifest=tmp_path / "m.json"))
+    assert contents(again) == contents(stream)
+    pixels = [[e.inputs["image"].tobytes() for e in task.train] for task in again]
+    assert pixels == [[e.inputs["image"].tobytes() for e in task.train] for task in stream]
+    assert [task.facts for task in again] == [task.facts for task in stream]
+    other = Named(place="data", name="digits", settings={"split_seed": 3})
+    with pytest.raises(DataError, match="differ from the manifest"):
+        replay.build(replay.Config(manifest=tmp_path / "m.json", data=other))
+
+
+def test_an_order_that_comes_out_otherwise_is_refused(tmp_path):
+    module = registry.load("streams", "permuted")
+    manifest = json.loads(json.dumps(module.build(module.Config(data=DIGITS, tasks=1)).manifest))
+    manifest["changes"][0]["sha256"] = "0" * 64
+    (tmp_path / "m.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"changes\.0\.sha256 000000000000"):
+        replay.build(replay.Config(manifest=tmp_path / "m.json"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("tasks", 0), ("speed", 1)])
+def test_settings_that_the_stream_does_not_take_make_no_manifest(tmp_path, key, value):
+    module = registry.load("streams", "permuted")
+    manifest = json.loads(json.dumps(module.build(module.Config(data=DIGITS, tasks=1)).manifest))
+    manifest["settings"][key] = value
+    (tmp_path / "m.json").write_text(json.dumps(manifest))
+    with pytest.raises(RecipeError, match=f"settings.*{key}"):
+        replay.build(replay.Config(manifest=tmp_path / "m.json"))

@@ -14,7 +14,7 @@ from pydantic import Field
 from perdure.config import Named
 from perdure.errors import RecipeError
 from perdure.streams import selection, transformed
-from perdure.types import Stream, Task
+from perdure.types import Dataset, Stream, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,10 @@ class Config:
     train_per_class: Annotated[int, Field(ge=1)] | None = None
     """Only the first so many training images of each class."""
     test_per_class: Annotated[int, Field(ge=1)] | None = None
-    """Only the first so many test images of each class."""
+    """Only the first so many test (and validation) images of each class."""
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each class's training images held out for validation; 0: the data set's own validation images. Test on
+    them with ``evaluate.split=validation``."""
 
 
 def build(config: Config) -> Stream:
@@ -44,42 +47,42 @@ def build(config: Config) -> Stream:
         RecipeError: the groups do not come out even.
         DataError: a class has no training image.
     """
+    return assemble(config.data.build(), config)
+
+
+def assemble(dataset: Dataset, config: Config) -> Stream:
+    """The stream over a data set that is already read."""
     import numpy as np
 
-    dataset = config.data.build()
     transformed.require_classes(dataset)
     order = _class_order(len(dataset.candidates), config)
     new_label = {label: place for place, label in enumerate(order)}
     group = {label: place // config.step for label, place in new_label.items()}
-    rules = selection.Rules(train_per_class=config.train_per_class, test_per_class=config.test_per_class)
+    rules = selection.rules_of(config)
     chosen = rules.splits(dataset)
-    train: list[int] = []
-    for number, members in enumerate(selection.by_task(chosen["train"], dataset.train.targets, group)):
+    groups = selection.by_task(chosen["train"], dataset.train.targets, group)
+    chosen["train"] = []
+    for number, members in enumerate(groups):
         shuffled = np.random.default_rng([config.seed, number]).permutation(len(members))
-        train += [members[i] for i in shuffled]
+        chosen["train"] += [members[i] for i in shuffled]
     names = tuple(dataset.candidates[label] for label in order)
     parts = {
-        "train": dataset.train.select(train).relabel(new_label.__getitem__),
-        "test": dataset.test.select(chosen["test"]).relabel(new_label.__getitem__),
+        split: rules.source(dataset, split).select(positions).relabel(new_label.__getitem__)
+        for split, positions in chosen.items()
     }
     selection.require_training_images(
         parts["train"].targets, dict(enumerate(names)), where="the stream", data=dataset.name, limit=None
     )
-    size = config.batch_size
-    batches = [min(size, len(train) - start) for start in range(0, len(train), size)]
+    selection.require_test_images(parts["test"].targets, data=dataset.name)
+    size, count = config.batch_size, len(chosen["train"])
+    batches = [min(size, count - start) for start in range(0, count, size)]
     task = Task(index=0, name="stream", kind="classify", candidates=names, facts={"batches": batches}, **parts)
     manifest = {
         "stream": "general",
-        "source": config.data.plain(),
+        **selection.settings_of(config),
         "data": selection.identity(dataset),
         "order": order,
-        "step": config.step,
-        "batch_size": size,
-        "seed": config.seed,
-        **{
-            split: selection.record(p, parts[split].targets)
-            for split, p in (("train", train), ("test", chosen["test"]))
-        },
+        "examples": {split: selection.record(own, parts[split].targets) for split, own in chosen.items()},
     }
     return Stream(name=f"{dataset.name}-general", tasks=(task,), manifest=manifest)
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from perdure.config import Named
 from perdure.errors import DataError
 from perdure.streams import selection, transformed
-from perdure.types import Stream, Task
+from perdure.types import Dataset, Stream, Task
 
 FIRST_ANGLE = 60.0
 """Degrees between the first angles of consecutive classes; class 0 starts one of these below 0."""
@@ -45,7 +45,10 @@ class Config:
     train_per_class: Annotated[int, Field(ge=1)] | None = None
     """Only the first so many training images of each class."""
     test_per_class: Annotated[int, Field(ge=1)] | None = None
-    """Only the first so many test images of each class."""
+    """Only the first so many test (and validation) images of each class."""
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each class's training images held out for validation; 0: the data set's own validation images. Test on
+    them with ``evaluate.split=validation``."""
 
 
 class Step(NamedTuple):
@@ -73,42 +76,42 @@ def build(config: Config) -> Stream:
     Raises:
         DataError: the data set has fewer classes than wanted, or a class without images.
     """
-    dataset = config.data.build()
+    return assemble(config.data.build(), config)
+
+
+def assemble(dataset: Dataset, config: Config) -> Stream:
+    """The stream over a data set that is already read."""
     transformed.require_classes(dataset)
     if len(dataset.candidates) < config.classes:
         raise DataError(f"{len(dataset.candidates)} classes", where=dataset.name, expected=f"at least {config.classes}")
-    rules = selection.Rules(train_per_class=config.train_per_class, test_per_class=config.test_per_class)
-    chosen = rules.splits(dataset)
+    rules = selection.rules_of(config)
     of_class = {
-        split: [[p for p in chosen[split] if getattr(dataset, split).targets[p] == c] for c in range(config.classes)]
-        for split in ("train", "test")
+        split: [[p for p in chosen if rules.source(dataset, split).targets[p] == c] for c in range(config.classes)]
+        for split, chosen in rules.splits(dataset).items()
     }
-    for split, positions in of_class.items():
-        if missing := [dataset.candidates[c] for c, own in enumerate(positions) if not own]:
+    for split in ("train", "test"):
+        if missing := [dataset.candidates[c] for c, own in enumerate(of_class[split]) if not own]:
             raise DataError(f"no {split} image of class {missing[0]}", where=dataset.name)
     plan = schedule([len(own) for own in of_class["train"]], config.batch_size, rounds=config.rounds)
-    train, train_angles = served(plan, of_class["train"], config)
-    test, test_angles = tested(of_class["test"], config)
+    turns = {
+        "train": served(plan, of_class["train"], config),
+        "validation": tested(of_class["validation"], config),
+        "test": tested(of_class["test"], config),
+    }
+    parts = {split: _turned(rules.source(dataset, split), *turn, split) for split, turn in turns.items()}
     task = Task(
         index=0,
         name="turning",
         kind="classify",
         candidates=dataset.candidates[: config.classes],
-        train=_turned(dataset.train, train, train_angles, "train"),
-        test=_turned(dataset.test, test, test_angles, "test"),
         facts={"batches": [step.n0 + step.n1 for step in plan]},
+        **parts,
     )
     manifest = {
         "stream": "mnist360",
-        "source": config.data.plain(),
+        **selection.settings_of(config),
         "data": selection.identity(dataset),
-        "classes": config.classes,
-        "rounds": config.rounds,
-        "batch_size": config.batch_size,
-        "official_sampling": config.official_sampling,
-        "seed": config.seed,
-        "train": selection.record(train, task.train.targets),
-        "test": selection.record(test, task.test.targets),
+        "examples": {split: selection.record(turn[0], parts[split].targets) for split, turn in turns.items()},
     }
     return Stream(name=f"{dataset.name}-360", tasks=(task,), manifest=manifest)
 
@@ -158,21 +161,31 @@ def picks(
 ) -> tuple[list[int], list[int]]:
     """Index within its class, and class, of each training image."""
     pick = pick or _Shuffled((config.seed, 0), replacement=config.official_sampling)
-    chunks = 2 * config.rounds
-    used = [0] * len(counts)
+    numbers = _chunk_numbers(len(counts), config.rounds)
     chosen, labels = [], []
     before = None
     for step in plan:
         begins = before != step[:3]
         before = step[:3]
-        for label, n in ((step.first, step.n0), (step.second, step.n1)):
-            used[label] += begins
-            sizes = chunk_sizes(counts[label], chunks)
-            number = chunks - used[label]
+        pair = zip((step.first, step.second), numbers[step.round, step.first], (step.n0, step.n1))
+        for label, number, n in pair:
+            sizes = chunk_sizes(counts[label], 2 * config.rounds)
             start = sum(sizes[:number])
             chosen += [start + int(i) for i in pick(label, sizes[number], n, begins)]
             labels += [label] * n
     return chosen, labels
+
+
+def _chunk_numbers(classes: int, rounds: int) -> dict[tuple[int, int], tuple[int, int]]:
+    """Which chunk of its two classes each pair of a round uses; empty chunks are used up like others."""
+    left = [2 * rounds] * classes
+    numbers = {}
+    for turn in range(rounds):
+        for first, second in pairwise([*range(classes), 0]):
+            left[first] -= 1
+            left[second] -= 1
+            numbers[turn, first] = (left[first], left[second])
+    return numbers
 
 
 def tested(
@@ -187,7 +200,7 @@ def tested(
     official = config.official_sampling
     pick = pick or _Shuffled((config.seed, 1), replacement=False, afresh=official)
     for label, own in enumerate(positions):
-        size = config.batch_size if official else len(own)
+        size = config.batch_size if official else max(1, len(own))
         rendered = 0
         for start in range(0, len(own), size):
             n = min(size, len(own) - start)

@@ -1,6 +1,6 @@
 """A stream exactly as an earlier run had it, from the manifest that the run saved.
 
-Knows manifests of class-incremental and domain-incremental streams, and the result cards that hold them.
+Knows the manifests of the streams of classification, and the result cards that hold them.
 Where the data are not those of the manifest, it stops: a replay that is only similar is none.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +30,7 @@ class Config:
     manifest: Path
     """A saved manifest, or the card.json of a run."""
     data: Annotated[Named, "data"] | None = None
-    """The data set of a class-incremental stream on this machine; null: read as the manifest says."""
+    """The data set of a stream over one data set on this machine; null: read as the manifest says."""
     domains: tuple[Annotated[Named, "data"], ...] = ()
     """The data sets of a domain-incremental stream on this machine; empty: read as the manifest says."""
 
@@ -44,6 +44,14 @@ def build(config: Config) -> Stream:
     """
     saved, where = load(config.manifest), str(config.manifest)
     made_by = registry.load("streams", saved.stream)
+    if isinstance(saved, _Settings):
+        source = config.data or Named.of("data", saved.source)
+        dataset = source.build()
+        _require_same("the data", [saved.data], [dataset], where)
+        stream = made_by.assemble(dataset, _settings(made_by, saved, source, where))
+        made = {name: stream.manifest.get(name) for name in _RESULTS}
+        _compare("the tasks", {name: getattr(saved, name) for name in _RESULTS}, made, where)
+        return stream
     if isinstance(saved, _ClassIncremental):
         dataset = (config.data or Named.of("data", saved.source)).build()
         _require_same("the data", [saved.data], [dataset], where)
@@ -62,7 +70,7 @@ def save(stream: Stream, path: Path) -> None:
     path.write_text(json.dumps(stream.manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load(path: Path) -> _ClassIncremental | _Domain:
+def load(path: Path) -> _ClassIncremental | _Domain | _Settings:
     """A saved manifest, by itself or inside a result card, checked."""
     from pydantic import TypeAdapter, ValidationError
 
@@ -79,7 +87,7 @@ def load(path: Path) -> _ClassIncremental | _Domain:
     if kind is None:
         raise _no_manifest(path, f"holds no manifest of {' or '.join(_KINDS)}")
     try:
-        manifest: _ClassIncremental | _Domain = TypeAdapter(kind).validate_python(content)
+        manifest: _ClassIncremental | _Domain | _Settings = TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise _no_manifest(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -128,7 +136,41 @@ class _Domain(_Rules):
     data: list[_Identity]
 
 
-_KINDS: dict[Any, Any] = {"class_incremental": _ClassIncremental, "domain": _Domain}
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """A stream over one data set that follows from its settings; what came of them is compared."""
+
+    stream: str
+    source: Source
+    settings: dict[str, Any]
+    data: _Identity
+    examples: dict[str, Any]
+    order: list[int] | None = None
+    changes: list[dict[str, Any]] | None = None
+
+
+_RESULTS = ("examples", "order", "changes")
+_FROM_SETTINGS = ("general", "mnist360", "permuted", "rotated")
+_KINDS: dict[Any, Any] = {
+    "class_incremental": _ClassIncremental,
+    "domain": _Domain,
+    **dict.fromkeys(_FROM_SETTINGS, _Settings),
+}
+
+
+def _settings(made_by: Any, saved: _Settings, source: Named, where: str) -> Any:
+    """The settings of the stream's module, checked."""
+    from pydantic import TypeAdapter, ValidationError
+
+    unknown = saved.settings.keys() - {field.name for field in fields(made_by.Config)}
+    if unknown:
+        raise _no_manifest(Path(where), f"settings: {sorted(unknown)[0]} is no setting of {saved.stream}")
+    try:
+        checked = TypeAdapter(made_by.Config).validate_python({"data": source, **saved.settings})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _no_manifest(Path(where), f"settings.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return checked
 
 
 def _no_manifest(where: Path, what: str) -> RecipeError:

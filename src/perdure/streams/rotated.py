@@ -11,8 +11,8 @@ from typing import Annotated
 from pydantic import Field
 
 from perdure.config import Named
-from perdure.streams import selection, transformed
-from perdure.types import Stream
+from perdure.streams import transformed
+from perdure.types import Dataset, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,10 @@ class Config:
     train_per_class: Annotated[int, Field(ge=0)] | None = None
     """Only the first so many training images of each class."""
     test_per_class: Annotated[int, Field(ge=1)] | None = None
-    """Only the first so many test images of each class."""
+    """Only the first so many test (and validation) images of each class."""
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each class's training images held out for validation; 0: the data set's own validation images. Test on
+    them with ``evaluate.split=validation``."""
 
     def faults(self):
         if self.angles and len(self.angles) != self.tasks:
@@ -43,10 +46,13 @@ def build(config: Config) -> Stream:
     Raises:
         RecipeError: the data set is not of kind `classify`.
     """
+    return assemble(config.data.build(), config)
+
+
+def assemble(dataset: Dataset, config: Config) -> Stream:
+    """The stream over a data set that is already read."""
     import numpy as np
 
-    dataset = config.data.build()
-    rules = selection.Rules(train_per_class=config.train_per_class, test_per_class=config.test_per_class)
     drawn = np.random.default_rng(config.seed).uniform(0, 180, config.tasks).tolist()
     changes = [(f"{angle:.1f} degrees", transformed.Rotate(angle)) for angle in config.angles or drawn]
-    return transformed.domains(f"rotated {dataset.name}", dataset, changes, rules, source=config.data)
+    return transformed.domains("rotated", dataset, changes, config)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from perdure.data.class_folders import split_by_share
@@ -43,6 +43,18 @@ class Rules:
         """The examples that the positions of `split` point into."""
         from_train = split == "train" or (split == "validation" and self.validation_share)
         return dataset.train if from_train else getattr(dataset, split)
+
+
+def rules_of(config: Any) -> Rules:
+    """The rules that the settings of a stream state."""
+    stated = {field.name for field in fields(config)} & {field.name for field in fields(Rules)}
+    return Rules(**{name: getattr(config, name) for name in stated})
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """``{"source": the data set as named, "settings": all others}`` of a stream over one data set, JSON-ready."""
+    stated = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "data"}
+    return {"source": config.data.plain(), "settings": json.loads(json.dumps(stated))}
 
 
 def first_of_each(targets: Sequence[int], limit: int | None) -> list[int]:
@@ -98,6 +110,12 @@ def require_training_images(
             expected="at least one image of every class",
             todo="Complete the data, or set `train_per_class: 0` for methods that do not train.",
         )
+
+
+def require_test_images(targets: Sequence[int], *, data: str) -> None:
+    """There is a test image."""
+    if not targets:
+        raise DataError("no test image", where=data, todo="Set the data set's `test_share`, or complete the data.")
 
 
 def _held_out(dataset: Dataset, train: list[int], share: float) -> tuple[list[int], list[int]]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from perdure.config import Named
 from perdure.errors import RecipeError
 from perdure.images import open_image
 from perdure.streams import selection
@@ -43,12 +42,24 @@ class Rotate:
         return {"degrees": self.degrees}
 
 
-def domains(
-    name: str, dataset: Dataset, changes: Sequence[tuple[str, Change]], rules: selection.Rules, *, source: Named
-) -> Stream:
-    """One task for each named change, over all classes (domain-incremental)."""
+def domains(name: str, dataset: Dataset, changes: Sequence[tuple[str, Change]], config: Any) -> Stream:
+    """One task for each named change, over all classes (domain-incremental).
+
+    Args:
+        config: of the stream `name`: its settings are kept in the manifest.
+    """
     require_classes(dataset)
+    rules = selection.rules_of(config)
     positions = rules.splits(dataset)
+    targets = {split: [rules.source(dataset, split).targets[p] for p in own] for split, own in positions.items()}
+    selection.require_training_images(
+        targets["train"],
+        dict(enumerate(dataset.candidates)),
+        where="every task",
+        data=dataset.name,
+        limit=rules.train_per_class,
+    )
+    selection.require_test_images(targets["test"], data=dataset.name)
     tasks = []
     for index, (title, change) in enumerate(changes):
         parts = {
@@ -58,18 +69,14 @@ def domains(
         facts = {"domain": title, **change.facts()}
         task = Task(index=index, name=title, kind="classify", candidates=dataset.candidates, facts=facts)
         tasks.append(replace(task, **parts))
-    written = {
-        split: selection.record(chosen, [rules.source(dataset, split).targets[p] for p in chosen])
-        for split, chosen in positions.items()
-    }
     manifest = {
         "stream": name,
-        "source": source.plain(),
+        **selection.settings_of(config),
         "data": selection.identity(dataset),
         "changes": [{"name": title, **change.facts()} for title, change in changes],
-        "examples": written,
+        "examples": {split: selection.record(chosen, targets[split]) for split, chosen in positions.items()},
     }
-    return Stream(name=name, tasks=tuple(tasks), manifest=manifest)
+    return Stream(name=f"{name} {dataset.name}", tasks=tuple(tasks), manifest=manifest)
 
 
 def changed(base: Examples, positions: Sequence[int], change: Callable[[int], Change], *, prefix: str) -> Examples:
