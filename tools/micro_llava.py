@@ -182,6 +182,9 @@ def save(llava: Llava, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(llava.model).to(torch.float16).save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
+    config = json.loads((out / "config.json").read_text())
+    config["vision_config"] |= {"_name_or_path": "micro-clip", "dtype": "float16"}  # not where it was read here
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     texts.save_tokenizer(out)
 
 
