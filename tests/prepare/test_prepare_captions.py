@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny_clip import tiny_clip
 
-from perdure.cli import _find
+from perdure.cli import _find, main
 from perdure.errors import DataError
 from perdure.metrics import captioning
 from perdure.models import clip
@@ -61,6 +61,46 @@ def test_clipscores_are_added_to_saved_captions(world):
     (folder / "bad.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(DataError, match="no records of captions"):
         captions.score_file(folder / "bad.jsonl", folder, model, folder / "q.jsonl")
+
+
+def test_saved_captions_become_files_of_the_coco_evaluation(tmp_path):
+    rows = [
+        {"id": f"{i}.jpg", "image_id": 40 + i, "caption": "a cat", "references": ["a dog", "a cat"]} for i in (0, 1)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    results, annotations = captions.write_coco(tmp_path / "p.jsonl", tmp_path / "coco")
+    assert json.loads(results.read_text()) == [{"image_id": 40 + i, "caption": "a cat"} for i in (0, 1)]
+    tools = pytest.importorskip("pycocotools.coco")
+    truth = tools.COCO(str(annotations))
+    assert [a["caption"] for a in truth.loadAnns(truth.getAnnIds(imgIds=[41]))] == ["a dog", "a cat"]
+    assert sorted(truth.loadRes(str(results)).getImgIds()) == [40, 41]
+    (tmp_path / "p.jsonl").write_text((json.dumps(rows[0]) + "\n") * 2)
+    with pytest.raises(DataError, match="image 40 is described twice"):
+        captions.write_coco(tmp_path / "p.jsonl", tmp_path / "coco")
+
+
+def command(capsys, *arguments):
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return left.value.code, said.out, said.err
+
+
+def test_the_commands_say_what_they_did(world, capsys):
+    folder, _, _ = world
+    given = ["--weights", folder / "clip", "--device", "cpu", "--out", folder / "f.safetensors", "--texts-only"]
+    (folder / "lines.txt").write_text("a cat\n" + "dog " * 60 + "\n")
+    code, out, _ = command(
+        capsys, "prepare", "features", "--data", "caption_texts", "--root", folder / "lines.txt", *given
+    )
+    assert code == 0 and out.startswith("0 images, 2 captions (1 captions were too long and were cut) -> ")
+    models = [part for role in ("policy", "reward") for part in ("--model", f"{role}={folder / 'clip'}")]
+    pictures = [folder / f"{i}.png" for i in range(3)]
+    asked = ["predict", "--find", "a cat", *models, "--set", "steps=1", "--top", "2", "--device", "cpu"]
+    code, out, _ = command(capsys, *asked, *pictures)
+    assert code == 0 and len(out.splitlines()) == 2 and all("before adapting" in line for line in out.splitlines())
+    code, _, err = command(capsys, *asked, folder / "nowhere")
+    assert code in (1, 2) and "Traceback" not in err and "nowhere" in err
 
 
 def test_own_images_are_found_by_a_text_and_a_broken_one_is_named(world):

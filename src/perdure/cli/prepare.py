@@ -140,6 +140,18 @@ def clipscore(
     print("  ".join(f"{name} {value:.2f}" for name, value in means.items()) + f"  -> {target}")
 
 
+@app.command("coco-results", context_settings=SETTINGS)
+def coco_results(
+    file: Annotated[Path, typer.Argument(help="saved captions of a run: predictions/*.jsonl")],
+    out: Annotated[Path, typer.Option("--out", help="folder of results.json and annotations.json")],
+) -> None:
+    """Write saved captions, and the reference captions beside them, as the COCO evaluation reads them."""
+    from perdure.prepare import captions
+
+    for path in captions.write_coco(file, out):
+        print(path)
+
+
 def _clip(weights: str, device: str) -> Any:
     import torch
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from perdure.checkpoint import write_text
 from perdure.errors import DataError
 from perdure.images import open_image
-from perdure.metrics import caption_scores
+from perdure.metrics import caption_scores, captioning
 from perdure.nn.captioning.features import store
 
 if TYPE_CHECKING:
@@ -74,6 +74,37 @@ def add_clipscores(records: Sequence[dict[str, Any]], images: Sequence[Any], cli
 
 def score_file(path: Path, root: Path, clip: Clip, out: Path) -> dict[str, float]:
     """Add CLIPScores to a file of saved predictions whose ids are image paths below `root`; their means."""
+    records = read_records(path)
+    added = add_clipscores(records, [root / r["id"] for r in records], clip)
+    write_text(out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in added))
+    names = [name for name in ("clipscore", "refclipscore") if all(name in r for r in added)]
+    return {name: 100 * sum(r[name] for r in added) / len(added) for name in names}
+
+
+def write_coco(path: Path, out: Path) -> list[Path]:
+    """Saved predictions as the COCO evaluation reads them: ``results.json`` and ``annotations.json`` in `out`.
+
+    Raises:
+        DataError: two predictions of one image.
+    """
+    records = read_records(path)
+    ids = [record["image_id"] for record in records]
+    if len(set(ids)) < len(ids):
+        twice = next(i for k, i in enumerate(ids) if i in ids[:k])
+        raise DataError(f"image {twice} is described twice", where=str(path))
+    said = [(record["image_id"], text) for record in records for text in record["references"]]
+    truth = [{"id": i, "image_id": image, "caption": text} for i, (image, text) in enumerate(said)]
+    contents = {
+        "results.json": captioning.coco_results(records),
+        "annotations.json": {"images": [{"id": image} for image in ids], "annotations": truth},
+    }
+    for name, content in contents.items():
+        write_text(out / name, json.dumps(content, ensure_ascii=False) + "\n")
+    return [out / name for name in contents]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Records of captions from a run's folder of predictions."""
     if not path.is_file():
         raise DataError("there is no such file", where=str(path))
     try:
@@ -82,10 +113,7 @@ def score_file(path: Path, root: Path, clip: Clip, out: Path) -> dict[str, float
         raise DataError(f"a line is no JSON ({error})", where=str(path)) from None
     if not records or "caption" not in records[0]:
         raise DataError("these are no records of captions", where=str(path), expected="predictions/*.jsonl of a run")
-    added = add_clipscores(records, [root / r["id"] for r in records], clip)
-    write_text(out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in added))
-    names = [name for name in ("clipscore", "refclipscore") if all(name in r for r in added)]
-    return {name: 100 * sum(r[name] for r in added) / len(added) for name in names}
+    return records
 
 
 @torch.no_grad()
