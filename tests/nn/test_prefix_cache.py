@@ -20,7 +20,7 @@ from perdure.methods.av_joint import AvJoint
 from perdure.methods.php import Config, Php
 from perdure.models.clap import FrontEnd
 from perdure.nn.audio_visual import prefix
-from perdure.nn.audio_visual.inputs import Problem, problem_of
+from perdure.nn.audio_visual.inputs import IMAGENET, Problem, pixels_of, problem_of
 from perdure.nn.audio_visual.learning import System, embed
 from perdure.nn.audio_visual.prefix_cache import PrefixCache
 from perdure.run import run
@@ -188,3 +188,13 @@ def test_without_a_folder_nothing_is_kept():
     cache = PrefixCache(None, gigabytes=1.0, facts=[b"x"])
     cache.open(None)
     assert not cache.write("k", {"mel": torch.zeros(1)}) and cache.read("k") is None
+
+
+def test_pixels_are_normalized_by_imagenet_or_as_the_clip_at_hand_was_made():
+    clip = tiny.clip()
+    clip.transform = replace(clip.transform, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    frames = torch.zeros(1, 1, 3, 2, 2, dtype=torch.uint8)
+    own = System(clip=clip, clap=tiny.clap(), pixel_statistics="clip")
+    assert pixels_of({"frames": frames}, own.statistics).unique().tolist() == [-2.0]  # (0 - 0.5) / 0.25
+    published = System(clip=clip, clap=tiny.clap())
+    assert published.statistics == IMAGENET

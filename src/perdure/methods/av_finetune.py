@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class Config:
     """Channels of the map that masks are read from."""
     mask_heads: Annotated[int, Field(ge=1)] = 8
     """Attention heads between the frame and its sound in the head of masks."""
+    pixel_statistics: Literal["imagenet", "clip"] = "imagenet"
+    """Mean and deviation that pixels are normalized with: ImageNet's, as in PHP, or those of the CLIP at hand."""
     cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
     """Disk space for embedded frames and spectrograms of videos, float16, made once; 0: made anew in each epoch."""
     cache_folder: Path | None = None
@@ -74,8 +76,12 @@ class AvFinetune:
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         self.config, self.clip, self.audio = config, clip, audio
         readout = Readout(mask_dim=config.mask_dim, mask_heads=config.mask_heads)
-        cache = {"cache_gigabytes": config.cache_gigabytes, "cache_folder": config.cache_folder}
-        self.system = System(clip=clip, clap=audio, readout=readout, **cache)
+        more = {
+            "pixel_statistics": config.pixel_statistics,
+            "cache_gigabytes": config.cache_gigabytes,
+            "cache_folder": config.cache_folder,
+        }
+        self.system = System(clip=clip, clap=audio, readout=readout, **more)
         self.tasks = TaskParts(self.make_parts, per_task={"head"})
 
     def preprocess(self, example: Example, training: bool) -> Batch:

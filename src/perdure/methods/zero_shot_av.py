@@ -17,7 +17,15 @@ from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.nn.audio_visual import readout
 from perdure.nn.audio_visual.events import event_logits
-from perdure.nn.audio_visual.inputs import Problem, mel_of, pixels_of, preprocess, problem_of, segments_in
+from perdure.nn.audio_visual.inputs import (
+    Problem,
+    mel_of,
+    pixels_of,
+    preprocess,
+    problem_of,
+    segments_in,
+    statistics_of,
+)
 from perdure.nn.clip_classifier import check_template, encode_prompts, prompts
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
@@ -65,7 +73,7 @@ class ZeroShotAv:
 
         def predict(batch: Batch) -> Predictions:
             pair = event_logits(
-                clip.image_features(pixels_of(batch, "clip")),
+                clip.image_features(pixels_of(batch, statistics_of(clip, "clip"))),
                 clap.encode_audio(mel_of(clap, batch, seconds=self.seconds)),
                 seen_classes=seen_classes,
                 heard_classes=heard_classes,

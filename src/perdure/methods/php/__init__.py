@@ -128,7 +128,7 @@ class Config:
     mask_heads: Annotated[int, Field(ge=1)] = 8
     """Attention heads between the frame and its sound in the head of masks."""
     pixel_statistics: Literal["imagenet", "clip"] = "imagenet"
-    """Mean and deviation that pixels are normalized with; published: ImageNet's."""
+    """Mean and deviation that pixels are normalized with: ImageNet's, as published, or those of the CLIP at hand."""
     epochs: Annotated[int, Field(ge=1)] = 10
     """Passes over each task's videos."""
     lr: Annotated[float, Field(gt=0)] = 3e-4

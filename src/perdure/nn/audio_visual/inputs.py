@@ -24,12 +24,14 @@ from perdure.types import Batch, Example, Kind, Query, Task
 
 if TYPE_CHECKING:
     from perdure.models.clap import Clap
+    from perdure.models.clip import Clip
 
 RATE = 32_000
 MOST_LABELS = 32
 """Events that a video may have."""
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and deviation of the channels of pixels in 0..1."""
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +195,12 @@ def _first_mask(masks: Sequence[Any], where: str) -> Tensor:
 # -- from a batch to the towers -----------------------------------------------------------------------------
 
 
-def pixels_of(
-    batch: Batch, statistics: Literal["imagenet", "clip"] = "imagenet"
-) -> Float[Tensor, "frames 3 size size"]:
+def statistics_of(clip: Clip, name: Literal["imagenet", "clip"]) -> Statistics:
+    """ImageNet's, or those that this CLIP was made with."""
+    return IMAGENET if name == "imagenet" else (clip.transform.mean, clip.transform.std)
+
+
+def pixels_of(batch: Batch, statistics: Statistics = IMAGENET) -> Float[Tensor, "frames 3 size size"]:
     """All frames of all videos, normalized."""
     if "pixels" in batch:
         return batch["pixels"].flatten(0, 1).float()
@@ -203,10 +208,10 @@ def pixels_of(
 
 
 def normalized_pixels(
-    frames: UInt8[Tensor, "frames 3 size size"], statistics: Literal["imagenet", "clip"]
+    frames: UInt8[Tensor, "frames 3 size size"], statistics: Statistics
 ) -> Float[Tensor, "frames 3 size size"]:
     """Less the mean of a channel, over its deviation."""
-    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in _statistics(statistics))
+    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in statistics)
     return (frames.float() / 255 - mean) / std
 
 
@@ -243,7 +248,3 @@ def spec_mask(mel: Float[Tensor, "frames 1 time mels"]) -> Float[Tensor, "frames
             shape = (len(mel), 1, size, 1) if axis == 2 else (len(mel), 1, 1, size)
             keep = keep * (~inside).view(shape).to(mel)
     return mel * keep
-
-
-def _statistics(name: Literal["imagenet", "clip"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return IMAGENET if name == "imagenet" else CLIP

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from perdure import training
 from perdure.loading import ExampleBatches
 from perdure.nn.audio_visual import prefix, readout, towers
-from perdure.nn.audio_visual.inputs import Problem
+from perdure.nn.audio_visual.inputs import Problem, Statistics, statistics_of
 from perdure.nn.audio_visual.parts import TaskParts
 from perdure.nn.audio_visual.prefix import embed
 from perdure.nn.audio_visual.prefix_cache import PrefixCache
@@ -67,9 +67,14 @@ class System:
     def __post_init__(self) -> None:
         towers.check_pair(self.clip, self.clap)
         if self.cache_gigabytes:
-            facts = prefix.facts(self.clip, self.clap, self.pixel_statistics)
+            facts = prefix.facts(self.clip, self.clap, self.statistics)
             cache = PrefixCache(self.cache_folder, gigabytes=self.cache_gigabytes, facts=facts)
             object.__setattr__(self, "cache", cache)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean and deviation that pixels are normalized with."""
+        return statistics_of(self.clip, self.pixel_statistics)
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         """See `prefix.preprocess`."""
@@ -182,10 +187,7 @@ def fit(
         shuffle=shuffle,
         collate=system.collate,
     )
-    buffers = dict(parts.named_buffers())
-    norm = system.clap.tower.batch_norm
-    if system.modes.audio_statistics:
-        buffers |= {"mel.mean": norm.running_mean, "mel.variance": norm.running_var}
+    buffers = _buffers(system, parts)
     parameters = {name: p for name, p in parts.named_parameters() if p.requires_grad}
     losses = training.fit(
         loss,
@@ -198,6 +200,13 @@ def fit(
     )
     system.report(runtime)
     return losses
+
+
+def _buffers(system: System, parts: nn.ModuleDict) -> dict[str, Tensor]:
+    """What changes in training beside parameters."""
+    norm = system.clap.tower.batch_norm
+    moved = {"mel.mean": norm.running_mean, "mel.variance": norm.running_var} if system.modes.audio_statistics else {}
+    return dict(parts.named_buffers()) | moved
 
 
 def predictor(system: System, tasks: TaskParts, insert: Insert, query: Query) -> Callable[[Batch], Predictions]:

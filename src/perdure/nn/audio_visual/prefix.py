@@ -9,7 +9,7 @@ decoded; the others are made one by one, so that an entry does not depend on wha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -20,6 +20,7 @@ from perdure.errors import RecipeError
 from perdure.nn.audio_visual import towers
 from perdure.nn.audio_visual.inputs import (
     Problem,
+    Statistics,
     asked,
     media,
     mel_of,
@@ -52,7 +53,7 @@ def embed(system: System, problem: Problem, batch: Batch, *, update: bool = Fals
             check_seconds(system.clap, problem)
             mel = system.clap.front.repeated(batch["mel"].flatten(0, 1).float(), seconds=problem.clip_seconds)
         else:
-            frames = towers.embed_frames(system.clip, pixels_of(batch, system.pixel_statistics))
+            frames = towers.embed_frames(system.clip, pixels_of(batch, system.statistics))
             mel = mel_of(system.clap, batch, seconds=problem.clip_seconds)
         patches = system.clap.patches(
             mel,
@@ -110,7 +111,7 @@ def _fresh(system: System, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     cache = system.cache
     assert cache is not None
     for frames, wave, key in zip(batch["frames"], batch["wave"], batch["key"], strict=True):
-        entry = make_entry(system.clip, system.clap, frames, wave, statistics=system.pixel_statistics)
+        entry = make_entry(system.clip, system.clap, frames, wave, statistics=system.statistics)
         cache.counts["made"] += 1
         cache.write(key, {name: tensor.cpu() for name, tensor in zip(MADE, entry)})
         yield entry
@@ -122,7 +123,7 @@ def make_entry(
     frames: UInt8[Tensor, "segments 3 size size"],
     wave: Float[Tensor, "segments samples"],
     *,
-    statistics: Literal["imagenet", "clip"],
+    statistics: Statistics,
 ) -> tuple[Tensor, Tensor]:
     """Embedded frames and the decibels of one period of each second, float16."""
     with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
@@ -130,7 +131,7 @@ def make_entry(
         return small(tokens), small(clap.front.period(wave.float()))
 
 
-def facts(clip: Clip, clap: Clap, statistics: str) -> Iterator[bytes]:
+def facts(clip: Clip, clap: Clap, statistics: Statistics) -> Iterator[bytes]:
     """What entries depend on beside the video."""
     yield f"1 {clip.image_size} {statistics} {clip.dtype} {clap.front}".encode()
     for name, tensor in sorted(clip.model.vision_model.embeddings.state_dict().items()):
