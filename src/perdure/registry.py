@@ -26,7 +26,8 @@ from perdure.source_settings import Source, bound, class_docs, docstring, locate
 Place = Literal["methods", "models", "data", "streams"]
 PLACES: tuple[Place, ...] = ("methods", "models", "data", "streams")
 SINGULAR = {"methods": "method", "models": "model", "data": "data set", "streams": "stream"}
-_MAKERS = {"models": "load", "data": "read", "streams": "build"}
+MAKERS = {"models": "load", "data": "read", "streams": "build"}
+"""What makes a thing of its settings: a function of its module. A method is made by its class."""
 _HERE = Path(__file__).parent
 
 
@@ -131,22 +132,6 @@ def load(place: Place, name: str) -> Any:
         if isinstance(value, type) and _plain(key) == wanted:
             return value
     raise _no_class(spec, name)
-
-
-def build(named: Any, **kwargs: Any) -> Any:
-    """What a `perdure.config.Named` stands for: a data set, a loaded model, a stream, a method.
-
-    Args:
-        named: place, name and settings.
-        **kwargs: passed on to the maker (the roles of a method).
-    """
-    from perdure.config import parse  # config imports this module
-
-    thing = load(named.place, named.name)
-    where = f"{SINGULAR[named.place]} {named.name}"
-    config = parse(thing.Config, named.settings, where=where)
-    maker = thing if named.place == "methods" else getattr(thing, _MAKERS[named.place])
-    return maker(config, **kwargs)
 
 
 @cache
