@@ -28,7 +28,7 @@ import torch
 from perdure import recipe, registry
 from perdure.evaluate import Evaluation
 from perdure.metrics import continual
-from perdure.metrics.audio_visual import normalized_mean
+from perdure.metrics.continual import normalized_mean
 from perdure.nn.audio_visual.inputs import mel_of, preprocess
 from perdure.run import run
 from perdure.runtime import Runtime

@@ -26,6 +26,7 @@ from perdure import training
 from perdure.evaluate import Evaluation
 from perdure.methods.php.generator import MidPrompts, fold
 from perdure.metrics import audio_visual as metrics
+from perdure.metrics import masks, parsing
 from perdure.models.clap.mel import FrontEnd
 from perdure.nn.audio_visual import learning, losses, prefix, readout, towers
 from perdure.nn.audio_visual.adapter import DualGuidedAdapter
@@ -329,12 +330,12 @@ def test_similarity_of_masked_maps_and_contrast(php):
 def test_metrics_of_masks_and_classes(php):
     data = arrays(php / "metrics.npz")
     logits, truth = data["iou/logits"], data["iou/gt"] > 0
-    found = metrics.frame_iou(logits, truth)
+    found = masks.frame_iou(logits, truth)
     singles = torch.stack([data[f"iou/single{i}"] for i in range(len(truth))])
     close(found, singles.double(), atol=1e-5)
     close(found.mean(), data["iou/mean"].double(), atol=1e-5)
-    assert metrics.best_f_score(logits, truth) == pytest.approx(float(data["fm/score"]), abs=1e-5)
-    _, precision, recall = metrics.f_curve(logits[0].sigmoid(), truth[0])
+    assert masks.best_f_score(logits, truth) == pytest.approx(float(data["fm/score"]), abs=1e-5)
+    _, precision, recall = masks.f_curve(logits[0].sigmoid(), truth[0])
     close(precision, data["fm/prec0"], atol=1e-5)
     close(recall, data["fm/rec0"], atol=1e-5)
     right = (data["top1/logits"].argmax(1) == data["top1/labels"]).tolist()
@@ -350,12 +351,12 @@ def test_metrics_of_parsed_videos(php):
     for case in cases:
         maps = {n: data[f"avvp/{case}/{n}"].numpy().astype(bool) for n in ("Pa", "Pv", "Ga", "Gv")}
         predicted, true = ({"audio": maps[f"{p}a"], "visual": maps[f"{p}v"]} for p in "PG")
-        for name, scores in (("segment", metrics.segment_scores), ("event", metrics.event_scores)):
+        for name, scores in (("segment", parsing.segment_scores), ("event", parsing.event_scores)):
             found = scores(predicted, true)
             expected = data[f"avvp/{case}/{name}_A_V_eventall_AV"]
             close(torch.tensor([found[n] for n in ("A", "V", "Event@AV", "AV")]), expected.float(), atol=1e-6)
         events = {
-            part: {m: metrics._events(v) for m, v in side.items()}
+            part: {m: parsing.events_of(v) for m, v in side.items()}
             for part, side in (("predicted", predicted), ("true", true))
         }
         rows.append(events | {"classes": len(maps["Pa"]), "segments": maps["Pa"].shape[1]})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from perdure import metrics
 from perdure.errors import DataError
-from perdure.metrics import audio_visual as av
+from perdure.metrics import continual, masks, parsing
 from perdure.nn.audio_visual import losses
 from perdure.types import Example, Query
 
@@ -23,22 +25,22 @@ def maps(*runs: tuple[int, int], classes: int = 2) -> dict[str, np.ndarray]:
 
 def test_two_events_that_are_heard_as_one():
     truth, predicted = maps((0, 4), (5, 9)), maps((0, 9))
-    assert av.segment_scores(predicted, truth)["A"] == pytest.approx(16 / 17)  # 8 hits, 1 false alarm
-    counts = av.event_counts(predicted["audio"], truth["audio"])[:, 0]
+    assert parsing.segment_scores(predicted, truth)["A"] == pytest.approx(16 / 17)  # 8 hits, 1 false alarm
+    counts = parsing.event_counts(predicted["audio"], truth["audio"])[:, 0]
     assert counts.tolist() == [0, 1, 2]  # IoU 4/9 with either
-    assert av.event_scores(predicted, truth)["A"] == 0
+    assert parsing.event_scores(predicted, truth)["A"] == 0
 
 
 def test_nothing_there_and_nothing_found_is_right_and_a_false_alarm_is_wrong():
-    for scores in (av.segment_scores, av.event_scores):
+    for scores in (parsing.segment_scores, parsing.event_scores):
         assert set(scores(maps(), maps()).values()) == {1.0}
         assert scores(maps((0, 3)), maps())["A"] == 0
         assert scores(maps((0, 3)), maps())["V"] == 1
 
 
 def test_runs_of_a_row():
-    assert av.runs(np.array([1, 1, 0, 1, 0, 0, 1], dtype=bool)) == [(0, 2), (3, 4), (6, 7)]
-    assert av.runs(np.zeros(4, dtype=bool)) == []
+    assert parsing.runs(np.array([1, 1, 0, 1, 0, 0, 1], dtype=bool)) == [(0, 2), (3, 4), (6, 7)]
+    assert parsing.runs(np.zeros(4, dtype=bool)) == []
 
 
 def test_iou_of_masks_and_of_frames_without_truth():
@@ -47,15 +49,15 @@ def test_iou_of_masks_and_of_frames_without_truth():
     logits = torch.full((3, 2, 4), -1.0)
     logits[0, 0, :2] = 1  # 2 of them
     logits[2] = 1  # all foreground, nothing true
-    assert av.frame_iou(logits, truth).tolist() == pytest.approx([0.5, 1, 0], abs=1e-6)
+    assert masks.frame_iou(logits, truth).tolist() == pytest.approx([0.5, 1, 0], abs=1e-6)
 
 
 def test_f_score_of_a_perfect_and_of_an_empty_frame():
     truth = torch.zeros(2, 2, 2, dtype=torch.bool)
     truth[0, 0] = True
     logits = torch.where(truth, 9.0, -9.0)
-    assert av.best_f_score(logits, truth) == pytest.approx(1.0)
-    assert av.best_f_score(logits, torch.zeros_like(truth)) == 0
+    assert masks.best_f_score(logits, truth) == pytest.approx(1.0)
+    assert masks.best_f_score(logits, torch.zeros_like(truth)) == 0
 
 
 def test_a_video_level_label_costs_as_many_logarithms_as_it_has_classes():
@@ -80,7 +82,8 @@ def test_records_of_events_and_their_accuracy():
         [Example(id="a", inputs={}, target=[0, 1, 0])],
         query("localize-events", "x", "y", "z"),
     )
-    assert rows == [{"id": "a", "kind": "localize-events", "prediction": [0, 1, 2], "target": [0, 1, 0]}]
+    assert rows[0]["prediction"] == [0, 1, 2] and rows[0]["target"] == [0, 1, 0]
+    assert rows[0]["names"] == {"0": "x", "1": "y", "2": "z"} and "frames" not in rows[0]
     assert metrics.compute("segment_accuracy", rows) == pytest.approx(200 / 3)
     assert metrics.compute("score", rows) == metrics.compute("score_official", rows)
 
@@ -133,4 +136,19 @@ def test_types_of_questions_and_what_was_not_asked():
 
 def test_the_normalized_mean_mixes_no_units():
     matrix = [[0.8, None, None], [0.7, 0.6, None], [0.75, 0.5, 0.9]]
-    assert av.normalized_mean(matrix) == pytest.approx((75 / 0.8 + 50 / 0.6 + 100) / 3)
+    assert continual.normalized_mean(matrix) == pytest.approx((75 / 0.8 + 50 / 0.6 + 100) / 3)
+    assert continual.normalized_mean([[0.0]]) is None  # what scored 0 has nothing to keep
+
+
+def test_records_name_classes_frames_and_questions():
+    frames = [Path("frames/a/00000001.jpg"), Path("frames/a/00000002.jpg")]
+    target = {"labels": [4], "audio": [[4, 0, 1]], "visual": []}
+    example = Example(id="a", inputs={"frames": frames}, target=target)
+    present = {m: torch.zeros(1, 2, 2) for m in ("audio", "visual")}
+    asked = query("parse-video", "x", "y", offset=3)
+    (row,) = metrics.records("parse-video", {"scores": torch.zeros(1, 2, 2), **present}, [example], asked)
+    assert row["true"]["audio"] == [[1, 0, 1]] and row["names"] == {"1": "y"}
+    assert row["frames"] == ["frames/a/00000001.jpg", "frames/a/00000002.jpg"]
+    question = Example(id="q", inputs={"question_text": "Is it loud?"}, target={"answer": 0, "type": ["Audio", "x"]})
+    (row,) = metrics.records("answer", torch.eye(2)[:1], [question], query("answer", "yes", "no"))
+    assert (row["question"], row["prediction"], row["target"]) == ("Is it loud?", "yes", "yes")

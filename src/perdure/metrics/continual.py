@@ -10,7 +10,7 @@ the `continuum_compat` forms, which answer 0 for one task, are the exception tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -159,6 +159,17 @@ def forward_transfer(
     if initial is None:
         return None
     return _mean(np.diagonal(matrix, offset=1) - initial[1:size])
+
+
+def normalized_mean(matrix: Float[ndarray, "after asked"] | Sequence[Sequence[float | None]]) -> float | None:
+    """Mean over tasks of the final score over the score when learned, in percent: mixes no units.
+
+    A task that scored 0 when it was learned has nothing to keep and is left out.
+    """
+    table = np.asarray(matrix, dtype=np.float64)
+    last, own = table[-1], np.diagonal(table)
+    there = ~np.isnan(last) & ~np.isnan(own) & (own != 0)
+    return float(100 * (last[there] / own[there]).mean()) if there.any() else None
 
 
 def continuum_compat(matrix: Float[ndarray, "after asked"]) -> dict[str, float]:

@@ -35,6 +35,7 @@ AGGREGATES = {
     "last": "final {}",
     "last_of_tasks": "final {}, tasks weighed alike",
     "when_learned": "{} when learned",
+    "normalized": "normalized mean {}",
     "forgetting": "forgetting",
     "bwt": "backward transfer",
     "fwt": "forward transfer",
@@ -253,6 +254,8 @@ def _aggregates(run: Run, metric: str, *, full: bool) -> dict[str, float | None]
         return {"last": found["last"]}
     if full and metric in METRICS and METRICS[metric].module == "instruction":
         return {**continual.sefe(cells.matrix), "forgetting": found["forgetting"], "bwt": found["bwt"]}
+    if metric in METRICS and METRICS[metric].module == "audio_visual":  # units differ from task to task
+        found["normalized"] = continual.normalized_mean(cells.matrix)
     if found["last"] is None:
         return {"when_learned": found["when_learned"]}
     for weighed in ("average", "last"):  # where tasks are of one size, both readings agree: say it once
