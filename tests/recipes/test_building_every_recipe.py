@@ -47,7 +47,7 @@ def tiny(tmp_path_factory) -> Callable[[Named], Any]:
             return tiny_instruction.tiny_llava()
         assert named.name == "captioner", f"no tiny model of the family {named.name}"
         llm = tiny_captioner.tiny_llm(tmp_path_factory.mktemp("llm"))
-        small = {"dim": 24, "llm": str(llm), "layers": 1, "prefix_length": 4, "prefix_length_clip": 4}
+        small = {"dim": 24, "llm": str(llm), "layers": 1, "weights": None}
         known = {key: value for key, value in small.items() if key in registry.field_docs("models", "captioner")}
         return Named(place="models", name="captioner", settings={**named.settings, **known}).build()
 
