@@ -1,8 +1,8 @@
 """Speed and memory of RLCF: the plain schedule of the published code beside perdure's, on the same random weights.
 
     python benchmarks/rlcf.py encoder
-    python benchmarks/rlcf.py encoder --images 4 --at-once 4
-    python benchmarks/rlcf.py encoder --micro --images 16 --at-once 16
+    python benchmarks/rlcf.py encoder --images 4 --at-once 4 --against one-by-one
+    python benchmarks/rlcf.py encoder --micro --images 16 --at-once 16 --against one-by-one
     python benchmarks/rlcf.py prompt --classes 50
     python benchmarks/rlcf.py prompt --classes 1000 --plain-classes 50 100
 
@@ -10,6 +10,7 @@ The plain schedule of an image: all views forward with gradients, every prompt a
 encoded again in every step, weights and optimizer reset by `load_state_dict` and `deepcopy`. Both schedules give
 logits, which must agree within 1e-4. Plain prompt tuning at 1000 classes does not fit most machines: with
 `--plain-classes` it is measured at fewer, twice, and continued as a straight line (its text part is linear in classes).
+With `--against one-by-one` ours takes the place of the plain schedule, too, and adapts to one image after another.
 
 Seconds are those of this process on the CPU (other load on the machine counts little), memory is the peak of the
 resident set above what it was before the images came. Models: ViT-B/32 as policy and as reward, 64 views, 6 kept.
@@ -33,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from perdure.data import lists
+from perdure.data import lists, microworld
 from perdure.methods.rlcf_encoder import Config as EncoderConfig
 from perdure.methods.rlcf_encoder import RlcfEncoder
 from perdure.methods.rlcf_prompt import Config as PromptConfig
@@ -53,6 +54,8 @@ def main() -> None:
     parser.add_argument("--plain-classes", type=int, nargs=2, help="measure the plain schedule at these instead")
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--at-once", type=int, default=1, help="images that ours adapts to side by side")
+    parser.add_argument("--against", choices=("plain", "one-by-one"), default="plain")
+    parser.add_argument("--tune", choices=("all", "norm"), default="all", help="parameters of the encoder that move")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="a small network, to see that it runs")
     parser.add_argument("--micro", action="store_true", help="the embedded micro-clip and micro-clip-reward")
@@ -64,7 +67,8 @@ def main() -> None:
     else:
         policy, reward = (random_clip(seed, tiny=asked.tiny) for seed in (0, 1))
     result = {"what": asked.what, "models": "micro-clip" if asked.micro else "ViT-B/32", "classes": asked.classes}
-    result |= {"images": asked.images, "at_once": asked.at_once, "threads": asked.threads}
+    result |= {"images": asked.images, "at_once": asked.at_once, "against": asked.against, "tune": asked.tune}
+    result["threads"] = asked.threads
     result |= compare(asked, policy, reward)
     for name, value in result.items():
         print(f"{name:28} {value:.3g}" if isinstance(value, float) else f"{name:28} {value}")
@@ -75,16 +79,20 @@ def main() -> None:
 def compare(asked: argparse.Namespace, policy: Clip, reward: Clip) -> dict[str, float]:
     """Ours and plain, measured; at `plain_classes` the logits are compared, too."""
     plain = {"encoder": plain_encoder, "prompt": plain_prompt}[asked.what]
-    counts = asked.plain_classes or [asked.classes]
-    method = make(asked.what, policy, reward, asked.at_once)
+    counts, titles = asked.plain_classes or [asked.classes], names(asked.micro)
+    method, one_by_one = (make(asked, policy, reward, at_once) for at_once in (asked.at_once, 1))
     batch = images(method, asked.images)
     views = policy.transform.normalize(batch["views"])
     ours, theirs, apart = {}, {}, 0.0
     for n in dict.fromkeys([asked.classes, *counts]):
-        predict = method.predictor(Query(kind="classify", candidates=names(n)))
+        predict = method.predictor(Query(kind="classify", candidates=titles[:n]))
         logits, ours[n] = measured(lambda predict=predict: predict(batch), asked.images)
         if n in counts:
-            expected, theirs[n] = measured(lambda n=n: plain(policy, reward, names(n), views), asked.images)
+            if asked.against == "one-by-one":
+                alone = one_by_one.predictor(Query(kind="classify", candidates=titles[:n]))
+                expected, theirs[n] = measured(lambda alone=alone: alone(batch), asked.images)
+            else:
+                expected, theirs[n] = measured(lambda n=n: plain(policy, reward, titles[:n], views), asked.images)
             apart = max(apart, float((logits - expected).abs().max()))
     assert apart < 1e-4, f"logits differ by {apart}"
     if asked.classes not in theirs:
@@ -102,13 +110,12 @@ def compare(asked: argparse.Namespace, policy: Clip, reward: Clip) -> dict[str, 
     }
 
 
-def make(what: str, policy: Clip, reward: Clip, at_once: int) -> RlcfEncoder | RlcfPrompt:
+def make(asked: argparse.Namespace, policy: Clip, reward: Clip, at_once: int) -> RlcfEncoder | RlcfPrompt:
     """The method as a recipe would make it."""
-    if what == "encoder":
-        config = EncoderConfig(views=VIEWS, samples=SAMPLES, steps=STEPS, at_once=at_once, chunk=64)
-        return RlcfEncoder(config, policy=policy, reward=reward)
-    config = PromptConfig(views=VIEWS, samples=SAMPLES, steps=STEPS, at_once=at_once, chunk=64)
-    return RlcfPrompt(config, policy=policy, reward=reward)
+    shared = {"views": VIEWS, "samples": SAMPLES, "steps": STEPS, "at_once": at_once, "chunk": 64}
+    if asked.what == "encoder":
+        return RlcfEncoder(EncoderConfig(**shared, tune=asked.tune), policy=policy, reward=reward)
+    return RlcfPrompt(PromptConfig(**shared), policy=policy, reward=reward)
 
 
 def plain_encoder(policy: Clip, reward: Clip, classes: tuple[str, ...], views: Tensor) -> Tensor:
@@ -201,8 +208,11 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(features, dim=-1)
 
 
-def names(count: int) -> tuple[str, ...]:
-    return tuple(lists.load("class_names.json")["imagenet1000"][:count])
+def names(micro: bool) -> tuple[str, ...]:
+    """Of ImageNet's classes, or of those that micro-clip has words for."""
+    if micro:
+        return microworld.read(microworld.Config(train_per_class=0, test_per_class=1)).candidates
+    return tuple(lists.load("class_names.json")["imagenet1000"])
 
 
 def prompts(classes: tuple[str, ...]) -> list[str]:
