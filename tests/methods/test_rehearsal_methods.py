@@ -6,8 +6,9 @@ from importlib import import_module
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from perdure import registry, testing
+from perdure import registry, rehearsal, testing
 from perdure.errors import DataError, TrainingError
 from perdure.run import run
 from perdure.runtime import Runtime
@@ -124,3 +125,48 @@ def test_every_method_is_described():
         assert registry.describe("methods", name).roles == ("net",)
         assert all(registry.field_docs("methods", name).values()), name
         import_module(f"perdure.methods.{name}")
+
+
+@pytest.mark.parametrize("name", ["er", "derpp"])
+def test_a_step_equals_the_plain_one(name):
+    """Layout, in-place layers and looked-up augmentation change no number: the same step, written plainly."""
+    quick, plain = make(name, lr=0.1)(), make(name, lr=0.1)()
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    columns = {"image": stored, "label": torch.arange(8) % 6}
+    if name == "derpp":
+        columns["logits"] = torch.randn(8, 6, generator=generator)
+    for method in (quick, plain):
+        method.memory.put({key: column.clone() for key, column in columns.items()})
+        method.net.train()
+    runtime = Runtime(device="cpu", quiet=True)
+    optimizer = rehearsal.sgd(quick.net, 0.1)
+    for step in range(3):
+        images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, 6, (4,), generator=generator)
+        torch.manual_seed(step)
+        found = quick.losses(images, labels)
+        loss = (found[0] if name == "derpp" else found)["loss"]
+        rehearsal.descend(loss, optimizer, runtime)
+        torch.manual_seed(step)
+        told = plainly(plain, images, labels)
+        told.backward()
+        torch.testing.assert_close(loss, told, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            for parameter in plain.net.parameters():
+                parameter -= 0.1 * parameter.grad
+                parameter.grad = None
+    for mine, theirs in zip(quick.net.state_dict().values(), plain.net.state_dict().values()):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def plainly(method, images, labels):
+    """The loss of ER or DER++ as the papers write it, in torch's default layout."""
+    replay = method.memory.draw(4, method.draws)
+    if "logits" not in replay:
+        x = torch.cat([images, replay["image"]]) / 255
+        return F.cross_entropy(method.net(x), torch.cat([labels, replay["label"]]))
+    loss = F.cross_entropy(method.net(images / 255), labels)
+    loss = loss + method.config.alpha * F.mse_loss(method.net(replay["image"] / 255), replay["logits"])
+    again = method.memory.draw(4, method.draws)
+    return loss + method.config.beta * F.cross_entropy(method.net(again["image"] / 255), again["label"])
