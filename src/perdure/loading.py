@@ -76,8 +76,10 @@ class ExampleBatches:
         runtime = self.runtime
         parts = _parts(self, len(self.examples), epoch)[start:]
         mine = [[(int(i), epoch) for i in part[runtime.rank :: runtime.processes]] for part in parts]
-        loader = iter(self._loader([keys for keys in mine if keys]))
-        for part, keys in zip(parts, mine):
+        # in a sharded run a process without examples of its own goes along with another's, at no weight
+        shown = [keys or [(int(part[0]), epoch)] * runtime.sharded for part, keys in zip(parts, mine)]
+        loader = iter(self._loader([keys for keys in shown if keys]))
+        for part, keys, own in zip(parts, shown, mine):
             if not keys:
                 yield None, 0.0
                 continue
@@ -85,7 +87,9 @@ class ExampleBatches:
             for name, reason in skipped:
                 skip(runtime, name, reason)
             batch = None if batch is None else to_device(batch, runtime.device)
-            yield batch, len(keys) / len(part) if batch is not None else 0.0
+            if batch is None and runtime.sharded:
+                raise DataError("no example of a process's part of a batch can be read", expected="readable examples")
+            yield batch, len(own) / len(part) if batch is not None else 0.0
 
     def _loader(self, keys: list[list[tuple[int, int]]]) -> DataLoader:
         workers = min(self.runtime.workers, len(keys))

@@ -148,12 +148,13 @@ def _check_kinds(method: Method, stream: Stream) -> None:
 
 def _save(method: Method, stream: Stream, scores: Scores, task: Task, runtime: Runtime) -> None:
     """The resume point, then what people read; the mid-task checkpoints of the task are done with."""
+    own = method.state_dict() if runtime.out is not None else {}  # every process: weights may be shared out
     if runtime.out is not None and runtime.main:
         state = {
             "task": task.index,
             "names": scores.tasks,
             "rows": scores.rows,
-            "method": method.state_dict(),
+            "method": own,
         }
         query = asdict(stream.query(task, after=task.index))
         more = {"query": query | {"candidates": list(query["candidates"])}, "skipped": runtime.skipped}

@@ -74,6 +74,8 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
+        self.sharded = self.processes > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        """Frozen weights are shared out over processes (`sharding`): all must make the same passes."""
         self.task = -1
         """Index of the task being learned: a part of every key."""
         self.skipped: dict[str, str] = {}

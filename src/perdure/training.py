@@ -221,7 +221,7 @@ def _step(
     """One optimizer step; returns detached values. A value is the mean over the step's examples here."""
     optimizer.zero_grad(set_to_none=True)
     total: dict[str, Tensor] = {}
-    for part, weight in _cut(batch, settings.accumulate):
+    for part, weight in _cut(batch, settings.accumulate, all_parts=runtime.sharded):
         with runtime.autocast():
             values = loss(part)
         values = values if isinstance(values, Mapping) else {"loss": values}
@@ -243,8 +243,11 @@ def _mean_over_processes(values: dict[str, Tensor], share: float, runtime: Runti
     return {n: torch.tensor(sum(part.get(n, 0.0) * weight for part, weight in parts)) for n in names}
 
 
-def _cut(batch: Batch | None, parts: int) -> list[tuple[Batch, float]]:
-    """Parts of a batch with their share of its examples."""
+def _cut(batch: Batch | None, parts: int, *, all_parts: bool = False) -> list[tuple[Batch, float]]:
+    """Parts of a batch with their share of its examples.
+
+    `all_parts`: never fewer than `parts`, further ones being the first example at no weight.
+    """
     if batch is None:
         return []
     if parts == 1:
@@ -252,7 +255,10 @@ def _cut(batch: Batch | None, parts: int) -> list[tuple[Batch, float]]:
     n = len(batch["position"])
     size = math.ceil(n / parts)
     spans = [(i, min(i + size, n)) for i in range(0, n, size)]
-    return [({name: value[i:j] for name, value in batch.items()}, (j - i) / n) for i, j in spans]
+    cut = [({name: value[i:j] for name, value in batch.items()}, (j - i) / n) for i, j in spans]
+    if all_parts:
+        cut += [({name: value[:1] for name, value in batch.items()}, 0.0)] * (parts - len(cut))
+    return cut
 
 
 def _set_lr(optimizer: Any, groups: Sequence[Group], settings: Fit, step: int, per_epoch: int) -> None:

@@ -1,24 +1,16 @@
 """SEFE on a tiny LLaVA."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from tiny_instruction import TUNING, tiny_llava, tiny_tasks
 
-from perdure import checkpoint
 from perdure.errors import CheckpointError
-from perdure.evaluate import read_records
 from perdure.methods.sefe import Config, Sefe
 from perdure.run import run, seed_everything
 from perdure.runtime import Runtime
 from perdure.testing import check_method
-
-ROOT = Path(__file__).parents[2]
 
 
 def make(**settings):
@@ -132,23 +124,6 @@ def test_run_scores_every_seen_task(tmp_path):
     scores = run(make()(), tiny_tasks(), runtime=Runtime(device="cpu", quiet=True, out=tmp_path))
     assert [(r["after"], r["asked"]) for r in scores.rows] == [(0, 0), (1, 0), (1, 1)]
     assert set(scores.rows[0]["values"]) == {"answer_accuracy", "format_compliance"}
-
-
-@pytest.mark.slow
-def test_two_processes_learn_the_weights_of_one(tmp_path):
-    """Without dropout, and with the loss that does not depend on how a batch is shared."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, command in (("one", [sys.executable]), ("two", launcher)):
-        whole = [*command, "-m", "tests.instruction_run", str(tmp_path / name)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (checkpoint.load(tmp_path / n / "state.safetensors") for n in ("one", "two"))
-    for part in ("weights", "projector"):
-        for name, weight in one[part].items():
-            torch.testing.assert_close(two[part][name], weight, rtol=1e-4, atol=1e-5)
-    pairs = [[read_records(tmp_path / n / "predictions" / "1_0.jsonl") for n in ("one", "two")]]
-    assert all(a == b for a, b in pairs)
 
 
 def test_accumulating_changes_no_weight():

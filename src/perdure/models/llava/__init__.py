@@ -25,6 +25,7 @@ from perdure.models.llava.conversation import IGNORE, IMAGE_ID, encode_conversat
 from perdure.models.llava.images import MEAN, STD, pixels
 from perdure.models.llava.settings import Tuning
 from perdure.models.llava.tokenizer import is_legacy
+from perdure.sharding import gather
 from perdure.types import Batch, Example
 
 __all__ = ["Config", "Llava", "load"]
@@ -194,9 +195,11 @@ class Llava(nn.Module):
         while the function is in use: what all questions begin with is read once.
         """
         start = SharedStart(self.model, self._encode(question_start()))
+        gather(self.blocks)
 
         def answer(batch: Batch) -> list[str]:
-            self.to(batch["input_ids"].device)
+            if self.model.device != batch["input_ids"].device:
+                self.to(batch["input_ids"].device)
             lengths = batch["attention_mask"].sum(1)
             order = lengths.argsort(stable=True)
             answers = [""] * len(order)
@@ -231,6 +234,11 @@ class Llava(nn.Module):
     def language_model(self) -> nn.Module:
         """The decoder, without its head."""
         return self.model.model.language_model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder's layers, which hold nearly all of its weights."""
+        return self.language_model.layers  # type: ignore[return-value]
 
     @property
     def projector(self) -> nn.Module:

@@ -20,6 +20,7 @@ from perdure.models.llava import Llava
 from perdure.models.llava.settings import Tuning
 from perdure.nn.low_rank import fresh_a, merged
 from perdure.runtime import Runtime
+from perdure.sharding import put, whole
 from perdure.types import Task
 
 _ADAPTER = "default"
@@ -120,19 +121,19 @@ class Adapters:
         """Add the updates to the weights, and switch them off."""
         with torch.no_grad():
             for m in self.matrices.values():
-                m.weight.copy_(merged(m.weight, m.a, m.b, scale=self.scale, dtype=dtype))
+                put(m.weight, merged(whole(m.weight), m.a, m.b, scale=self.scale, dtype=dtype))
                 m.b.zero_()
         self.enable(False)
 
     def weights(self) -> dict[str, Tensor]:
         """The dense weights under the updates, by name."""
-        return {name: m.weight.data for name, m in self.matrices.items()}
+        return {name: whole(m.weight.data) for name, m in self.matrices.items()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """What `weights` gave."""
         with torch.no_grad():
             for name, m in self.matrices.items():
-                m.weight.copy_(weights[name])
+                put(m.weight, weights[name])
 
     def save_task(self, task: Task, runtime: Runtime) -> None:
         """The update of a task, in the run's folder ``adapters/01_name``."""

@@ -17,6 +17,7 @@ from perdure.models.llava.conversation import word_count
 from perdure.models.llava.sampler import modality_grouped_order
 from perdure.models.llava.settings import Tuning
 from perdure.runtime import Runtime
+from perdure.sharding import place
 from perdure.training import Fit, Group, fit
 from perdure.types import Batch, Examples
 
@@ -39,7 +40,7 @@ def tune(
     groups = [Group(parameters=parameters)]
     if tuning.projector_lr != 0:
         groups.append(Group(parameters=projector_parameters(llava), lr=tuning.projector_lr))
-    llava.to(runtime.device)
+    place(llava, llava.blocks, runtime=runtime)
     with training_mode(llava, tuning):
         return fit(
             loss,
@@ -135,10 +136,8 @@ class GroupedBatches:
         def draw(n: int) -> Sequence[int]:
             return self._runtime.permutation(n, self._stage, epoch, next(drawn)).tolist()
 
-        processes = self._runtime.processes
-        order = modality_grouped_order(
-            self._lengths, draw, batch_size=max(1, self._size // processes), processes=processes
-        )
+        # whole batches are made, so that the number of processes changes none of them
+        order = modality_grouped_order(self._lengths, draw, batch_size=self._size, processes=1)
         return self._batches(order).epoch(epoch, start)
 
 

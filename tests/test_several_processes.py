@@ -1,0 +1,88 @@
+"""A run in several processes is that in one: with whole weights in each, and with weights shared out (FSDP).
+
+Each case starts real processes that talk through gloo, with SEFE on a tiny LLaVA.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from perdure import checkpoint
+from perdure.evaluate import read_records
+
+ROOT = Path(__file__).parents[1]
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+
+pytestmark = pytest.mark.slow
+
+
+def launch(out, *, processes=1, sharded=False, stop_after=None):
+    """Runs `instruction_run`; its final state if it came to the end."""
+    command = [sys.executable, *(TWO if processes == 2 else []), "-m", "tests.instruction_run", str(out)]
+    command += [] if stop_after is None else [str(stop_after)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(SHARDED if sharded else {})}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    file = out / "state.safetensors"
+    return checkpoint.load(file) if file.exists() else None
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    return out, launch(out)
+
+
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory):
+    out = tmp_path_factory.mktemp("shared_out")
+    return out, launch(out, processes=2, sharded=True)
+
+
+def check_same(first, second, **tolerance):
+    for part in ("weights", "projector"):
+        for name, weight in first[part].items():
+            torch.testing.assert_close(second[part][name], weight, **tolerance)
+    for name, elements in first["elements"].items():
+        for key in ("row_ends", "columns", "counts"):
+            assert torch.equal(second["elements"][name][key], elements[key]), (name, key)
+
+
+def answers(out):
+    return read_records(out / "predictions" / "1_0.jsonl")
+
+
+def test_two_processes_learn_the_weights_of_one(alone, tmp_path):
+    state = launch(tmp_path, processes=2)
+    check_same(alone[1], state, rtol=1e-4, atol=1e-5)
+    assert answers(tmp_path) == answers(alone[0]) and state["in parts"] == [False]
+
+
+def test_two_processes_that_share_the_weights_out_learn_those_of_one(alone, shared_out):
+    check_same(alone[1], shared_out[1], rtol=1e-4, atol=1e-5)
+    assert answers(shared_out[0]) == answers(alone[0]) and shared_out[1]["in parts"] == [True]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A shared run that was stopped in its second task, when the penalty is on: 6 steps of 2 parts a task."""
+    out = tmp_path_factory.mktemp("stopped")
+    assert launch(out, processes=2, sharded=True, stop_after=17) is None
+    assert list((out / "checkpoint").glob("task_0001/*.safetensors"))
+    return out
+
+
+def test_resuming_a_shared_run_in_mid_task_equals_never_stopping(shared_out, stopped, tmp_path):
+    again = shutil.copytree(stopped, tmp_path / "again")
+    check_same(shared_out[1], launch(again, processes=2, sharded=True), rtol=0, atol=0)
+
+
+def test_one_process_goes_on_where_two_that_shared_the_weights_stopped(alone, stopped, tmp_path):
+    again = shutil.copytree(stopped, tmp_path / "again")
+    check_same(alone[1], launch(again), rtol=1e-4, atol=1e-5)
