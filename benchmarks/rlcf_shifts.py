@@ -32,7 +32,9 @@ from typing import Any
 from perdure import api, recipe
 from perdure.evaluate import read_records
 
-METHODS = ("tpt_prompt", "tpt_encoder", "kd", "rlcf_prompt", "rlcf_encoder")
+METHODS = ("tpt_prompt", "rlcf_prompt", "rlcf_encoder")
+VIEWS = {"views": 32, "selection": 0.2}
+"""Of all methods, unless they state others."""
 RATES = {"prompt": (2e-3, 7e-3, 2e-2), "encoder": (3e-5, 1e-4, 3e-4, 1e-3)}
 STYLES = ("plain", "sketch", "inverted", "noise", "blur", "pixelated", "contrast", "textured", "rotated", "tinted")
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
@@ -41,10 +43,11 @@ DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("microworld", "pacs"))
-    parser.add_argument("--methods", nargs="*", default=("tpt_prompt", "rlcf_prompt", "rlcf_encoder"), choices=METHODS)
+    parser.add_argument(
+        "--methods", nargs="*", default=METHODS, help="each may have settings: rlcf_encoder:lr=1e-4,steps=5"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--limit", type=int, default=300, help="images of a set")
-    parser.add_argument("--set", nargs="*", default=[], dest="settings", help="method:setting=value, for a method")
     parser.add_argument("--choose", action="store_true", help="try learning rates on pictures that are not reported")
     parser.add_argument("--pacs", type=Path, help="folder of the four domains")
     parser.add_argument("--split", type=Path, help="folder for links to training and test images")
@@ -66,21 +69,19 @@ def main() -> None:
 
 def jobs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each run as a mapping: its label, method, settings and seed."""
-    settings: dict[str, dict[str, Any]] = defaultdict(dict)
-    for text in given.settings:
-        method, _, setting = text.partition(":")
-        name, _, value = setting.partition("=")
-        settings[method][name] = json.loads(value)
     for seed in given.seeds:
-        yield {"label": "policy", "method": "zero_shot", "seed": seed, "settings": {}}
-        yield {"label": "reward", "method": "zero_shot", "seed": seed, "settings": {}}
-        for method in given.methods:
-            shared = {"views": 32, "selection": 0.2, **settings[method]}
+        for label in ("policy", "reward"):
+            yield {"label": label, "method": "zero_shot", "seed": seed, "settings": {}}
+        for text in given.methods:
+            method, _, stated = text.partition(":")
+            settings = VIEWS | {
+                k: json.loads(v) for k, _, v in (part.partition("=") for part in stated.split(",") if part)
+            }
             rates: Sequence[float] = RATES["prompt" if "prompt" in method else "encoder"] if given.choose else ()
             for rate in rates or (None,):
                 more = {} if rate is None else {"lr": rate}
-                label = method if rate is None else f"{method}-lr={rate:g}"
-                yield {"label": label, "method": method, "seed": seed, "settings": shared | more}
+                label = text.replace(":", "-").replace(",", "+") + ("" if rate is None else f"-lr={rate:g}")
+                yield {"label": label, "method": method, "seed": seed, "settings": settings | more}
 
 
 def measured(job: Mapping[str, Any], given: argparse.Namespace) -> list[dict[str, Any]]:
