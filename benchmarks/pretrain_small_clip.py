@@ -52,9 +52,7 @@ def main() -> None:
     began = time.perf_counter()
     torch.manual_seed(given.seed)
     model = CLIPModel.from_pretrained(given.start) if given.start else CLIPModel(_config())
-    losses = pretrain(
-        model, images, labels, titles, steps=given.steps, seed=given.seed, lr=given.lr, strokes=given.strokes
-    )
+    losses = pretrain(model, images, labels, titles, steps=given.steps, lr=given.lr, strokes=given.strokes)
     save(model, given.out)
     facts = {
         "classes": [folder.name for folder in folders],
@@ -79,12 +77,10 @@ def pretrain(
     titles: list[str],
     *,
     steps: int,
-    seed: int,
     lr: float,
     strokes: bool,
 ) -> list[float]:
     """Trains a CLIP on uint8 images [images 3 64 64]; the loss of every step."""
-    torch.manual_seed(seed)
     model.train()
     prompts = torch.stack([_tokens([t.format(title) for title in titles]) for t in TEMPLATES])
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1, betas=(0.9, 0.98))
