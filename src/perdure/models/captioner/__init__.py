@@ -40,7 +40,8 @@ class Config:
     revision: str | None = None
     """Commit, branch or tag on the hub."""
     weights: Path | None = None
-    """Mapper weights: a file or folder that perdure wrote, or a `.pt` of ClipCap or CapDec; none: fresh ones."""
+    """Mapper weights: a file or folder that perdure wrote, a `.pt` of ClipCap or CapDec, or the name of an embedded
+    model; none: fresh ones."""
     mapper: Literal["transformer", "mlp"] = "transformer"
     """Kind of mapper."""
     dim: Annotated[int, Field(ge=1)] = 512
@@ -88,7 +89,7 @@ def load(config: Config) -> Captioner:
             heads=config.heads,
         )
     if config.weights is not None:
-        load_mapper(config.weights, mapper, llm)
+        load_mapper(Path(place(str(config.weights))), mapper, llm)
     return Captioner(mapper, llm, Words.of(encoder, llm), dim=config.dim)
 
 
