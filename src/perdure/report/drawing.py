@@ -7,10 +7,11 @@ Colors are Okabe-Ito's without yellow and black, and never alone: markers and da
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -97,15 +98,26 @@ def luminance(rgb: Sequence[float]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def canvas(*, height: float, panels: tuple[int, int] | None = None, share: bool = True) -> tuple[Canvas, Any]:
-    """A figure 5.6 inches wide with one axes, or a flat array of panels that share their scales or do not."""
+def canvas(
+    *,
+    height: float,
+    panels: tuple[int, int] | None = None,
+    share: bool = True,
+    ratios: Sequence[float] | None = None,
+) -> tuple[Canvas, Any]:
+    """A figure 5.6 inches wide with one axes, or a flat array of panels that share their scales or do not.
+
+    Args:
+        ratios: of the heights of the rows of panels; none: alike.
+    """
     from matplotlib.figure import Figure as Canvas
 
     with style():
         canvas = Canvas(figsize=(5.6, height), layout="constrained")
         if panels is None:
             return canvas, canvas.subplots()
-        return canvas, canvas.subplots(*panels, sharex=share, sharey=share, squeeze=False).ravel()
+        drawn = canvas.subplots(*panels, sharex=share, sharey=share, squeeze=False, height_ratios=ratios)
+        return canvas, drawn.ravel()
 
 
 def style() -> Any:
@@ -158,17 +170,65 @@ def legend(canvas: Canvas, labels: Sequence[str] = (), *, axes: Axes | None = No
         canvas.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9.5)
 
 
+def bars(
+    axes: Axes,
+    runs: Sequence[tuple[int, int]],
+    top: float,
+    height: float,
+    *,
+    color: str,
+    hatched: bool = False,
+) -> None:
+    """A bar from and to each pair; hatched ones are pale with an edge, so that color is not all that tells them."""
+    from matplotlib.patches import Rectangle
+
+    look: dict[str, Any] = {"facecolor": color, "linewidth": 0}
+    if hatched:
+        look = {"facecolor": color + "40", "edgecolor": color, "hatch": "////", "linewidth": 0.8}
+    for begin, end in runs:
+        axes.add_patch(Rectangle((begin, top), end - begin, height, **look))
+
+
+def patch_legend(canvas: Canvas, labels: Mapping[str, bool]) -> None:
+    """Below the drawing: a filled patch for each label, or a hatched one."""
+    from matplotlib.patches import Patch
+
+    plain: dict[str, Any] = {"facecolor": INK}
+    hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": INK, "hatch": "////"}
+    handles = [Patch(label=name, **(hatched if is_hatched else plain)) for name, is_hatched in labels.items()]
+    with style():
+        canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9.5)
+
+
+def picture(axes: Axes, pixels: np.ndarray, *, left: float, top: float, width: float, height: float) -> None:
+    """Pixels ``[height width 3]`` at a place in the axes' own units."""
+    axes.imshow(pixels, extent=(left, left + width, top + height, top), aspect="auto", interpolation="none", zorder=0.5)
+
+
 def finish(
-    key: str, title: str, alt: str, canvas: Canvas, columns: list[str], rows: list[list[Any]], note: str = ""
+    key: str,
+    title: str,
+    alt: str,
+    canvas: Canvas,
+    columns: list[str],
+    rows: list[list[Any]],
+    note: str = "",
+    *,
+    photographs: bool = False,
 ) -> Figure:
-    """The drawing as SVG, beside its title, its text for those who cannot see it and its data."""
+    """The drawing as SVG, beside its title, its text for those who cannot see it and its data.
+
+    Args:
+        photographs: its pictures are photographs, to be kept as JPEG.
+    """
     from matplotlib import rc_context
 
     out = io.StringIO()
     unnamed = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context({**FONT, "svg.hashsalt": f"perdure {key}"}):
+    with rc_context({**FONT, "svg.hashsalt": f"perdure {key}", "image.composite_image": not photographs}):
         canvas.savefig(out, format="svg", transparent=True, metadata=unnamed)
-    return Figure(key=key, title=title, alt=alt, svg=_compact(out.getvalue()), columns=columns, rows=rows, note=note)
+    svg = _compact(_as_jpeg(out.getvalue()) if photographs else out.getvalue())
+    return Figure(key=key, title=title, alt=alt, svg=svg, columns=columns, rows=rows, note=note)
 
 
 def as_array(curve: Curve) -> np.ndarray:
@@ -187,6 +247,18 @@ def short(names: Sequence[str], longest: int = 14) -> list[str]:
 def escape(text: str) -> str:
     """matplotlib reads a pair of dollars as mathematics."""
     return text.replace("$", r"\$")
+
+
+def _as_jpeg(svg: str) -> str:
+    """Pictures in the drawing as JPEG, a fifth of the bytes."""
+    from PIL import Image
+
+    def smaller(found: re.Match[str]) -> str:
+        out = io.BytesIO()
+        Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGB").save(out, "JPEG", quality=80)
+        return f'"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"'
+
+    return re.sub(r'"data:image/png;base64,([^"]+)"', smaller, svg)
 
 
 def _compact(svg: str) -> str:

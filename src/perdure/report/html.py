@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perdure.report import drawing, figures
+from perdure.report import clips, drawing, figures
 from perdure.report.drawing import Figure
 from perdure.report.load import Run, flatten
 from perdure.report.markdown import CAPTION, cell, interval
@@ -39,17 +39,21 @@ FOLDED = 20_000
 
 def html(groups: Sequence[Group], *, drawn: Sequence[Figure] | None = None, limit: int = LIMIT) -> str:
     """The page. `drawn`: the figures, if they are made already."""
-    drawn = list(figures.all_figures(groups) if drawn is None else drawn)
-    page = _render(groups, drawn)
+    remarks: list[str] = []
+    if drawn is None:
+        shown, remarks = clips.clip_figures(groups)
+        drawn = [*figures.all_figures(groups), *shown]
+    drawn = list(drawn)
+    page = _render(groups, drawn, remarks)
     while len(page.encode()) > limit and any(figure.svg for figure in drawn):
         largest = max(range(len(drawn)), key=lambda i: len(drawn[i].svg))
         note = f"{drawn[largest].note} Not drawn, to keep this page below {limit / 1e6:g} MB: see the table.".strip()
         drawn[largest] = replace(drawn[largest], svg="", note=note)
-        page = _render(groups, drawn)
+        page = _render(groups, drawn, remarks)
     return page
 
 
-def _render(groups: Sequence[Group], drawn: Sequence[Figure]) -> str:
+def _render(groups: Sequence[Group], drawn: Sequence[Figure], remarks: Sequence[str]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -76,6 +80,7 @@ def _render(groups: Sequence[Group], drawn: Sequence[Figure]) -> str:
         comparisons=all_comparisons(groups),
         published=[(group, published(group)) for group in groups if published(group)],
         figures=[_figure(figure) for figure in drawn],
+        remarks=remarks,
         costs=_costs(groups),
         differing=differing([group.runs[0] for group in groups]),
         settings=[(group, _settings(group.runs[0])) for group in groups],

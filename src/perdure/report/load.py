@@ -68,7 +68,7 @@ def read(folder: Path) -> Run:
     if not is_run(folder):
         raise DataError("this is not a run's folder", where=str(folder), expected=f"one of {', '.join(PARTS)} in it")
     scores = _json(folder / "scores.json")
-    events, torn = _lines(folder / "events.jsonl")
+    events, torn = json_lines(folder / "events.jsonl")
     notes = [f"{part} is missing" for part in PARTS if not (folder / part).exists()]
     if torn:
         notes.append(f"events.jsonl: {torn} damaged line(s) left out")
@@ -141,7 +141,7 @@ def _yaml(file: Path) -> dict[str, Any]:
     return found
 
 
-def _lines(file: Path) -> tuple[list[dict[str, Any]], int]:
+def json_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
     """Events, and how many lines could not be read (a kill tears the last one)."""
     if not file.exists():
         return [], 0

@@ -187,7 +187,6 @@ def fit(
         shuffle=shuffle,
         collate=system.collate,
     )
-    buffers = _buffers(system, parts)
     parameters = {name: p for name, p in parts.named_parameters() if p.requires_grad}
     losses = training.fit(
         loss,
@@ -196,17 +195,18 @@ def fit(
         settings,
         runtime=runtime,
         stage=stage,
-        keep={"buffers": buffers} if buffers else None,
+        keep=_buffers(system, parts),
     )
     system.report(runtime)
     return losses
 
 
-def _buffers(system: System, parts: nn.ModuleDict) -> dict[str, Tensor]:
-    """What changes in training beside parameters."""
+def _buffers(system: System, parts: nn.ModuleDict) -> dict[str, Any] | None:
+    """What changes in training beside parameters, if anything."""
     norm = system.clap.tower.batch_norm
     moved = {"mel.mean": norm.running_mean, "mel.variance": norm.running_var} if system.modes.audio_statistics else {}
-    return dict(parts.named_buffers()) | moved
+    buffers = dict(parts.named_buffers()) | moved
+    return {"buffers": buffers} if buffers else None
 
 
 def predictor(system: System, tasks: TaskParts, insert: Insert, query: Query) -> Callable[[Batch], Predictions]:
