@@ -33,8 +33,8 @@ from perdure.data.microworld.scenes import SHAPES
 from perdure.report import report
 
 RATE = 32_000
-SIZES = {"mask_dim": 64, "mask_heads": 4}
-SCHEDULE = {"epochs": 5, "lr": 1e-3, "batch_size": 16}
+SIZES = {"mask_dim": 64, "mask_heads": 4, "pixel_statistics": "clip", "cache_gigabytes": 1}
+SCHEDULE = {"epochs": 4, "batch_size": 8}
 METHODS: dict[str, dict[str, Any]] = {
     "php": {
         "shallow_blocks": [0],
@@ -46,9 +46,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "codebook": 32,
         "generator_heads": 4,
         "generator_depth": 2,
+        "lr": 1e-3,
     },
-    "av_finetune": {"blocks": [0, 1, 2, 3], "latents": 8, "reduction": 4},
-    "av_l2p": {},
+    "av_finetune": {"blocks": [0, 1, 2, 3], "latents": 8, "reduction": 4, "lr": 3e-3},
+    "av_l2p": {"lr": 3e-3},
 }
 
 
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--tasks", choices=["speakers", "digits"], default="speakers")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--train-per-task", type=int, default=200)
+    parser.add_argument("--train-per-task", type=int, default=120)
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     given = parser.parse_args()
     clips = given.work / "clips"
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 def _build(recordings: Path, digits: Path, pairs: Path, out: Path) -> None:
-    """``<speaker>/frames/<class>/<take>/00000001.jpg`` and ``<speaker>/wave/<class>/<take>.npy``."""
+    """``speakers/<speaker>/{frames,wave}/<class>/<speaker>_<take>`` and links to all of them in ``everyone``."""
     data = mnist.read(mnist.Config(root=digits))
     sounds = _sounds(recordings)
     with pairs.open(newline="") as lines:
@@ -87,9 +88,14 @@ def _build(recordings: Path, digits: Path, pairs: Path, out: Path) -> None:
             name, clip = SHAPES[int(row["digit"])], f"{row['speaker']}_{row['take']}"
             example = getattr(data, row["mnist_file"])[int(row["mnist_index"])]
             assert example.target == int(row["digit"]), row
-            frames, waves = (out / row["speaker"] / kind / name for kind in ("frames", "wave"))
+            frames, waves = (out / "speakers" / row["speaker"] / kind / name for kind in ("frames", "wave"))
             (frames / clip).mkdir(parents=True, exist_ok=True)
             waves.mkdir(parents=True, exist_ok=True)
+            for path in (frames / clip, waves / f"{clip}.npy"):
+                link = out / "everyone" / path.parent.parent.name / name / path.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.is_symlink():
+                    link.symlink_to(path.resolve())
             Image.fromarray(example.inputs["image"]).save(frames / clip / "00000001.jpg", quality=95)
             np.save(waves / f"{clip}.npy", _second(*sounds[row["wav"]]).astype(np.float16))
     (out / "complete").touch()
@@ -119,15 +125,13 @@ def _second(samples: np.ndarray, rate: int) -> np.ndarray:
 
 def _write(name: str, given: Any, clips: Path) -> Path:
     """The recipe of a method as a file."""
-    speakers = sorted(path.name for path in clips.iterdir() if path.is_dir())
     if given.tasks == "speakers":
-        data = [_folder(clips / speaker) for speaker in speakers]
-        names = speakers
+        names = sorted(path.name for path in (clips / "speakers").iterdir())
+        data = [_folder(clips / "speakers" / speaker) for speaker in names]
     else:
-        # One speaker, two digits a task.
-        pairs = [SHAPES[i : i + 2] for i in range(0, 10, 2)]
-        data = [_folder(clips / speakers[0], pair) for pair in pairs]
+        data = [_folder(clips / "everyone", SHAPES[i : i + 2]) for i in range(0, 10, 2)]
         names = [f"digits {i} and {i + 1}" for i in range(0, 10, 2)]
+    more = {"cache_folder": str(given.work / "cache")}
     stream = {"name": "audio_visual", "data": data, "names": names, "train_per_task": given.train_per_task}
     tree = {
         "stream": stream,
@@ -135,7 +139,7 @@ def _write(name: str, given: Any, clips: Path) -> Path:
             "clip": {"name": "clip", "weights": "micro-clip"},
             "audio": {"name": "clap", "weights": "micro-clap"},
         },
-        "method": {"name": name, **METHODS[name], **SIZES, **SCHEDULE},
+        "method": {"name": name, **METHODS[name], **SIZES, **SCHEDULE, **more},
         "evaluate": {"batch_size": 32},
         "run": {"name": f"{name}-{given.tasks}", "out": str(given.work / "runs"), "device": "cpu"},
     }
