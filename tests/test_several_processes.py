@@ -13,21 +13,37 @@ import pytest
 import torch
 
 from perdure import checkpoint
+from perdure.cli.launch import configurations
 from perdure.evaluate import read_records
 
 ROOT = Path(__file__).parents[1]
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 
 pytestmark = pytest.mark.slow
+
+
+def asked_by(name):
+    """Environment that `accelerate launch` makes of a shipped configuration; it would start no FSDP on CPUs itself."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    file = str(configurations()[name])
+    given = launch_command_parser().parse_args(["--config_file", file, "-m", "perdure", "list"])
+    made = prepare_multi_gpu_env(_validate_launch_command(given)[0])
+    return {n: v for n, v in made.items() if n.startswith(("FSDP_", "ACCELERATE_USE_"))}
 
 
 def launch(out, *, processes=1, sharded=False, stop_after=None):
     """Runs `instruction_run`; its final state if it came to the end."""
     command = [sys.executable, *(TWO if processes == 2 else []), "-m", "tests.instruction_run", str(out)]
     command += [] if stop_after is None else [str(stop_after)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(SHARDED if sharded else {})}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        **(asked_by("fsdp") if sharded else {}),
+    }
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     file = out / "state.safetensors"
     return checkpoint.load(file) if file.exists() else None

@@ -300,6 +300,12 @@ def _accelerator(device: str, precision: Precision, out: Path | None, trackers: 
 
     for name in trackers:
         check_tracker(name)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise RecipeError(
+            "accelerate's configuration asks for DeepSpeed",
+            expected="FSDP 2, which shares out weights as ZeRO-3 does",
+            todo="Take --config_file $(perdure launch fsdp).",
+        )
     mixed = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
