@@ -1,21 +1,24 @@
 """Speed of rehearsal: ours against the plain schedule, and what the loop costs beside the bare step.
 
-    python benchmarks/replay.py --threads 1 --out benchmarks/results/replay.json
+    python benchmarks/replay.py --threads 1 --out benchmarks/results/replay_1_thread.json
 
-The plain schedule does what common rehearsal code does: PIL transforms image by image, one buffer insert a
-sample, replayed images transformed one by one, gates pooled over whole maps. Same networks, same batch sizes
-(32 current, 32 replayed, 32 x 32 pixels). All variants run in turns in one process; the fastest round counts.
-Seconds are CPU seconds of the process with one thread (other jobs on the machine hardly matter), wall seconds
-with more.
+The plain schedule does what common rehearsal code does: PIL transforms image by image (crop, mirror, tensor,
+normalize), one buffer insert a sample, replayed images transformed one by one, gates pooled over whole maps,
+torch's default layout. Same networks, same batch sizes (32 current, 32 replayed, 32 x 32 pixels). The bare step is
+the network's arithmetic (three forward passes for DER++) and the optimizer on tensors that are there, in our layout.
+All variants run in turns in one process; the fastest round counts. Seconds are CPU seconds of the process with
+one thread (other jobs on the machine hardly matter), wall seconds with more.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +28,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from perdure import registry
+from perdure import registry, rehearsal
 from perdure.memory import Draws
 from perdure.models import gated_resnet, resnet18
 from perdure.nn import policy
+from perdure.nn.modularity import multiply_accumulates
 from perdure.nn.skipping import Skipping
 from perdure.runtime import Runtime
 from perdure.types import Example, Examples, Task
 
 BATCH = 32
 CLASSES = 10
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
+CHANNELS = 256
+"""Gated channels of the TinyResNet-18."""
+
+
+class SmallCnn(nn.Sequential):
+    """Three convolutions with batch norm and pooling, 10 million multiply-accumulates an image."""
+
+    classes = CLASSES
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        widths = (3, 32, 64, 128)
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], CLASSES))
+
+
 NETS = {
-    "small": lambda: resnet18.load(resnet18.Config(width=32, stages=(1, 2), seed=0)),
-    "resnet18 nf=20": lambda: resnet18.load(resnet18.Config(width=20, seed=0)),
+    "small CNN": SmallCnn,
+    "ResNet-18 nf=20": lambda: resnet18.load(resnet18.Config(width=20, seed=0, mean=MEAN, std=STD)),
+    "TinyResNet-18 nf=32": lambda: tiny(),
 }
+
+
+def tiny():
+    """The plain net beside Dynamos."""
+    return resnet18.load(resnet18.Config(width=32, stages=(1, 2), seed=0, mean=MEAN, std=STD))
 
 
 def main() -> None:
@@ -52,7 +82,7 @@ def main() -> None:
     clock = time.process_time if options.threads == 1 else time.perf_counter
     timing = Timing(clock, options.steps, options.rounds)
     result = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "torch": torch.__version__,
         "threads": options.threads,
         "seconds": "CPU" if options.threads == 1 else "wall",
@@ -66,6 +96,13 @@ def main() -> None:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n", encoding="utf-8")
+
+
+def processor() -> str:
+    """The CPU's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 class Timing:
@@ -83,6 +120,12 @@ class Timing:
                 if turn:
                     best[name] = min(best[name], self.clock() - begin)
         return best
+
+    def once(self, variant: Callable[[], object]) -> float:
+        """Seconds of one call."""
+        begin = self.clock()
+        variant()
+        return self.clock() - begin
 
 
 # -- training -----------------------------------------------------------------------------------------------
@@ -111,7 +154,7 @@ def training(net: str, timing: Timing) -> list[dict]:
 def gates(timing: Timing) -> list[dict]:
     """Dynamos beside DER++ on the plain network of the same size; gates pooled by moments and over maps."""
     task = make_task(BATCH * timing.steps)
-    derpp = make_method("derpp", NETS["small"]())
+    derpp = make_method("derpp", tiny())
     dynamos, over_maps = (make_method("dynamos", gated_resnet.load(gated_resnet.Config(seed=0))) for _ in range(2))
     over_maps.net.set_pooling("map")
     plain = Plain("dynamos", gated_resnet.load(gated_resnet.Config(seed=0)))
@@ -133,17 +176,6 @@ def gates(timing: Timing) -> list[dict]:
 
 def overhead(timing: Timing) -> list[dict]:
     """Milliseconds of a step beyond the bare one, over 20 tasks: with a linear model nothing else is left."""
-
-    class Linear(nn.Module):
-        classes = CLASSES
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(3 * 8 * 8, CLASSES)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(x.flatten(1))
-
     rows = []
     steps = 60
     for name in ("sgd", "er", "derpp"):
@@ -152,21 +184,73 @@ def overhead(timing: Timing) -> list[dict]:
         spent = []
         task = make_task(BATCH * steps, size=8)
         bare.fill(task)
-        for index in range(20):
-            method.learn(task, runtime())  # reads the images anew, as in a run
-            begin = timing.clock()
-            method.learn(task, runtime())
-            spent.append(timing.clock() - begin)
-            assert index < 20
+        for _ in range(20):
+            reading = timing.once(lambda t=task, m=method: rehearsal.read(t, m.net, runtime()))
+            spent.append(timing.once(lambda t=task, m=method: m.learn(t, runtime())) - reading)
         floor = timing({"bare": lambda b=bare: b.steps(steps)})["bare"]
-        of = [1000 * (t - floor) / steps for t in spent]
-        rows.append({"method": name, "ms_first_tasks": round(min(of[:5]), 3), "ms_last_tasks": round(min(of[-5:]), 3)})
+        of = [round(1000 * (t - floor) / steps, 3) for t in spent]
+        rows.append({"method": name, "ms_first_tasks": min(of[:5]), "ms_last_tasks": min(of[-5:]), "ms_of_task": of})
     return rows
 
 
+class Linear(nn.Module):
+    """Arithmetic of no weight."""
+
+    classes = CLASSES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3 * 8 * 8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
 def inference(timing: Timing) -> list[dict]:
-    """Skipping channels beside computing and masking them, at about 0.7 of the channels, other ones an image."""
-    net = gated_resnet.load(gated_resnet.Config(seed=0)).eval()
+    """Skipping channels beside computing and masking them, at about 0.7 of the channels.
+
+    Gates of the network are set so that each image has a mask of its own; with `same` a batch is one image.
+    """
+    net = half_open(gated_resnet.load(gated_resnet.Config(seed=0)).eval())
+    published = half_open(gated_resnet.load(gated_resnet.Config(seed=0)).eval())
+    for gate in published.gates().values():
+        gate.forward = functools.partial(over_map, gate)
+    rows = []
+    for images, same in ((1, False), (8, False), (32, False), (128, False), (32, True)):
+        generator = torch.Generator().manual_seed(images)
+        x = torch.rand(1 if same else images, 3, 32, 32, generator=generator)
+        x = (x * torch.rand(len(x), 3, 1, 1, generator=generator) * 2).expand(images, -1, -1, -1).contiguous()
+        near = x.contiguous(memory_format=torch.channels_last)
+        repeat = max(1, 32 // images)
+        passes = {
+            "published": lambda x=x: published.gated(x),
+            "dense": lambda x=near: net.gated(x),
+            "skipping": functools.partial(Skipping(net), near),
+            "folded": functools.partial(Skipping(net, worth=float("inf")), near),
+            "plain": lambda x=near: net(x),
+        }
+        with torch.inference_mode():
+            actions = net.gated(x).actions
+            gap = (Skipping(net)(x).logits - net.gated(x).logits).abs().max()
+            assert gap < 1e-4, gap
+            times = timing({name: lambda f=f, n=repeat: [f() for _ in range(n)] for name, f in passes.items()})
+        rows.append(
+            {
+                "images": images,
+                "keep_ratio": round(float(actions.mean()), 3),
+                "distinct_masks": len(actions.unique(dim=0)),
+                "largest_difference": float(gap),
+                **{f"ms_{name}": round(1000 * t / repeat, 2) for name, t in times.items()},
+                "published / skipping": round(times["published"] / times["skipping"], 2),
+                "dense / skipping": round(times["dense"] / times["skipping"], 2),
+                **limits(net, actions),
+            }
+        )
+    return rows
+
+
+def half_open(net):
+    """Gates that keep about 0.7 of their channels and look at the image."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for gate in net.gates().values():
@@ -174,37 +258,24 @@ def inference(timing: Timing) -> list[dict]:
             gate.fc2.bias.zero_()
             gate.bn.bias.copy_(0.5 * torch.randn(64, generator=generator) + 0.27)
             gate.bn.weight.fill_(3.0)
-    rows = []
-    for images in (1, 8, 32):
-        x = torch.rand(images, 3, 32, 32, generator=generator)
-        x = x * torch.rand(images, 3, 1, 1, generator=generator) * 2
-        skipping, apart = Skipping(net), Skipping(net, share=0.0)
-        with torch.inference_mode():
-            actions = net.gated(x).actions
-            repeat = max(1, 16 // images)
-            times = timing(
-                {
-                    "dense": lambda x=x, n=repeat: [net.gated(x) for _ in range(n)],
-                    "skipping": lambda x=x, n=repeat, s=skipping: [s(x) for _ in range(n)],
-                    "each image apart": lambda x=x, n=repeat, s=apart: [s(x) for _ in range(n)],
-                    "plain": lambda x=x, n=repeat: [net(x) for _ in range(n)],
-                }
-            )
-        from perdure.nn.modularity import multiply_accumulates
+    return net
 
-        limit = multiply_accumulates(net, torch.ones(1, 256), height=32, width=32, gates="map")
-        work = multiply_accumulates(net, actions, height=32, width=32).mean()
-        rows.append(
-            {
-                "images": images,
-                "keep_ratio": round(float(actions.mean()), 3),
-                "distinct_masks": len(actions.unique(dim=0)),
-                **{f"ms_{name}": round(1000 * t / repeat, 2) for name, t in times.items()},
-                "dense / skipping": round(times["dense"] / times["skipping"], 2),
-                "arithmetic_limit": round(float(limit / work), 2),
-            }
-        )
-    return rows
+
+def over_map(gate, x: Tensor) -> Tensor:
+    """The gate as published: the 1x1 convolution at full resolution, then the mean."""
+    pooled = gate.bn(gate.pw(x)).mean(dim=(2, 3))
+    return pooled * torch.sigmoid(gate.fc2(torch.relu(gate.fc1(pooled))))
+
+
+def limits(net, actions: Tensor) -> dict[str, float]:
+    """How much quicker skipping could be by its multiply-accumulates alone."""
+    every = torch.ones(1, CHANNELS)
+    work = multiply_accumulates(net, actions, height=32, width=32).mean()
+    size = {"height": 32, "width": 32}
+    return {
+        "limit_published": round(float(multiply_accumulates(net, every, gates="map", **size) / work), 2),
+        "limit_dense": round(float(multiply_accumulates(net, every, **size) / work), 2),
+    }
 
 
 # -- ours ---------------------------------------------------------------------------------------------------
@@ -225,8 +296,8 @@ def make_method(name: str, net: nn.Module):
     if name != "sgd":
         settings |= {"minibatch_size": BATCH, "buffer_size": 200}
     settings |= {"warmup": 0} if name == "dynamos" else {}
-    small = hasattr(net, "head") and not hasattr(net, "stem")
-    return cls(cls.Config(**settings, augment="none" if small else "crop_flip"), net=net)
+    augment = "none" if isinstance(net, Linear) else "crop_flip"
+    return cls(cls.Config(**settings, augment=augment), net=net)
 
 
 def fill(method, task: Task) -> None:
@@ -259,7 +330,7 @@ class Bare:
 
     def fill(self, task: Task) -> None:
         images = np.stack([task.train[i].inputs["image"].transpose(2, 0, 1) for i in range(BATCH)])
-        self.x = torch.from_numpy(images).float() / 255
+        self.x = (torch.from_numpy(images).float() / 255).contiguous(memory_format=torch.channels_last)
         self.y = torch.tensor(task.train.targets[:BATCH])
         self.logits = torch.randn(BATCH, CLASSES)
 
@@ -289,12 +360,17 @@ class Plain:
             net.set_pooling("map")
         self.optimizer = torch.optim.SGD(net.parameters(), lr=0.001)
         self.augment = transforms.Compose(
-            [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
         )
-        self.again = transforms.Compose(
-            [transforms.ToPILImage(), transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
-        )
+        self.again = transforms.Compose([transforms.ToPILImage(), self.augment])
         self.to_tensor = transforms.ToTensor()
+        if getattr(net, "mean", None) is not None:  # here images are normalized one by one
+            net.mean = net.std = None
         self.slots: list[tuple] = []
         self.seen = 0
 
@@ -343,13 +419,13 @@ class Plain:
         return loss, out.logits.detach(), out.policy.detach()
 
     def gated(self, x: Tensor, y: Tensor):
-        out = self.net.gated(x, uniforms=torch.rand(len(x), 256))
+        out = self.net.gated(x, uniforms=torch.rand(len(x), CHANNELS))
         terms = policy.terms(*out, y, boundaries=self.net.boundaries, keep_ratio=0.7, penalty=-500.0)
         return out, terms.cross_entropy + 0.5 * terms.policy + 0.3 * terms.prototype
 
     def draw(self):
         chosen = np.random.choice(len(self.slots), min(BATCH, len(self.slots)), replace=False)
-        images = torch.stack([self.to_tensor(self.again(self.slots[i][0])) for i in chosen])
+        images = torch.stack([self.again(self.slots[i][0]) for i in chosen])
         columns = [[self.slots[i][k] for i in chosen] for k in (1, 2, 3)]
         gate = torch.stack(columns[2]) if columns[2][0] is not None else None
         return images, torch.stack(columns[0]), torch.stack(columns[1]), gate
