@@ -43,8 +43,16 @@ def launch(out, *, processes=1, sharded=False, stop_after=None):
         "CUDA_VISIBLE_DEVICES": "",
         **(asked_by("fsdp") if sharded else {}),
     }
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
+    with (out / "said.txt").open("w+") as said:
+        started = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=said, start_new_session=True)
+        try:
+            code = started.wait(timeout=900)
+        finally:
+            if started.poll() is None:
+                started.terminate()  # not kill: a launcher would leave its processes behind
+                started.wait(timeout=60)
+        said.seek(0)
+        assert code == 0, said.read()[-2000:]
     file = out / "state.safetensors"
     return checkpoint.load(file) if file.exists() else None
 
