@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
 
 from sefe_microworld import cells, table, write_csv
 
+from perdure.api import run_recipe
 from perdure.prepare.asd import diversify_file
 
 TASKS = {
@@ -63,15 +62,12 @@ def main() -> None:
     given = parser.parse_args()
     unpack(given.packs, given.work / "images")
     make_styles(given.packs, given.work)
-    for name in given.methods:
-        recipe = given.work / f"{name}.yaml"
-        recipe.write_text(json.dumps(recipe_of(name, given)))
-        for seed in given.seeds:
-            if (given.work / "runs" / name / f"seed_{seed}" / "report.md").is_file():
-                continue
+    for seed in given.seeds:
+        for name in given.methods:
+            recipe = given.work / f"{name}.yaml"
+            recipe.write_text(json.dumps(recipe_of(name, given)))
             began = time.monotonic()
-            command = [sys.executable, "-m", "perdure", "run", str(recipe), f"run.seeds=[{seed}]", "-q"]
-            subprocess.run(command, check=True)
+            run_recipe(recipe, [f"run.seeds=[{seed}]"])
             print(f"{name} seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
     rows = cells(given.work / "runs")
     print(table(rows))

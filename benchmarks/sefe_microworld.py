@@ -1,7 +1,7 @@
 """SEFE, its halves and its baselines on microworld's eight instruction tasks, from data to table.
 
     python benchmarks/sefe_microworld.py data --work DIR                     # the tree, and train_x20.json
-    python benchmarks/sefe_microworld.py run sefe lora --seeds 0 1 --work DIR    # one `perdure run` each
+    python benchmarks/sefe_microworld.py run sefe lora --seeds 0 1 --work DIR    # as `perdure run` does
     python benchmarks/sefe_microworld.py table --work DIR --out benchmarks/results/sefe_microworld
 
 Knows commands and the folders of runs. The chat model that `prepare asd` asks is microworld's own (`scene_chat`): it
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from perdure.api import run_recipe
 from perdure.data.microworld.scene_chat import serve
 from perdure.metrics import continual
 from perdure.streams.instruction import METRICS
@@ -74,13 +75,11 @@ def make_data(root: Path, seed: int) -> None:
 
 
 def run(name: str, seed: int, root: Path, out: Path, more: list[str], label: str) -> None:
-    """One recipe with one seed; a finished one is left as it is."""
+    """One recipe with one seed, as ``perdure run`` does it; a finished one is left as it is."""
     folder = f"{name}{label}"
-    if (out / folder / f"seed_{seed}" / "report.md").is_file():
-        return
     began = time.monotonic()
     asked = [f"stream.root={root}", f"run.out={out}", f"run.name={folder}", f"run.seeds=[{seed}]", *more]
-    perdure("run", METHODS[name], *asked, "-q")
+    run_recipe(METHODS[name], asked)
     print(f"{folder} seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
 
 
