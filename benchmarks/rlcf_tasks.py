@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--lr-text", type=float, nargs="+", help="of texts as queries, if it is another")
     parser.add_argument("--only", nargs="*", help="of the variants only these")
     parser.add_argument("--learner", choices=("clipcap", "capdec"), default="clipcap")
+    parser.add_argument("--at-once", type=int, default=25, help="queries adapted side by side")
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the learner")
     parser.add_argument("--mapper", type=Path, help="folder of a learned mapper: read if it is there, else written")
@@ -91,7 +92,7 @@ def retrieval(asked):
                 if asked.only and what.split()[0] not in asked.only:
                     continue
                 models = {"policy": reward if what == "reward alone" else policy, "reward": reward}
-                method = built("methods", "rlcf_retrieval", models, samples=samples, at_once=25, **settings)
+                method = built("methods", "rlcf_retrieval", models, samples=samples, at_once=asked.at_once, **settings)
                 table, seconds = tested(method, stream, task)
                 found = {m: metrics.compute(m, table) for m in task.metrics}
                 print(name, key, what, {k: round(v, 1) for k, v in found.items()}, f"{seconds:.1f} s", flush=True)

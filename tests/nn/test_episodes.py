@@ -332,3 +332,24 @@ def test_meta_nets_shift_all_vectors_of_a_context_alike():
     with torch.no_grad():
         moved = prompts.shifted(torch.zeros(4, 8), net, torch.randn(3, 32))
     assert moved.shape == (3, 4, 8) and (moved == moved[:, :1]).all()
+
+
+def test_stepping_part_by_part_in_the_backward_pass_moves_no_bit(monkeypatch):
+    from perdure.nn.test_time import episodes
+
+    def answer(least):
+        monkeypatch.setattr(episodes, "LEAST", least)
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+        unused = torch.nn.Parameter(torch.ones(2))
+        tuned = {**dict(net.named_parameters()), "unused": unused}
+        x, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+        made = episodes.Episodes(tuned, tuned, Steps(count=4, lr=1e-2, weight_decay=0.1))
+        first = {n: t.detach().clone() for n, t in tuned.items()}
+        found = [made.run(lambda: nn.functional.cross_entropy(net(x), y), lambda: net(x)) for _ in range(2)]
+        assert torch.equal(*found) and all(torch.equal(first[n], t) for n, t in tuned.items())
+        assert len(made.parts) == (1 if least > 1000 else 5)
+        return found[0]
+
+    together, apart = answer(1 << 20), answer(1)
+    assert torch.equal(together, apart)
