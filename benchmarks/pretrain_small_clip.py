@@ -51,7 +51,11 @@ def main() -> None:
     images, labels = _read(folders)
     began = time.perf_counter()
     torch.manual_seed(given.seed)
-    model = CLIPModel.from_pretrained(given.start) if given.start else CLIPModel(_config())
+    if given.start:
+        model = CLIPModel.from_pretrained(given.start)
+        torch.manual_seed(given.seed)  # whatever loading has drawn
+    else:
+        model = CLIPModel(_config())
     losses = pretrain(model, images, labels, titles, steps=given.steps, lr=given.lr, strokes=given.strokes)
     save(model, given.out)
     facts = {
