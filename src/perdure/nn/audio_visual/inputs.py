@@ -137,7 +137,10 @@ def read_frame(value: Any, size: int, *, where: str) -> UInt8[Tensor, "3 size si
 
 
 def read_wave(value: Any, segments: int, *, where: str) -> Float[Tensor, "segments samples"]:
-    """One second a row, from a ``.npy`` file or an array of ``segments * 32000`` samples in any shape."""
+    """One second a row, from a ``.npy`` file or an array: ``segments * 32000`` samples, or as many rows as seconds.
+
+    Whole numbers (16-bit sound) are brought to -1..1.
+    """
     wave = value
     if isinstance(value, str | Path):
         where = f"{where} ({value})"
@@ -147,14 +150,17 @@ def read_wave(value: Any, segments: int, *, where: str) -> Float[Tensor, "segmen
             raise UnreadableExample("there is no such file", where=where, expected="a wave in .npy form") from None
         except (OSError, ValueError, EOFError) as error:
             raise UnreadableExample(f"not a readable .npy file ({error})", where=where) from None
-    flat = torch.as_tensor(np.asarray(wave), dtype=torch.float32).flatten()
-    if len(flat) != segments * RATE:
+    samples = np.squeeze(np.asarray(wave))
+    if samples.shape not in ((segments * RATE,), (segments, RATE)):
+        shape = f", in an array of {' x '.join(map(str, samples.shape))}" if samples.ndim > 1 else ""
         raise UnreadableExample(
-            f"the wave has {len(flat)} samples, the video {segments} frames",
+            f"the wave has {samples.size} samples{shape}, the video {segments} frames",
             where=where,
             expected=f"{segments} x {RATE} samples: one second of mono sound at 32 kHz a frame",
             todo="Prepare the videos with `perdure data prepare`.",
         )
+    scale = float(np.iinfo(samples.dtype).max) if np.issubdtype(samples.dtype, np.integer) else 1.0
+    flat = torch.as_tensor(samples, dtype=torch.float32).flatten() / scale
     if not torch.isfinite(flat).all():
         raise UnreadableExample("the wave holds values that are not numbers", where=where)
     return flat.view(segments, RATE)
