@@ -46,6 +46,8 @@ class Episodes:
         """
         if self.slow is not None:
             self._fill(self.slow.start)
+        for optimizer in self.parts:  # gradients that somebody left behind would be added to
+            optimizer.zero_grad(set_to_none=True)
         try:
             losses = [self._step(loss, trace) for _ in range(self.steps.count)]
             with torch.no_grad():
@@ -67,6 +69,8 @@ class Episodes:
         """Within, the state is as the next episode finds it; changes to it (batch norm counts) are undone."""
         if self.slow is not None:
             self._fill(self.slow.start)
+        for optimizer in self.parts:  # gradients that somebody left behind would be added to
+            optimizer.zero_grad(set_to_none=True)
         try:
             yield
         finally:
