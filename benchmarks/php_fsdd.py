@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--train-per-task", type=int, default=120)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of all recipes")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     given = parser.parse_args()
     clips = given.work / "clips"
@@ -71,7 +72,7 @@ def main() -> None:
     runs = []
     for seed in given.seeds:
         for name in given.methods:
-            asked = recipe.load(_write(name, given, clips), [f"run.seed={seed}", f"stream.seed={seed}"])
+            asked = recipe.load(_write(name, given, clips), [f"run.seed={seed}", f"stream.seed={seed}", *given.set])
             finished = api.execute(asked, quiet=True)[0]
             runs.append(finished.folder)
             print(name, seed, json.dumps(api.load_summary(finished.folder)), flush=True)
