@@ -13,6 +13,7 @@ from perdure.models.llava import Config, Llava, load
 from perdure.models.llava.adapters import linear_names
 from perdure.models.llava.assemble import PROJECTOR_NAMES, put_together
 from perdure.models.llava.conversation import IGNORE, conversation_text, encode_conversation
+from perdure.models.llava.images import MEAN
 from perdure.models.llava.tuning import conversation_batches, fit_settings
 from perdure.runtime import Runtime
 from perdure.training import lr_factor
@@ -56,6 +57,21 @@ def test_parts_on_disk_become_a_llava_that_reads_its_projector(folders):
     assert (loaded.vocabulary, loaded.image_token, loaded.patches) == (260, 260, 4)
     batch = batch_of(loaded, [conversation("<image>\nWhat?", "red", np.zeros((3, 4, 3), np.uint8))])
     assert math.isfinite(loaded.answer_loss(batch).item())
+
+
+def test_pixels_are_normalized_as_the_vision_tower_was_made(folders):
+    root, _ = folders
+    parts = {"llm": str(root / "llm"), "vision": str(root / "clip"), "dtype": "float32"}
+    assert load(Config(**parts)).mean == MEAN
+    file = root / "clip" / "preprocessor_config.json"
+    file.write_text('{"image_mean": [0.5, 0.25, 0], "image_std": [0.5, 0.25, 1]}')
+    black = {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]}
+    black["image"] = np.zeros((4, 4, 3), np.uint8)
+    try:
+        pixels = load(Config(**parts)).preprocess(Example(id="e", inputs=black), True)["pixel_values"]
+    finally:
+        file.unlink()
+    assert pixels.amin((1, 2)).tolist() == pixels.amax((1, 2)).tolist() == [-1, -1, 0]
 
 
 def test_whole_llava_is_saved_and_loaded_by_transformers_and_by_us(folders, tmp_path):

@@ -96,6 +96,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def channel_statistics(
+    facts: Mapping[str, Any], *, where: str
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation by channel that a ``preprocessor_config.json`` states, else OpenAI's."""
+    return _three(facts.get("image_mean", MEAN), where), _three(facts.get("image_std", STD), where)
+
+
 def _from_huggingface(facts: Mapping[str, Any], *, size: int, where: str) -> ClipTransform:
     if facts.get("resample", 3) != 3:
         raise WeightsError(f"resample is {facts['resample']}", where=where, expected="3 (bicubic)")
@@ -105,12 +112,13 @@ def _from_huggingface(facts: Mapping[str, Any], *, size: int, where: str) -> Cli
     shorter = resize.get("shortest_edge", size) if isinstance(resize, Mapping) else resize
     if crop != size and not squeeze:
         raise WeightsError(f"crops to {crop} pixels", where=where, expected=f"the model's {size}")
+    mean, std = channel_statistics(facts, where=where)
     return ClipTransform(
         size=size,
         shorter_side=None if squeeze or shorter == size else int(shorter),
         keep_aspect=not squeeze,
-        mean=_three(facts.get("image_mean", MEAN), where),
-        std=_three(facts.get("image_std", STD), where),
+        mean=mean,
+        std=std,
     )
 
 

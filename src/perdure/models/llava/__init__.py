@@ -82,7 +82,10 @@ def load(config: Config) -> Llava:
             legacy=config.legacy_tokenizer,
         )
     model.set_attn_implementation(config.attention)
-    return Llava(model, tokenizer)
+    llava = Llava(model, tokenizer)
+    seen = {"revision": config.revision} if config.weights else {}
+    llava.mean, llava.std = assemble.pixel_statistics(config.weights or config.vision, **seen)
+    return llava
 
 
 class Llava(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor
 from perdure.errors import WeightsError
 from perdure.models.clip.archive import read_tensors
 from perdure.models.clip.source import place
+from perdure.models.clip.transform import channel_statistics, read_json
 from perdure.models.llava.tokenizer import load_tokenizer
 
 PROJECTOR_NAMES = {
@@ -71,6 +72,22 @@ def parts(
     if projector is not None:
         load_projector(model, read_projector(projector_file(projector)), where=projector)
     return model, load_tokenizer(llm, legacy=legacy)
+
+
+def pixel_statistics(
+    weights: str, *, revision: str | None = None
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation that ``preprocessor_config.json`` beside a vision tower states, else OpenAI's."""
+    from transformers.utils import cached_file
+
+    file = cached_file(
+        place(weights),
+        "preprocessor_config.json",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return channel_statistics(read_json(Path(file)) if file else {}, where=str(file))
 
 
 def put_together(decoder: Any, tower: Any) -> Any:
