@@ -13,6 +13,7 @@ import typer
 FOLDER = Path(__file__).parent.parent / "processes"
 EXAMPLES = """
 perdure launch
+perdure launch fsdp
 accelerate launch --config_file $(perdure launch fsdp) -m perdure run sefe/coin stream.root=/data/CoIN
 """
 
