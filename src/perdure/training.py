@@ -255,7 +255,9 @@ def _cut(batch: Batch | None, parts: int, *, all_parts: bool = False) -> list[tu
     n = len(batch["position"])
     size = math.ceil(n / parts)
     spans = [(i, min(i + size, n)) for i in range(0, n, size)]
-    cut = [({name: value[i:j] for name, value in batch.items()}, (j - i) / n) for i, j in spans]
+    cut: list[tuple[Batch, float]] = [
+        ({name: value[i:j] for name, value in batch.items()}, (j - i) / n) for i, j in spans
+    ]
     if all_parts:
         cut += [({name: value[:1] for name, value in batch.items()}, 0.0)] * (parts - len(cut))
     return cut

@@ -82,8 +82,8 @@ class Skipping:
         result = x.new_empty(len(x), outputs, height, width)
         for group in groups:
             rows = torch.tensor([row for row, size in enumerate(sizes) if size == group])
-            masks = (None if mask is None else mask[rows] for mask in (on, kept))
-            result.index_copy_(0, rows, _group(x.index_select(0, rows), conv, *masks, *group))
+            own_on, own_kept = (None if mask is None else mask[rows] for mask in (on, kept))
+            result.index_copy_(0, rows, _group(x.index_select(0, rows), conv, own_on, own_kept, *group))
         return result
 
     def _needed(self, mask: Tensor | None, images: int, channels: int) -> list[int]:

@@ -131,8 +131,8 @@ def lanes_of(record: Record) -> list[Lane]:
     lanes: list[Lane] = []
     for word, true, found in _modalities(record):
         for c in sorted({run[0] for run in [*true, *found]}):
-            spans = [[(begin, end) for label, begin, end in runs if label == c] for runs in (true, found)]
-            lanes.append((f"{names.get(str(c), c)}, {word}", c, *spans))
+            own, answered = ([(begin, end) for label, begin, end in runs if label == c] for runs in (true, found))
+            lanes.append((f"{names.get(str(c), c)}, {word}", c, own, answered))
     return lanes
 
 

@@ -7,7 +7,7 @@ The classes of a class-incremental stream, its groups one after the other, each 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -66,7 +66,7 @@ def assemble(dataset: Dataset, config: Config) -> Stream:
         shuffled = np.random.default_rng([config.seed, number]).permutation(len(members))
         chosen["train"] += [members[i] for i in shuffled]
     names = tuple(dataset.candidates[label] for label in order)
-    parts = {
+    parts: dict[str, Any] = {
         split: rules.source(dataset, split).select(positions).relabel(new_label.__getitem__)
         for split, positions in chosen.items()
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -98,7 +98,9 @@ def assemble(dataset: Dataset, config: Config) -> Stream:
         "validation": tested(of_class["validation"], config),
         "test": tested(of_class["test"], config),
     }
-    parts = {split: _turned(rules.source(dataset, split), *turn, split) for split, turn in turns.items()}
+    parts: dict[str, Any] = {
+        split: _turned(rules.source(dataset, split), *turn, split) for split, turn in turns.items()
+    }
     task = Task(
         index=0,
         name="turning",

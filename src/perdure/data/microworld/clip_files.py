@@ -167,7 +167,8 @@ def _prepared(out: Path, some: Clips, word: str, first: int, size: int) -> list[
 def _image(path: Path, picture: Image.Image) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # JPEG's color subsampling would wash out objects of a few pixels.
-    picture.save(path, **({"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}))
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
+    picture.save(path, **options)
     return path
 
 

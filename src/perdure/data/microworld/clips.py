@@ -109,7 +109,7 @@ def masks(clips: Clips, image_size: int = 32) -> render.Masks:
     shown, which = _shown(clips)
     each = render.masks(shown, image_size).reshape(len(clips), clips.seconds, MOST, image_size, image_size)
     both = np.take_along_axis(clips.seen & clips.heard, which, axis=1).transpose(0, 2, 1)
-    return (each & both[..., None, None]).any(axis=2)
+    return np.any(each & both[..., None, None], axis=2)
 
 
 def waves(clips: Clips, *, rate: int = sound.RATE) -> sound.Wave:

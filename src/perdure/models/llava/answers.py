@@ -46,7 +46,7 @@ class SharedStart:
             started = growing_cache()
             ids = self.ids.to(self.model.device)[None]
             self.model(input_ids=ids, past_key_values=started, use_cache=True, logits_to_keep=1)
-            self._layers = [(layer.keys, layer.values) for layer in started.layers]
+            self._layers = [(layer.keys, layer.values) for layer in started.layers]  # type: ignore
         made = growing_cache()
         for i, pair in enumerate(self._layers):
             keys, values = (t.expand(rows, -1, -1, -1) for t in pair)
@@ -113,7 +113,7 @@ class GrowingLayer(DynamicLayer):
             old = (self.keys, self.values) if before else ()
             self._buffers = tuple(_roomy(new, after + ROOM) for new in (key_states, value_states))
             for buffer, kept in zip(self._buffers, old):
-                buffer[..., :before, :] = kept
+                buffer[..., :before, :] = kept  # type: ignore
         for buffer, new in zip(self._buffers, (key_states, value_states)):
             buffer[..., before:after, :] = new
         self.keys, self.values = (buffer[..., :after, :] for buffer in self._buffers)

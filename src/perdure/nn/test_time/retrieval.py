@@ -206,7 +206,8 @@ class _Score(nn.Module):
 
     def __init__(self, tuner: QueryTuner) -> None:
         super().__init__()
-        self.clip, self.query, self.features = tuner.clip, tuner.query, tuner.features
+        self.clip, self.features = tuner.clip, tuner.features
+        self.query: Modality = tuner.query
         self.encode = tuner._encode
 
     def forward(self, item: Tensor, embeddings: Tensor | None) -> Float[Tensor, "1 gallery"]:
