@@ -21,7 +21,7 @@ EMBEDDED = ("microworld", "digits")
 
 def written(name: str) -> bool:
     """Whether a recipe reads a generated world from files that its user has to write first."""
-    return recipe.load(name).stream.name == "audio_visual"
+    return recipe.load(name).stream.name in ("audio_visual", "instruction")
 
 
 OF_THE_MODELS_SIZE = {**tiny_audio_visual.SETTINGS, "reward_confidences": [10, 5, 3]}
