@@ -24,7 +24,7 @@ from perdure.errors import RecipeError
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.nn.audio_visual import learning
-from perdure.nn.audio_visual.inputs import Problem, problem_of
+from perdure.nn.audio_visual.inputs import Problem
 from perdure.nn.audio_visual.learning import System
 from perdure.nn.audio_visual.parts import TaskParts
 from perdure.nn.audio_visual.pool import summarize, unit
@@ -140,24 +140,13 @@ class AvCodaPrompt:
         return self.config.orthogonal * torch.stack([_orthogonality(table) for table in tables]).sum()
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        problem = problem_of(task)
         if self.learned >= self.config.tasks:
             raise RecipeError(
                 f"this is task {self.learned + 1}", where="method.tasks", expected=f"at most {self.config.tasks} tasks"
             )
-        parts = self.tasks.begin(problem, runtime)
-        learning.fit(
-            self.system,
-            problem,
-            parts,
-            self.insert,
-            task.train,
-            learning.adam(self.config),
-            runtime=runtime,
-            batch_size=self.config.batch_size,
-            extra=self._penalty,
+        learning.learn_task(
+            self.system, self.tasks, self.insert, task, self.config, runtime=runtime, extra=self._penalty
         )
-        self.tasks.finish(problem)
         self.learned += 1
 
     def predictor(self, query: Query) -> Callable[[Batch], Predictions]:

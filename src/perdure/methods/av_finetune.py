@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.nn.audio_visual import learning
-from perdure.nn.audio_visual.adapter import DualGuidedAdapter
-from perdure.nn.audio_visual.inputs import Problem, problem_of
+from perdure.nn.audio_visual.adapter import cross_adapters, cross_insertions
+from perdure.nn.audio_visual.inputs import Problem
 from perdure.nn.audio_visual.learning import System
 from perdure.nn.audio_visual.parts import TaskParts
 from perdure.nn.audio_visual.readout import Readout
-from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
+from perdure.nn.audio_visual.towers import Insertions
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
 
@@ -92,40 +92,16 @@ class AvFinetune:
 
     def make_parts(self, problem: Problem) -> nn.ModuleDict:
         """Fresh adapters and what stands on top."""
-        vision, config = self.clip.vision_config, self.config
-        visual = ((vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
-        cross = {}
-        for block in config.blocks:
-            audio = self.audio.token_shapes[block]
-            shared: Any = {"latents": config.latents, "reduction": config.reduction}
-            cross[str(block)] = nn.ModuleDict(
-                {
-                    "audio": DualGuidedAdapter(shape=audio, other=visual, **shared),
-                    "visual": DualGuidedAdapter(shape=visual, other=audio, **shared),
-                    "visual_second": DualGuidedAdapter(shape=visual, other=audio, **shared),
-                }
-            )
-        return nn.ModuleDict({**self.system.new_parts(problem), "adapters": nn.ModuleDict(cross)})
+        config = self.config
+        cross = cross_adapters(self.clip, self.audio, config.blocks, latents=config.latents, reduction=config.reduction)
+        return nn.ModuleDict({**self.system.new_parts(problem), "adapters": cross})
 
     def insert(self, parts: Mapping[str, Any], frames: Tensor, patches: Tensor, segments: int) -> Insertions:
         """The adapters of every block."""
-        cross = {int(block): CrossAdapters(**dict(trio.items())) for block, trio in parts["adapters"].items()}
-        return Insertions(adapters=cross, audio_residual=self.config.audio_residual)
+        return cross_insertions(parts["adapters"], audio_residual=self.config.audio_residual)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        problem = problem_of(task)
-        parts = self.tasks.begin(problem, runtime)
-        learning.fit(
-            self.system,
-            problem,
-            parts,
-            self.insert,
-            task.train,
-            learning.adam(self.config),
-            runtime=runtime,
-            batch_size=self.config.batch_size,
-        )
-        self.tasks.finish(problem)
+        learning.learn_task(self.system, self.tasks, self.insert, task, self.config, runtime=runtime)
 
     def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
         return learning.predictor(self.system, self.tasks, self.insert, query)

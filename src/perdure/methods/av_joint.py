@@ -26,11 +26,11 @@ from perdure.loading import ExampleBatches
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.nn.audio_visual import learning, readout
-from perdure.nn.audio_visual.adapter import DualGuidedAdapter
+from perdure.nn.audio_visual.adapter import cross_adapters, cross_insertions
 from perdure.nn.audio_visual.inputs import Problem, problem_of
 from perdure.nn.audio_visual.learning import System
 from perdure.nn.audio_visual.readout import Readout
-from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
+from perdure.nn.audio_visual.towers import Insertions
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
 
@@ -142,33 +142,18 @@ class AvJoint:
 
     def make_parts(self, problems: Mapping[str, Problem]) -> nn.ModuleDict:
         """Fresh parts: the shared ones, and ``task_0``, ``task_1`` ... with those of each task."""
-        shared: dict[str, nn.Module] = {"adapters": self._adapters()}
+        config = self.config
+        cross = cross_adapters(self.clip, self.audio, config.blocks, latents=config.latents, reduction=config.reduction)
+        shared: dict[str, nn.Module] = {"adapters": cross}
         for index, problem in enumerate(problems.values()):
             made = self.system.new_parts(problem)
             shared |= {name: part for name, part in made.items() if name not in OWN and name not in shared}
             shared[f"task_{index}"] = nn.ModuleDict({name: part for name, part in made.items() if name in OWN})
         return nn.ModuleDict(shared)
 
-    def _adapters(self) -> nn.ModuleDict:
-        vision, config = self.clip.vision_config, self.config
-        visual = ((vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
-        cross = nn.ModuleDict()
-        for block in config.blocks:
-            audio = self.audio.token_shapes[block]
-            shared: Any = {"latents": config.latents, "reduction": config.reduction}
-            cross[str(block)] = nn.ModuleDict(
-                {
-                    "audio": DualGuidedAdapter(shape=audio, other=visual, **shared),
-                    "visual": DualGuidedAdapter(shape=visual, other=audio, **shared),
-                    "visual_second": DualGuidedAdapter(shape=visual, other=audio, **shared),
-                }
-            )
-        return cross
-
     def insert(self, parts: Mapping[str, Any], frames: Tensor, patches: Tensor, segments: int) -> Insertions:
         """The adapters of every block."""
-        cross = {int(block): CrossAdapters(**dict(trio.items())) for block, trio in parts["adapters"].items()}
-        return Insertions(adapters=cross, audio_residual=self.config.audio_residual)
+        return cross_insertions(parts["adapters"], audio_residual=self.config.audio_residual)
 
     def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
         name = query.task or ""

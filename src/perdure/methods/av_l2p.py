@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.nn.audio_visual import learning
-from perdure.nn.audio_visual.inputs import Problem, problem_of
+from perdure.nn.audio_visual.inputs import Problem
 from perdure.nn.audio_visual.learning import System
 from perdure.nn.audio_visual.parts import TaskParts
 from perdure.nn.audio_visual.pool import PromptPool
@@ -116,20 +116,7 @@ class AvL2p:
         return None if self._nearness is None else -self.config.pull * self._nearness
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        problem = problem_of(task)
-        parts = self.tasks.begin(problem, runtime)
-        learning.fit(
-            self.system,
-            problem,
-            parts,
-            self.insert,
-            task.train,
-            learning.adam(self.config),
-            runtime=runtime,
-            batch_size=self.config.batch_size,
-            extra=self._pull,
-        )
-        self.tasks.finish(problem)
+        learning.learn_task(self.system, self.tasks, self.insert, task, self.config, runtime=runtime, extra=self._pull)
 
     def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
         return learning.predictor(self.system, self.tasks, self.insert, query)

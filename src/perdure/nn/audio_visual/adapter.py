@@ -5,10 +5,19 @@ Knows tokens of two modalities. Does not know which is which, nor what happens w
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
+
+if TYPE_CHECKING:
+    from perdure.models.clap import Clap
+    from perdure.models.clip import Clip
 
 
 class DualGuidedAdapter(nn.Module):
@@ -80,6 +89,30 @@ class DualGuidedAdapter(nn.Module):
         spatial = torch.sigmoid(self.spatial(tokens * F.relu(self.guide_spatial(guide))[:, None]))
         temporal = torch.sigmoid(self.temporal(guide))[:, None]
         return x * (alpha * channel + beta * spatial + gamma * temporal + 1 - alpha)
+
+
+def cross_adapters(clip: Clip, clap: Clap, blocks: Iterable[int], *, latents: int, reduction: int) -> nn.ModuleDict:
+    """Fresh adapters in both directions for each block: by its number, ``audio``, ``visual`` and ``visual_second``."""
+    vision = clip.vision_config
+    visual = ((vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
+    cross = nn.ModuleDict()
+    for block in blocks:
+        audio = clap.token_shapes[block]
+        shared: Any = {"latents": latents, "reduction": reduction}
+        cross[str(block)] = nn.ModuleDict(
+            {
+                "audio": DualGuidedAdapter(shape=audio, other=visual, **shared),
+                "visual": DualGuidedAdapter(shape=visual, other=audio, **shared),
+                "visual_second": DualGuidedAdapter(shape=visual, other=audio, **shared),
+            }
+        )
+    return cross
+
+
+def cross_insertions(adapters: Mapping[str, Any], *, audio_residual: bool) -> Insertions:
+    """What `cross_adapters` gave, in every block of both towers."""
+    cross = {int(block): CrossAdapters(**dict(trio.items())) for block, trio in adapters.items()}
+    return Insertions(adapters=cross, audio_residual=audio_residual)
 
 
 def align(

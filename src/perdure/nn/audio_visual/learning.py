@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from perdure import training
 from perdure.loading import ExampleBatches
 from perdure.nn.audio_visual import prefix, readout, towers
-from perdure.nn.audio_visual.inputs import Problem, Statistics, statistics_of
+from perdure.nn.audio_visual.inputs import Problem, Statistics, problem_of, statistics_of
 from perdure.nn.audio_visual.parts import TaskParts
 from perdure.nn.audio_visual.prefix import embed
 from perdure.nn.audio_visual.prefix_cache import PrefixCache
 from perdure.nn.audio_visual.readout import Readout
 from perdure.nn.audio_visual.towers import Insertions
 from perdure.runtime import Runtime
-from perdure.types import Batch, Example, Predictions, Query
+from perdure.types import Batch, Example, Predictions, Query, Task
 
 if TYPE_CHECKING:
     from perdure.models.clap import Clap
@@ -147,6 +147,24 @@ def forward(
         seen_classes=seen_classes,
         settings=system.readout,
     )
+
+
+def learn_task(
+    system: System,
+    tasks: TaskParts,
+    insert: Insert,
+    task: Task,
+    config: Any,
+    *,
+    runtime: Runtime,
+    extra: Callable[[Any], Tensor | None] | None = None,
+) -> None:
+    """One task: its parts made ready, trained by Adam as `config` says, and kept. `extra`: see `fit`."""
+    problem = problem_of(task)
+    parts = tasks.begin(problem, runtime)
+    how, size = adam(config), config.batch_size
+    fit(system, problem, parts, insert, task.train, how, runtime=runtime, batch_size=size, extra=extra)
+    tasks.finish(problem)
 
 
 def fit(
