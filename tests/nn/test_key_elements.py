@@ -65,15 +65,19 @@ def test_no_elements_give_zero_not_nan():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("outputs", "fraction"), [(47, 0.1), (600, 0.4)], ids=["entries", "tiles"])
-def test_penalty_and_gradients_equal_the_dense_schedule(dtype, outputs, fraction):
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "fraction"),
+    [(47, 33, 0.1), (1030, 2100, 0.1), (600, 33, 0.4), (300, 1100, 0.4)],
+    ids=["entries", "entries of many tiles", "whole", "whole, many tiles"],
+)
+def test_penalty_and_gradients_equal_the_dense_schedule(dtype, outputs, inputs, fraction):
     torch.manual_seed(0)
-    a, b = torch.randn(5, 33, dtype=dtype), torch.randn(outputs, 5, dtype=dtype)
-    others = key_elements(torch.randn(5, 33), torch.randn(outputs, 5))
+    a, b = torch.randn(5, inputs, dtype=dtype), torch.randn(outputs, 5, dtype=dtype)
+    others = key_elements(torch.randn(5, inputs), torch.randn(outputs, 5))
     pairs = torch.cat([key_elements(a, b, fraction=fraction), others])
     grads = []
     for penalty in (
-        lambda a, b: mean_magnitude(a, b, Elements.of(pairs, (outputs, 33))),
+        lambda a, b: mean_magnitude(a, b, Elements.of(pairs, (outputs, inputs))),
         lambda a, b: dense_mean_magnitude(a, b, pairs),
     ):
         x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
@@ -101,15 +105,18 @@ def test_adding_tasks_one_by_one_equals_the_published_list():
     torch.manual_seed(1)
     pairs, elements = None, None
     for _ in range(3):
-        new = key_elements(torch.randn(3, 20), torch.randn(10, 3), fraction=0.3)
+        new = key_elements(torch.randn(3, 2000), torch.randn(10, 3), fraction=0.3)
         pairs = accumulate(new, pairs)
-        elements = Elements.of(new, (10, 20)) if elements is None else elements.add(new)
-    whole = Elements.of(pairs, (10, 20))
-    assert elements.chosen == len(pairs) == 180
+        elements = Elements.of(new, (10, 2000)) if elements is None else elements.add(new)
+    whole = Elements.of(pairs, (10, 2000))
+    assert elements.chosen == len(pairs) == 18000
+    assert torch.equal(elements.row_ends, whole.row_ends)
+    listed = elements.flat().repeat_interleave(elements.counts.long()).sort().values
+    assert torch.equal(listed, (pairs[:, 0] * 2000 + pairs[:, 1]).sort().values)
     assert torch.equal(elements.columns, whole.columns) and torch.equal(elements.counts, whole.counts)
 
 
-def test_state_survives_and_takes_a_fifth_of_the_published_list():
+def test_state_survives_and_takes_a_fourth_of_the_published_list():
     torch.manual_seed(2)
     pairs = key_elements(torch.randn(4, 500), torch.randn(400, 4), fraction=0.05)
     elements = Elements.of(pairs, (400, 500))

@@ -22,7 +22,9 @@ from torch.nn import functional as F
 Multiplicity = Literal["count", "union"]
 DENSE = 0.3
 """Share of positions from which whole tiles of the product are made (measured on a CPU with rank 128)."""
-TILE_ROWS = 256
+TILE = 1024
+"""Rows and columns of a tile on a CPU: its rows of B and columns of A, at rank 128, stay in a core's cache."""
+DENSE_ROWS = 256
 
 
 def key_elements(
@@ -50,14 +52,19 @@ def accumulate(new: Int[Tensor, "new 2"], previous: Int[Tensor, "old 2"] | None)
 
 @dataclass(frozen=True, kw_only=True)
 class Elements:
-    """Positions in one matrix by rows, each with how often it was chosen: 3 bytes a position, not 16."""
+    """Positions in one matrix, each with how often it was chosen: 3 bytes a position, not 16.
+
+    They lie in tiles of `tile` columns, one tile after the other, by rows in each.
+    """
 
     shape: tuple[int, int]
     """(outputs, inputs)."""
-    row_ends: Int[Tensor, " outputs+1"]
-    """int32: positions of row i are ``row_ends[i] .. row_ends[i + 1] - 1``."""
+    tile: int
+    """Columns of a tile."""
+    row_ends: Int[Tensor, "tiles outputs+1"]
+    """int32: positions of row i in tile t are ``row_ends[t, i] .. row_ends[t, i + 1] - 1``."""
     columns: Int[Tensor, " positions"]
-    """uint16, or int32 for more than 65536 inputs; ascending in each row."""
+    """uint16, or int32 for more than 65536 inputs; counted from the matrix's first, ascending in each row of a tile."""
     counts: Int[Tensor, " positions"]
     """uint8."""
     chosen: int
@@ -72,30 +79,28 @@ class Elements:
         return _of_flat(flat, torch.ones_like(flat), shape, multiplicity)
 
     def add(self, pairs: Int[Tensor, "elements 2"], *, multiplicity: Multiplicity = "count") -> Elements:
-        """These positions and more, in one sorted set."""
+        """These positions and more, in one set."""
         new = pairs[:, 0].long() * self.shape[1] + pairs[:, 1].long()
         flat = torch.cat([self.flat(), new])
         counts = torch.cat([self.counts.long(), torch.ones_like(new)])
         return _of_flat(flat, counts, self.shape, multiplicity)
 
-    def rows(self) -> Int[Tensor, " positions"]:
-        """Row of each position, int32."""
-        lengths = (self.row_ends[1:] - self.row_ends[:-1]).long()
-        rows = torch.arange(self.shape[0], dtype=torch.int32, device=lengths.device)
-        return torch.repeat_interleave(rows, lengths, output_size=len(self.columns))
-
     def flat(self) -> Int[Tensor, " positions"]:
-        """``row * inputs + column``, int64."""
-        return self.rows().long() * self.shape[1] + self.columns.long()
+        """``row * inputs + column``, int64, in the order in which they lie."""
+        lengths = (self.row_ends[:, 1:] - self.row_ends[:, :-1]).flatten()
+        rows = torch.arange(self.shape[0], device=lengths.device).repeat(len(self.row_ends))
+        rows = torch.repeat_interleave(rows, lengths, output_size=len(self.columns))
+        return rows * self.shape[1] + self.columns.long()
 
     def to(self, device: torch.device) -> Elements:
         moved = {name: getattr(self, name).to(device) for name in ("row_ends", "columns", "counts")}
-        return Elements(shape=self.shape, chosen=self.chosen, **moved)
+        return Elements(shape=self.shape, tile=self.tile, chosen=self.chosen, **moved)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and JSON; `from_state` reads it."""
         return {
             "shape": list(self.shape),
+            "tile": self.tile,
             "row_ends": self.row_ends,
             "columns": self.columns,
             "counts": self.counts,
@@ -143,7 +148,7 @@ class _MeanMagnitude(torch.autograd.Function):
             ctx.save_for_backward(lora_a, lora_b)
             return lora_a.new_zeros(())
         a, b = _wide(lora_a), _wide(lora_b)
-        values = (_tiled_entries if _is_dense(elements) else _entries)(a, b, elements)
+        values = (_dense_entries if _is_dense(elements) else _entries)(a, b, elements)
         # counts fit into a byte but not always into a signed one: keep the sign alone
         ctx.save_for_backward(lora_a, lora_b, values.sign().to(torch.int8))
         return (torch.dot(values.abs(), elements.counts.to(values.dtype)) / elements.chosen).to(lora_a.dtype)
@@ -156,7 +161,7 @@ class _MeanMagnitude(torch.autograd.Function):
             return torch.zeros_like(lora_a), torch.zeros_like(lora_b), None
         a, b = _wide(lora_a), _wide(lora_b)
         weights = elements.counts.to(a.dtype).mul_(rest[0]).mul_(grad.to(a.dtype) / elements.chosen)
-        gradients = (_tiled_gradients if _is_dense(elements) else _gradients)(a, b, weights, elements)
+        gradients = (_dense_gradients if _is_dense(elements) else _gradients)(a, b, weights, elements)
         grad_a, grad_b = gradients
         return grad_a.to(lora_a.dtype), grad_b.to(lora_b.dtype), None
 
@@ -170,26 +175,61 @@ def _is_dense(elements: Elements) -> bool:
     return len(elements.columns) > DENSE * elements.shape[0] * elements.shape[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Tile:
+    """Some rows of some columns: a sparse matrix of its own."""
+
+    rows: slice
+    columns: slice
+    span: slice
+    """Where its positions lie."""
+    ends: Tensor
+    """int32: where each row's positions end, from the tile's first."""
+    inner: Tensor
+    """int32: columns from the tile's first."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+
+def _tiles(elements: Elements, height: int | None = None) -> Iterator[_Tile]:
+    """Tiles of at most `height` rows, in the order in which positions lie."""
+    outputs, inputs = elements.shape
+    height = height or outputs
+    starts = [*range(0, outputs, height), outputs]
+    cuts = elements.row_ends[:, starts].tolist()
+    for t, ends in enumerate(elements.row_ends):
+        columns = slice(t * elements.tile, min(inputs, (t + 1) * elements.tile))
+        for start, stop, first, last in zip(starts, starts[1:], cuts[t], cuts[t][1:]):
+            inner = elements.columns[first:last].int() - columns.start
+            own = ends[start : stop + 1] - first
+            yield _Tile(rows=slice(start, stop), columns=columns, span=slice(first, last), ends=own, inner=inner)
+
+
 def _entries(a: Tensor, b: Tensor, elements: Elements) -> Tensor:
     """The product's entries at the positions, in their order."""
-    values = elements.counts.to(a.dtype)  # only the shape matters: beta is 0
-    with warnings.catch_warnings():
+    turned, found = a.T.contiguous(), []
+    with warnings.catch_warnings(), torch.autocast(a.device.type, enabled=False):
         warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)", category=UserWarning)
-        columns = elements.columns.int()
-        pattern = torch.sparse_csr_tensor(
-            elements.row_ends, columns, values, size=elements.shape, check_invariants=False
-        )
-    with torch.autocast(a.device.type, enabled=False):
-        return torch.sparse.sampled_addmm(pattern, b, a, beta=0.0).values()
+        for t in _tiles(elements):
+            values = elements.counts[t.span].to(a.dtype)  # only the shape matters: beta is 0
+            pattern = torch.sparse_csr_tensor(t.ends, t.inner, values, size=t.shape, check_invariants=False)
+            found.append(torch.sparse.sampled_addmm(pattern, b, turned[t.columns].T, beta=0.0).values())
+    return torch.cat(found)
 
 
 def _gradients(a: Tensor, b: Tensor, weights: Tensor, elements: Elements) -> tuple[Tensor, Tensor]:
     """``(B^T G, G A^T)`` for G with `weights` at the positions: weighted sums of B's rows and of A's columns."""
-    columns = elements.columns.int()
-    grad_b = _weighted_sums(a.T.contiguous(), columns, elements.row_ends, weights)
-    # the transposed pattern is made in passing: kept, it would double the memory
-    ends, rows, by_column = _transposed(elements, columns, weights)
-    return _weighted_sums(b, rows, ends, by_column).T, grad_b
+    turned = a.T.contiguous()
+    grad_a, grad_b = torch.zeros_like(turned), torch.zeros_like(b)
+    for t in _tiles(elements, TILE if a.device.type == "cpu" else None):
+        own = weights[t.span]
+        grad_b[t.rows] += _weighted_sums(turned[t.columns], t.inner, t.ends, own)
+        # the transposed pattern is made in passing: kept, it would double the memory
+        ends, rows, by_column = _transposed(t, own)
+        grad_a[t.columns] += _weighted_sums(b[t.rows], rows, ends, by_column)
+    return grad_a.T, grad_b
 
 
 def _weighted_sums(table: Tensor, indices: Tensor, ends: Tensor, weights: Tensor) -> Tensor:
@@ -197,60 +237,68 @@ def _weighted_sums(table: Tensor, indices: Tensor, ends: Tensor, weights: Tensor
     return F.embedding_bag(indices, table, ends, per_sample_weights=weights, mode="sum", include_last_offset=True)
 
 
-def _transposed(elements: Elements, columns: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The positions by columns: where each ends, rows, weights."""
+def _transposed(tile: _Tile, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A tile's positions by columns: where each ends, rows, weights."""
     if weights.device.type == "cpu":
         from scipy.sparse import csr_matrix
 
-        arrays = (weights.numpy(), columns.numpy(), elements.row_ends.numpy())
-        turned = csr_matrix(arrays, shape=elements.shape).tocsc()
+        turned = csr_matrix((weights.numpy(), tile.inner.numpy(), tile.ends.numpy()), shape=tile.shape).tocsc()
         return torch.from_numpy(turned.indptr), torch.from_numpy(turned.indices), torch.from_numpy(turned.data)
-    order = columns.sort(stable=True).indices
-    rows = elements.rows().index_select(0, order)
-    return _ends(columns, elements.shape[1]), rows, weights.index_select(0, order)
+    order = tile.inner.sort(stable=True).indices
+    rows = torch.arange(tile.shape[0], dtype=torch.int32, device=weights.device)
+    rows = torch.repeat_interleave(rows, tile.ends.diff(), output_size=len(order))
+    return _ends(tile.inner, tile.shape[1]), rows.index_select(0, order), weights.index_select(0, order)
 
 
-def _tiled_entries(a: Tensor, b: Tensor, elements: Elements) -> Tensor:
+def _dense_entries(a: Tensor, b: Tensor, elements: Elements) -> Tensor:
     """`_entries` through the whole product, some rows at a time."""
-    found = [(b[rows] @ a).view(-1).index_select(0, flat) for rows, _, flat in _tiles(elements)]
+    found = []
+    for t in _tiles(elements, DENSE_ROWS):
+        found.append((b[t.rows] @ a[:, t.columns]).view(-1).index_select(0, _places(t)))
     return torch.cat(found)
 
 
-def _tiled_gradients(a: Tensor, b: Tensor, weights: Tensor, elements: Elements) -> tuple[Tensor, Tensor]:
+def _dense_gradients(a: Tensor, b: Tensor, weights: Tensor, elements: Elements) -> tuple[Tensor, Tensor]:
     """`_gradients` through a whole G, some rows at a time."""
-    grad_a, grad_b = torch.zeros_like(a), torch.empty_like(b)
-    for rows, span, flat in _tiles(elements):
-        g = a.new_zeros(rows.stop - rows.start, a.shape[1])
-        g.view(-1)[flat] = weights[span]
-        grad_b[rows] = g @ a.T
-        grad_a.addmm_(b[rows].T, g)
+    grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
+    for t in _tiles(elements, DENSE_ROWS):
+        g = a.new_zeros(t.shape)
+        g.view(-1)[_places(t)] = weights[t.span]
+        grad_b[t.rows].addmm_(g, a[:, t.columns].T)
+        grad_a[:, t.columns].addmm_(b[t.rows].T, g)
     return grad_a, grad_b
 
 
-def _tiles(elements: Elements) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows, their positions' places, and those positions within the rows' tile."""
-    flat, ends = elements.flat(), elements.row_ends.tolist()
-    for start in range(0, elements.shape[0], TILE_ROWS):
-        stop = min(start + TILE_ROWS, elements.shape[0])
-        span = slice(ends[start], ends[stop])
-        yield slice(start, stop), span, flat[span] - start * elements.shape[1]
+def _places(tile: _Tile) -> Tensor:
+    """Positions within the tile, by rows, int64."""
+    rows = torch.arange(tile.shape[0], device=tile.inner.device)
+    rows = torch.repeat_interleave(rows, tile.ends.diff(), output_size=len(tile.inner))
+    return rows * tile.shape[1] + tile.inner
 
 
 def _of_flat(flat: Tensor, counts: Tensor, shape: tuple[int, int], multiplicity: Multiplicity) -> Elements:
-    positions, place = flat.unique(return_inverse=True)
+    outputs, inputs = shape
+    # on a GPU a few large kernels are quicker than many small ones
+    tile = min(TILE, inputs) if flat.device.type == "cpu" else inputs
+    tiles = -(-inputs // tile)
+    by_tile = (flat % inputs // tile * outputs + flat // inputs) * inputs + flat % inputs
+    positions, place = by_tile.unique(return_inverse=True)
     total = torch.zeros_like(positions).index_add_(0, place, counts)
     total = total.clamp(max=255 if multiplicity == "count" else 1)
-    columns = positions % shape[1]
+    lines = _ends(positions // inputs, tiles * outputs)  # a line: a row of a tile
+    starts = torch.arange(tiles, device=flat.device)[:, None] * outputs
     return Elements(
         shape=shape,
-        row_ends=_ends(positions // shape[1], shape[0]),
-        columns=columns.to(torch.uint16 if shape[1] <= 65536 else torch.int32),
+        tile=tile,
+        row_ends=lines[starts + torch.arange(outputs + 1, device=flat.device)],
+        columns=(positions % inputs).to(torch.uint16 if inputs <= 65536 else torch.int32),
         counts=total.to(torch.uint8),
         chosen=int(total.sum()),
     )
 
 
-def _ends(sorted_or_not: Tensor, size: int) -> Tensor:
-    ends = torch.zeros(size + 1, dtype=torch.int32, device=sorted_or_not.device)
-    ends[1:] = torch.bincount(sorted_or_not, minlength=size).cumsum(0)
+def _ends(members: Tensor, size: int) -> Tensor:
+    """Where each of `size` groups ends (after a leading 0) in a list sorted by group; `members`: a group each."""
+    ends = torch.zeros(size + 1, dtype=torch.int32, device=members.device)
+    ends[1:] = torch.bincount(members, minlength=size).cumsum(0)
     return ends
