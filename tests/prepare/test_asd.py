@@ -35,6 +35,7 @@ class Writer:
     """A chat model that answers any prompt as it should."""
 
     name = "writer"
+    sees = True
 
     def __init__(self, spoil=None):
         self.asked, self.spoil = [], spoil
@@ -241,3 +242,12 @@ def test_a_torn_journal_line_is_forgotten_and_the_next_is_whole(tmp_path):
     again = Journal(journal.path)
     again.add("c", "3")
     assert Journal(journal.path).replies == {"a": "1", "c": "3"}
+
+
+def test_a_model_that_sees_nothing_is_sent_no_picture_and_the_manifest_says_so(tmp_path):
+    seeing, blind = Writer(), Writer()
+    blind.sees = False
+    for chat, unseen in ((seeing, 0), (blind, 20)):
+        made = diversify(records("question", 100), task="t", kind="question", share=20, chat=chat, images=tmp_path)
+        assert made.manifest["by_model_unseen"] == unseen
+    assert all(r.image is not None for r in seeing.asked) and all(r.image is None for r in blind.asked)

@@ -200,6 +200,7 @@ def test_the_command_names_wrong_arguments(tmp_path, capsys):
         (["prepare", "asd", str(tmp_path / "a.json")], "--kind is needed"),
         (["prepare", "asd", str(tmp_path / "a.json"), "--kind", "question"], "there is no such file"),
         (["prepare", "asd"], "give a training file and --kind"),
+        (["prepare", "asd", "a.json", "--kind", "question", "--model", "m"], "Add --endpoint"),
     ):
         with pytest.raises(SystemExit) as left:
             main(arguments)

@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 DIVERSIFIED = """
 perdure prepare asd --root /data/CoIN --task ScienceQA --task GQA --share 20 --endpoint URL --model NAME
-perdure prepare asd mine/train.json --kind question --share 40 --local Qwen/Qwen2.5-7B-Instruct
+perdure prepare asd mine/train.json --kind question --share 40 --local Qwen/Qwen2.5-VL-7B-Instruct
 """
 JOINED = """
 perdure prepare predictions merge.jsonl --task scienceqa --answers /data/CoIN/ScienceQA --out scienceqa.jsonl
@@ -48,11 +48,13 @@ def asd(
     key_variable: Annotated[
         str, typer.Option("--key-variable", help="environment variable that holds the key")
     ] = "OPENAI_API_KEY",
-    local: Annotated[str, typer.Option("--local", help="a chat model of transformers: hub id or folder")] = "",
+    local: Annotated[
+        str, typer.Option("--local", help="a chat model of transformers, one that sees or not: hub id or folder")
+    ] = "",
     per_minute: Annotated[float | None, typer.Option("--per-minute", help="most requests a minute")] = None,
     parallel: Annotated[int, typer.Option("--parallel", help="requests under way at a time")] = 8,
     timeout: Annotated[float, typer.Option("--timeout", help="seconds to wait for a reply")] = 120.0,
-    text_only: Annotated[bool, typer.Option("--text-only", help="do not send images")] = False,
+    text_only: Annotated[bool, typer.Option("--text-only", help="do not show images to the model")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="of one file [train_xNN.json beside the source]")] = None,
 ) -> None:
     """Rewrite a share of the training records in the four other answer styles.
@@ -66,7 +68,7 @@ def asd(
     chat = _chat(endpoint, model, key_variable, local, per_minute, parallel, timeout)
     complete = True
     for name, own_kind, file, target in jobs:
-        images = None if text_only or endpoint == "" else (root or file.parent)
+        images = None if text_only or chat is None else (root or file.parent)
         manifest = diversify_file(
             file, target, task=name, kind=own_kind, share=share, seed=seed, chat=chat, images=images
         )
@@ -207,13 +209,16 @@ def _chat(
     timeout: float,
 ) -> Any:
     from perdure.errors import RecipeError
-    from perdure.prepare.chat import Endpoint, LocalChat
+    from perdure.prepare.chat import Endpoint
+    from perdure.prepare.local import LocalChat
 
     if endpoint and local:
         raise RecipeError("give --endpoint or --local, not both")
     if local:
         return LocalChat(name=local)
     if not endpoint:
+        if model:
+            raise RecipeError("--model is the name at an endpoint", todo="Add --endpoint, or say --local FOLDER.")
         return None
     if not model:
         raise RecipeError("--model is needed with --endpoint")
@@ -230,6 +235,8 @@ def _chat(
 def _print(name: str, target: Path, manifest: dict[str, Any]) -> None:
     styles = ", ".join(f"{style} {n}" for style, n in manifest["styles"].items())
     print(f"{name}: {manifest['records']} records ({styles}) -> {target}")
+    if unseen := manifest["by_model_unseen"]:
+        print(f"  warning: {unseen} records with an image were rewritten by a model that was not shown it")
     failed = manifest["failed"]
     for entry in failed[:10]:
         print(f"  record {entry['record']} ({entry['id']}) stays as it is: {entry['why']}")

@@ -63,7 +63,8 @@ def diversify(
         kind: one of `styles.KINDS`; of CoIN's tasks, see `styles.COIN_KINDS`.
         chat: writes what rules cannot; without it such styles stay undone and are reported.
         journal: keeps replies, so that a later call does not ask again.
-        images: folder that image paths start from; None: no image is shown to the model.
+        images: folder that image paths start from; None: no image is shown to the model, and the manifest counts the
+            records that it has rewritten unseen, as it does for a model that sees none.
 
     Raises:
         RecipeError: an unknown kind or a share outside 0..100.
@@ -74,19 +75,22 @@ def diversify(
     if not 0 <= share <= 100:
         raise RecipeError(f"the share is {share}", expected="0 to 100 percent")
     chosen, unfit = choose(records, task=task, kind=kind, share=share, seed=seed)
-    work = _Work(records, task, kind, seed, images)
+    work = _Work(records, task, kind, seed)
     done, failed = work.by_rules(chosen)
     rest = {i: style for i, style in chosen.items() if i not in done and i not in failed}
+    unseen = 0
     if chat is None:
         failed |= dict.fromkeys(rest, "no chat model was given")
-    else:
-        answered, missing = work.by_model(rest, chat, journal)
+    elif rest:
+        shown = images if images is not None and chat.sees else None
+        answered, missing = work.by_model(rest, chat, journal, shown)
+        unseen = sum(records[i].get("image") is not None for i in answered) if shown is None else 0
         done |= answered
         failed |= missing
     made = [dict(done.get(i, record)) for i, record in enumerate(records)]
     if share:
         random.Random(key_seed(seed, task, "shuffle")).shuffle(made)
-    return Made(records=made, manifest=_manifest(records, chosen, done, failed, unfit, kind))
+    return Made(records=made, manifest=_manifest(records, chosen, done, failed, unfit, kind, unseen))
 
 
 def diversify_file(
@@ -172,10 +176,8 @@ def _unfit(record: Any, kind: str) -> str | None:
 class _Work:
     """Rewrites chosen records of one task."""
 
-    def __init__(
-        self, records: Sequence[Mapping[str, Any]], task: str, kind: str, seed: int, images: Path | None
-    ) -> None:
-        self.records, self.task, self.kind, self.seed, self.images = records, task, kind, seed, images
+    def __init__(self, records: Sequence[Mapping[str, Any]], task: str, kind: str, seed: int) -> None:
+        self.records, self.task, self.kind, self.seed = records, task, kind, seed
         self.categories: list[str] = []
         if kind == "category":
             answers = (styles.asked(r) for r in records if training_fault(r) is None)
@@ -203,15 +205,15 @@ class _Work:
         return done, failed
 
     def by_model(
-        self, chosen: Mapping[int, str], chat: Chat, journal: Journal | None
+        self, chosen: Mapping[int, str], chat: Chat, journal: Journal | None, images: Path | None
     ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-        """Records that a chat model rewrites; and why some stay as they are."""
+        """Records that a chat model rewrites, seeing what is in `images`; and why some stay as they are."""
         journal = journal or Journal()
         done: dict[int, dict[str, Any]] = {}
         failed: dict[int, str] = {}
         groups = list(self._groups(chosen))
         for attempt in range(TRIES):
-            requests = [self._request(members, wanted, attempt) for members, wanted in groups]
+            requests = [self._request(members, wanted, attempt, images) for members, wanted in groups]
             replies = ask_all(chat, requests, journal)
             again = []
             for (members, wanted), (text, why) in zip(groups, replies):
@@ -271,9 +273,9 @@ class _Work:
             items.append(Item(question=said.question + options, answer=answer, has_image=has_image))
         return prompt(KINDS[self.kind].prompts, style, items)
 
-    def _request(self, members: Sequence[int], wanted: Prompt, attempt: int) -> Request:
+    def _request(self, members: Sequence[int], wanted: Prompt, attempt: int, images: Path | None) -> Request:
         image = self.records[members[0]].get("image")
-        shown = self.images / image if self.images is not None and image is not None else None
+        shown = images / image if images is not None and image is not None else None
         return Request(system=wanted.system, user=wanted.user, image=shown, attempt=attempt)
 
     def _with_distractors(self, i: int, style: str, wrong: Sequence[str]) -> dict[str, Any]:
@@ -298,6 +300,7 @@ def _manifest(
     failed: Mapping[int, str],
     unfit: Mapping[str, int],
     kind: str,
+    unseen: int,
 ) -> dict[str, Any]:
     """Counts by style, failures by reason, and each chosen record: its place, id and style."""
     made = Counter(chosen[i] for i in done)
@@ -311,6 +314,7 @@ def _manifest(
         },
         "by_rule": sum(chosen[i] in by_rule for i in done),
         "by_model": sum(chosen[i] not in by_rule for i in done),
+        "by_model_unseen": unseen,
         "not_considered": dict(unfit),
         "failed": [
             {"record": i, "id": _name(records[i]), "style": chosen[i], "why": failed[i]} for i in sorted(failed)

@@ -1,4 +1,4 @@
-"""Asking a chat model many things: an OpenAI-compatible endpoint, or a local model of transformers.
+"""Asking a chat model many things, and an OpenAI-compatible endpoint as one (`local` has transformers' models).
 
 Knows requests and replies as texts, rate, retries, and the journal from which an interrupted pass goes on. Does not
 know what is asked for. The key is read from the environment and written nowhere.
@@ -55,6 +55,11 @@ class Chat(Protocol):
 
     name: str
 
+    @property
+    def sees(self) -> bool:
+        """Whether pictures can be shown to it."""
+        ...
+
     def ask(self, requests: Sequence[Request], reply: Callable[[int, str | None, str], None]) -> None:
         """Calls ``reply(index, text or None, what failed)`` once a request, in any order."""
         ...
@@ -84,6 +89,8 @@ class Endpoint:
     """Requests that fail in a row before the endpoint counts as down."""
     temperature: float = 0.7
     max_tokens: int = 1024
+    sees: bool = True
+    """Whether the model there takes pictures; false: none are sent."""
     _next: float = field(default=0.0, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -176,59 +183,6 @@ class Endpoint:
         return f"Check the address and whether it serves a model called {self.name}."
 
 
-@dataclass(kw_only=True)
-class LocalChat:
-    """A chat model of transformers on this machine. It reads the questions and answers; images are not shown to it."""
-
-    name: str
-    """Hub id or folder."""
-    batch_size: int = 8
-    max_new_tokens: int = 256
-    device: str = "cpu"
-    _loaded: Any = field(default=None, repr=False)
-
-    def ask(self, requests: Sequence[Request], reply: Callable[[int, str | None, str], None]) -> None:
-        """See `Chat`."""
-        tokenizer, model = self._model()
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].user))
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
-            texts = self._answers(tokenizer, model, [requests[i] for i in part])
-            for i, text in zip(part, texts):
-                reply(i, text, "")
-
-    def _model(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(self.name, padding_side="left")
-                model: Any = AutoModelForCausalLM.from_pretrained(self.name, dtype="auto")
-                model = model.to(self.device).eval()
-            except (OSError, ValueError) as error:
-                lines = str(error).splitlines() or [""]
-                raise EndpointError(f"no chat model can be read ({lines[0]})", where=self.name) from None
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            self._loaded = tokenizer, model
-        return self._loaded
-
-    def _answers(self, tokenizer: Any, model: Any, requests: Sequence[Request]) -> list[str]:
-        import torch
-
-        prompts = [_plain_prompt(tokenizer, r) for r in requests]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(self.device)
-        inputs = {n: inputs[n] for n in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            out = model.generate(
-                **inputs,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        return tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
 class Journal:
     """Replies as they come, one JSON line each; a later pass asks only for the others."""
 
@@ -290,13 +244,6 @@ def _content(request: Request) -> Any:
         {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}},
         {"type": "text", "text": request.user},
     ]
-
-
-def _plain_prompt(tokenizer: Any, request: Request) -> str:
-    messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
-    if getattr(tokenizer, "chat_template", None):
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return f"{request.system}\n\n{request.user}\n"
 
 
 def _first_line(error: urllib.error.HTTPError) -> str:
