@@ -112,6 +112,14 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_last_step_to_weights_that_are_not_finite_is_not_saved(tmp_path):
+    data = regression()
+    data["y"][:] = 1e10  # the squared error is finite, its gradient times the rate is not
+    with pytest.raises(TrainingError, match="a weight is not finite after step 0"):
+        fit(runtime(out=tmp_path, save_every=0.0), linear(), Fit(lr=1e30), data)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_randomness_is_keyed_by_seed_task_and_name():
     a, b = runtime(seed=1), runtime(seed=1)
     assert torch.equal(a.permutation(20, "x", 0), b.permutation(20, "x", 0))

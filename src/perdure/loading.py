@@ -21,6 +21,9 @@ from perdure.keys import key_seed
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example
 
+ONE_SIZE = "Resize the images of the data set to one size."
+"""What to do about examples of several shapes."""
+
 Preprocess = Callable[[Example, bool], Batch]
 Collate = Callable[[list[Any]], Batch]
 
@@ -45,7 +48,7 @@ class ExampleBatches:
         preprocess: ``(example, training) -> dict of tensors`` without a batch axis.
         stage: part of the key of order and augmentation.
         training: passed to `preprocess`; also shuffles, unless `shuffle` says otherwise.
-        collate: items -> batch; torch's default stacks equal shapes.
+        collate: items -> batch; by default tensors of equal shapes are stacked (DataError where they differ).
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class ExampleBatches:
         self.drop_last = drop_last
         seed = (runtime.seed, runtime.task, stage)
         self._prepare = _Prepare(examples, preprocess, training, seed)
-        self._collate = _Collate(collate or default_collate, runtime.unreadable == "skip")
+        self._collate = _Collate(collate or _Stack(examples), runtime.unreadable == "skip")
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.examples), self.batch_size)
@@ -199,6 +202,30 @@ class _Collate:
             raise DataError(skipped[0][1], todo="Repair or remove it, or set run.unreadable=skip to go on without it.")
         items = [item for item in items if not isinstance(item, _Skipped)]
         return (self.collate(items) if items else None), skipped
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Stacks what `preprocess` gave; says which example has another shape."""
+
+    examples: Sequence[Example]
+
+    def __call__(self, items: list[Any]) -> Batch:
+        first = items[0]
+        for item in items[1:]:
+            for name, value in item.items():
+                if isinstance(value, Tensor) and value.shape != first[name].shape:
+                    raise self._unequal(name, item, first)
+        return default_collate(items)
+
+    def _unequal(self, name: str, item: Mapping[str, Any], first: Mapping[str, Any]) -> DataError:
+        one, other = self.examples[first["position"]].id, self.examples[item["position"]].id
+        return DataError(
+            f"'{name}' of shape {list(item[name].shape)}, unlike {list(first[name].shape)} of {one}",
+            where=other,
+            expected="one shape",
+            todo=ONE_SIZE,
+        )
 
 
 def _context() -> str | None:

@@ -46,11 +46,11 @@ class Memory:
 
     def __init__(self, capacity: int, *, policy: Policy = "reservoir", replay_unfilled_slots: bool = False) -> None:
         if capacity < 0:
-            raise RecipeError(f"a memory of {capacity} slots", expected="0 or more")
+            raise RecipeError(f"a memory of {capacity} slots", where="buffer_size", expected="0 or more")
         self.capacity, self.policy, self.replay_unfilled_slots = capacity, policy, replay_unfilled_slots
         self.columns: Columns = {}
         """Name -> [capacity, ...]; made by the first `add`."""
-        self.written = torch.zeros(capacity, dtype=torch.bool)
+        self.written = self._room(torch.zeros(0, dtype=torch.bool))
         """Slots that hold a sample."""
         self.seen = 0
         """Samples offered so far."""
@@ -126,11 +126,26 @@ class Memory:
             return torch.arange(min(self.seen, self.capacity))
         return self.written.nonzero()[:, 0]
 
+    def _room(self, like: Tensor) -> Tensor:
+        """Zeros, a row a slot.
+
+        Raises:
+            RecipeError: there is no such memory.
+        """
+        try:
+            return like.new_zeros(self.capacity, *like.shape[1:])
+        except (RuntimeError, TypeError):  # no such memory; no such number of 64 bits
+            raise RecipeError(
+                f"{self.capacity} slots are more than this machine's memory holds",
+                where="buffer_size",
+                expected="no more slots than the stream has images",
+            ) from None
+
     def _write(self, slots: list[int], rows: list[int], columns: Columns) -> None:
         if not self.capacity:
             return
         if not self.columns:
-            self.columns = {n: v.new_zeros(self.capacity, *v.shape[1:]) for n, v in columns.items()}
+            self.columns = {name: self._room(value) for name, value in columns.items()}
         assert columns.keys() == self.columns.keys(), (columns.keys(), self.columns.keys())
         for name, value in columns.items():
             column = self.columns[name]

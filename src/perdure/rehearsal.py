@@ -19,10 +19,11 @@ from perdure import augment as augmentation
 from perdure.augment import Augment
 from perdure.errors import DataError, RecipeError, TrainingError
 from perdure.images import open_image
-from perdure.loading import ExampleBatches
+from perdure.loading import ONE_SIZE, ExampleBatches
 from perdure.memory import Draws
 from perdure.nn import gradients
 from perdure.runtime import Runtime
+from perdure.training import Finite
 from perdure.types import Batch, Example, Query, Task
 
 
@@ -62,24 +63,29 @@ def preprocess(example: Example, training: bool) -> Batch:
     return {"image": image, "label": -1 if example.target is None else int(example.target)}
 
 
-def read(task: Task, net: nn.Module, runtime: Runtime) -> Images:
+def read(task: Task, net: nn.Module, runtime: Runtime, *, stored: Mapping[str, Tensor] | None = None) -> Images:
     """All training images of a task, decoded once.
 
+    Args:
+        stored: columns of images of earlier tasks, to which these will be added.
+
     Raises:
-        DataError: images of unequal sizes, or a label that the network has no output for.
+        DataError: images of unequal sizes, or of another size than the stored ones, or a label that the network
+            has no output for.
         RecipeError: more than one process.
     """
     if runtime.processes > 1:
         raise RecipeError("rehearsal methods keep one memory", expected="one process")
-    batches = ExampleBatches(
-        task.train, preprocess, batch_size=512, runtime=runtime, stage="read", training=False, collate=_stack
-    )
+    batches = ExampleBatches(task.train, preprocess, batch_size=512, runtime=runtime, stage="read", training=False)
     parts = [batch for batch, _ in batches.epoch(0) if batch is not None]
+    where = f"task {task.index + 1} ({task.name})"
     if not parts:
-        raise TrainingError("there is no training image", where=f"task {task.index + 1} ({task.name})")
-    _one_size([part["image"] for part in parts])
+        raise TrainingError("there is no training image", where=where)
+    _require_one_size([part["image"] for part in parts], where=where)
+    if stored:
+        _require_one_size([stored["image"], parts[0]["image"]], where=f"{where}, after the images of earlier tasks")
     labels = torch.cat([part["label"] for part in parts])
-    check_labels(labels, classes=cast(Any, net).classes, where=task.name)
+    check_labels(labels, classes=cast(Any, net).classes, where=where)
     cuts = task.facts.get("batches")
     return Images(
         images=torch.cat([part["image"] for part in parts]),
@@ -116,7 +122,7 @@ def train(
         state: all that `step` changes: network, optimizer, memory ...
 
     Raises:
-        TrainingError: the loss is not finite; the last good checkpoint is kept.
+        TrainingError: a loss or a weight is not finite; the last good checkpoint is kept.
     """
     count = len(data.labels)
     if data.cuts is not None and epochs != 1:
@@ -124,8 +130,9 @@ def train(
     cuts = data.cuts or batch_sizes(count, batch_size)
     ends = np.cumsum(cuts)
     steps = runtime.steps(stage, total=epochs * len(cuts), state=state)
-    guard = _Finite(runtime, stage, state)
-    steps.before_save = guard.raise_if_bad
+    nets = [item for item in state.values() if isinstance(item, nn.Module)]
+    images = data.images[:1]
+    guard = Finite(steps, [p for net in nets for p in net.parameters()], cause=lambda: first_bad_layer(nets, images))
     order, of_epoch = torch.empty(0), -1
     for number in steps:
         epoch, within = divmod(number, len(cuts))
@@ -134,8 +141,9 @@ def train(
             order = runtime.permutation(count, stage, epoch) if shuffled else torch.arange(count)
             of_epoch = epoch
         index = order[ends[within] - cuts[within] : ends[within]].to(data.labels.device)
-        values = step(data.images[index], data.labels[index], At(step=number, epoch=epoch, index=index))
-        guard.check(values["loss"], number, data.images[index])
+        images = data.images[index]
+        values = step(images, data.labels[index], At(step=number, epoch=epoch, index=index))
+        guard.check(values["loss"], number)
         steps.shown = {"loss": values["loss"].detach()}
         runtime.log("step", stage=stage, step=number, epoch=epoch, **values)
 
@@ -205,58 +213,21 @@ def network_state(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
 
 
-def _stack(items: list[Mapping[str, Any]]) -> Batch:
-    _one_size([item["image"][None] for item in items])
-    return {
-        "image": torch.stack([item["image"] for item in items]),
-        "label": torch.tensor([item["label"] for item in items]),
-        "position": torch.tensor([item["position"] for item in items]),
-    }
-
-
-def _one_size(images: Sequence[Tensor]) -> None:
+def _require_one_size(images: Sequence[Tensor], *, where: str) -> None:
     sizes = list(dict.fromkeys(tuple(image.shape[1:]) for image in images))
     if len(sizes) > 1:
         raise DataError(
             f"images of {len(sizes)} sizes: {list(sizes[0])} and {list(sizes[1])}",
+            where=where,
             expected="one size",
-            todo="Resize the images of the data set to one size.",
-        )
-
-
-class _Finite:
-    """Stops on a loss that is NaN or infinite; on a GPU it looks only every 20 steps and before a save."""
-
-    def __init__(self, runtime: Runtime, stage: str, state: Mapping[str, Any]) -> None:
-        self.runtime, self.stage = runtime, stage
-        self.net = next((item for item in state.values() if isinstance(item, nn.Module)), None)
-        self.bad: Tensor | None = None
-        self.step = 0
-        self.images: Tensor | None = None
-
-    def check(self, loss: Tensor, step: int, images: Tensor) -> None:
-        self.step, self.images = step, images
-        bad = ~torch.isfinite(loss.detach())
-        self.bad = bad if self.bad is None else self.bad | bad
-        if not loss.is_cuda or step % 20 == 0:
-            self.raise_if_bad()
-
-    def raise_if_bad(self) -> None:
-        if self.bad is None or not bool(self.bad):
-            return
-        layer = None
-        if self.net is not None and self.images is not None:
-            layer = first_bad_layer(self.net, self.images)
-        raise TrainingError(
-            f"the loss is not finite at step {self.step}" + (f"; first in layer {layer}" if layer else ""),
-            where=f"task {self.runtime.task + 1}, stage {self.stage}",
-            todo="Lower the learning rate; the last checkpoint is kept.",
+            todo=ONE_SIZE,
         )
 
 
 @torch.no_grad()
-def first_bad_layer(net: nn.Module, images: Tensor) -> str | None:
-    """The first layer of the plain network with a weight or an output that is not finite."""
+def first_bad_layer(nets: Sequence[nn.Module], images: Tensor) -> str:
+    """Which layer of the first (plain) network is the first with a weight or an output that is not finite."""
+    net = nets[0]
     found: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
@@ -274,6 +245,5 @@ def first_bad_layer(net: nn.Module, images: Tensor) -> str | None:
     net.train(training)
     for hook in hooks:
         hook.remove()
-    if found:
-        return found[0]
-    return next((name for name, p in net.named_parameters() if not torch.isfinite(p).all()), None)
+    found += [name for name, p in net.named_parameters() if not torch.isfinite(p).all()]
+    return f"first in layer {found[0]}" if found else ""

@@ -118,7 +118,7 @@ def fit(
         The loss of every step.
 
     Raises:
-        TrainingError: the loss is not finite; the last good checkpoint is kept.
+        TrainingError: a loss or a weight is not finite; the last good checkpoint is kept.
     """
     groups = [Group(parameters=parameters)] if isinstance(parameters, Mapping) else list(parameters)
     tensors = [p for group in groups for p in group.parameters.values()]
@@ -128,7 +128,7 @@ def fit(
     moments = _FlatOptimizer(optimizer)
     state = {"parameters": trained, "optimizer": moments, "history": history, **scaler, **(keep or {})}
     steps = runtime.steps(stage, total=settings.epochs * per_epoch, state=state)
-    guard = _Finite(stage, runtime, steps)
+    guard = Finite(steps, tensors)
     epoch_batches = None
     for step in steps:
         epoch, within = divmod(step, per_epoch)
@@ -282,29 +282,51 @@ class _FlatOptimizer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["state"]})
 
 
-class _Finite:
-    """Stops on a loss that is NaN or infinite, without a host-device sync in every step on a GPU."""
+class Finite:
+    """Stops a stage on a loss that is NaN or infinite, and lets no such weights be saved.
+
+    On a GPU it looks only every 20 steps and before a save: looking waits for the device.
+
+    Args:
+        weights: what the stage trains.
+        cause: gives what the message says about where it began.
+    """
 
     EVERY = 20
 
-    def __init__(self, stage: str, runtime: Runtime, steps: Steps) -> None:
-        self.stage, self.task = stage, runtime.task
+    def __init__(self, steps: Steps, weights: Sequence[Tensor], *, cause: Callable[[], str] = lambda: "") -> None:
+        self.stage, self.runtime, self.weights, self.cause = steps.stage, steps.runtime, weights, cause
         self.bad: Tensor | None = None
         self.step = 0
-        self.eager = runtime.device.type == "cpu"
-        steps.before_save = self.raise_if_bad
+        self.eager = self.runtime.device.type == "cpu"
+        steps.before_save = self.before_save
 
     def check(self, loss: Tensor, step: int) -> None:
+        """Note a step's loss."""
         bad = ~torch.isfinite(loss.detach())
         self.bad = bad if self.bad is None else self.bad | bad
         self.step = step
         if self.eager or step % self.EVERY == 0:
             self.raise_if_bad()
 
+    def before_save(self) -> None:
+        """The last step's loss was that of the weights before it."""
+        self.raise_if_bad()
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.weights):
+            self._stop("a weight is not finite after")
+
     def raise_if_bad(self) -> None:
+        """TrainingError if a loss was not finite."""
         if self.bad is not None and bool(self.bad):
-            raise TrainingError(
-                f"the loss is not finite at step {self.step}",
-                where=f"task {self.task + 1}, stage {self.stage}",
-                todo="Lower the learning rate or use run.precision=float32; the last checkpoint is kept.",
-            )
+            self._stop("the loss is not finite at")
+
+    def _stop(self, what: str) -> None:
+        runtime, cause = self.runtime, self.cause()
+        precise = "" if runtime.precision == "float32" else " or use run.precision=float32"
+        kept = f"What {runtime.out} had saved is kept; the same command goes on from it." if runtime.out else ""
+        raise TrainingError(
+            f"{what} step {self.step}" + (f"; {cause}" if cause else ""),
+            where=f"task {runtime.task + 1}, stage {self.stage}",
+            expected="a finite number",
+            todo=f"Lower the learning rate{precise}. {kept}".rstrip(),
+        )

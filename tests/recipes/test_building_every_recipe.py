@@ -79,5 +79,5 @@ def test_its_method_is_built_around_its_roles(name, tiny):
 def test_embedded_streams_are_built_and_ask_what_the_method_answers(name):
     loaded = recipe.load(name)
     stream = recipe.build_stream(loaded)
-    recipe.check_kinds(loaded, {task.kind for task in stream})
+    recipe.check_fit(loaded, stream)
     assert len(stream) >= 1

@@ -70,7 +70,7 @@ def _check(recipe: str, overrides: list[str], *, data: bool, steps: int) -> None
     if not data:
         return
     stream = recipes.build_stream(loaded)
-    recipes.check_kinds(loaded, {task.kind for task in stream})
+    recipes.check_fit(loaded, stream)
     print("\n".join(_plan(loaded, stream)), flush=True)
     if steps:
         from perdure.trial import first_steps  # brings torch

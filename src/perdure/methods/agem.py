@@ -58,7 +58,7 @@ class Agem:
         c = self.config
         optimizer = rehearsal.sgd(self.net, c.lr)
         parameters = list(self.net.parameters())
-        data = rehearsal.read(task, self.net, runtime)
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
 
         def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
             self.net.train()

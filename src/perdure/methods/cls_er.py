@@ -91,7 +91,7 @@ class ClsEr:
 
         rehearsal.train(
             step,
-            rehearsal.read(task, self.net, runtime),
+            rehearsal.read(task, self.net, runtime, stored=self.memory.columns),
             epochs=c.epochs,
             batch_size=c.batch_size,
             runtime=runtime,

@@ -72,7 +72,7 @@ class Derpp:
 
         rehearsal.train(
             step,
-            rehearsal.read(task, self.net, runtime),
+            rehearsal.read(task, self.net, runtime, stored=self.memory.columns),
             epochs=self.config.epochs,
             batch_size=self.config.batch_size,
             runtime=runtime,

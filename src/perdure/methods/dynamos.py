@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from perdure import rehearsal
 from perdure.memory import Draws, Memory
-from perdure.nn import modularity, policy
+from perdure.nn import gates, modularity, policy
 from perdure.nn.resnet import Gated, ResNet
 from perdure.nn.skipping import Skipping
 from perdure.runtime import Runtime
@@ -77,6 +77,7 @@ class Dynamos:
     answers = frozenset({"classify"})
 
     def __init__(self, config: Config, *, net: ResNet) -> None:
+        gates.require_gates(net)
         self.config, self.net = config, net
         self.memory = Memory(config.buffer_size, replay_unfilled_slots=config.replay_unfilled_slots)
         self.draws = Draws()
@@ -86,7 +87,7 @@ class Dynamos:
     preprocess = staticmethod(rehearsal.preprocess)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        data = rehearsal.read(task, self.net, runtime)
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
         optimizer = rehearsal.sgd(self.net, self.config.lr)
         self.net.train()
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from perdure import rehearsal
 from perdure.memory import Draws
-from perdure.nn import modularity, policy
+from perdure.nn import gates, modularity, policy
 from perdure.nn.resnet import ResNet
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
@@ -58,6 +58,7 @@ class DynamosSgd:
     answers = frozenset({"classify"})
 
     def __init__(self, config: Config, *, net: ResNet) -> None:
+        gates.require_gates(net)
         self.config, self.net = config, net
         self.draws = Draws()
         self.tasks = 0

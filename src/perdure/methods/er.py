@@ -68,7 +68,7 @@ class Er:
 
         rehearsal.train(
             step,
-            rehearsal.read(task, self.net, runtime),
+            rehearsal.read(task, self.net, runtime, stored=self.memory.columns),
             epochs=self.config.epochs,
             batch_size=self.config.batch_size,
             runtime=runtime,

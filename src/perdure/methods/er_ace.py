@@ -83,7 +83,7 @@ class ErAce:
 
         rehearsal.train(
             step,
-            rehearsal.read(task, self.net, runtime),
+            rehearsal.read(task, self.net, runtime, stored=self.memory.columns),
             epochs=c.epochs,
             batch_size=c.batch_size,
             runtime=runtime,

@@ -62,7 +62,7 @@ class Gem:
         c = self.config
         optimizer = rehearsal.sgd(self.net, c.lr)
         parameters = list(self.net.parameters())
-        data = rehearsal.read(task, self.net, runtime)
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
         past = self._past_tasks()
 
         def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:

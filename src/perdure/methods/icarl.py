@@ -61,7 +61,7 @@ class Icarl:
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         c = self.config
-        data = rehearsal.read(task, self.net, runtime)
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
         old = copy.deepcopy(self.net).eval() if self.past else None
         optimizer = rehearsal.sgd(self.net, c.lr)
 

@@ -58,7 +58,7 @@ class JointNet:
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         c = self.config
-        data = rehearsal.read(task, self.net, runtime)
+        data = rehearsal.read(task, self.net, runtime, stored=self.stored)
         columns = {"image": data.images, "label": data.labels}
         if self.stored:
             old = {name: self.stored[name].to(column.device) for name, column in columns.items()}

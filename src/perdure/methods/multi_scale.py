@@ -75,7 +75,7 @@ class MultiScale:
 
         rehearsal.train(
             step,
-            rehearsal.read(task, self.net, runtime),
+            rehearsal.read(task, self.net, runtime, stored=self.memory.columns),
             epochs=self.config.epochs,
             batch_size=self.config.batch_size,
             runtime=runtime,

@@ -63,6 +63,17 @@ class Gate(nn.Module):
         return torch.sigmoid(policy / self.temperature)
 
 
+def require_gates(net: nn.Module) -> None:
+    """RecipeError if nothing in the network is gated."""
+    if not any(isinstance(module, Gate) for module in net.modules()):
+        raise RecipeError(
+            "the network has no gates",
+            where="models.net",
+            expected="a gated_resnet with gated convolutions",
+            todo="Set models.net=gated_resnet, or take the method multi_scale.",
+        )
+
+
 def sampled_actions(
     probabilities: Float[Tensor, "images channels"], uniforms: Float[Tensor, "images channels"]
 ) -> Float[Tensor, "images channels"]:

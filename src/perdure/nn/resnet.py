@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perdure.errors import DataError, RecipeError
+from perdure.errors import DataError, RecipeError, TrainingError
 from perdure.nn.gates import Gate, Pooling, log_probability, sampled_actions, threshold_actions
 
 
@@ -158,7 +158,22 @@ class ResNet(nn.Module):
         return x if self.mean is None or self.std is None else (x - self.mean) / self.std
 
     def _entry(self, x: Tensor) -> Tensor:
-        return torch.relu_(self.stem(self.prepare(x)))
+        x = self.prepare(x)
+        if self.training:
+            self._require_two_values(x)
+        return torch.relu_(self.stem(x))
+
+    def _require_two_values(self, x: Tensor) -> None:
+        """Batch norm has no variance over a single value: one image whose map has shrunk to one pixel."""
+        shrunk = 2 ** max(len(self.stage_names) - 1, 0)
+        if len(x) == 1 and max(x.shape[2:]) <= shrunk:
+            raise TrainingError(
+                f"a training batch of one image of {x.shape[2]} x {x.shape[3]} pixels leaves batch norm a single value",
+                where="resnet",
+                expected=f"two images in every batch, or images of more than {shrunk} pixels",
+                todo="Choose a batch_size that leaves no single image over at the end, enlarge the images, "
+                "or take fewer stages.",
+            )
 
 
 _Record = tuple[Tensor, Tensor, Tensor]

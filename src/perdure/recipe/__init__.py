@@ -101,7 +101,7 @@ def build_stream(recipe: Recipe) -> Any:
 def build(recipe: Recipe, seed: int) -> Built:
     """The stream, the models by role and the method. Fails before any weights load where kinds do not fit."""
     stream = build_stream(recipe)
-    check_kinds(recipe, {task.kind for task in stream})
+    check_fit(recipe, stream)
     method, models = build_method(recipe, seed)
     return Built(method, stream, models)
 
@@ -116,15 +116,26 @@ def build_method(recipe: Recipe, seed: int) -> tuple[Any, dict[str, Any]]:
     return recipe.method.build(**models), models
 
 
-def check_kinds(recipe: Recipe, asked: set[str]) -> None:
-    """RecipeError if the stream asks what the method cannot answer."""
+def check_fit(recipe: Recipe, stream: Any) -> None:
+    """RecipeError if the stream asks what the method cannot answer, or has more classes than a model's head."""
     answers = set(registry.describe("methods", recipe.method.name).answers)
-    if unanswered := asked - answers:
+    if unanswered := {task.kind for task in stream} - answers:
         raise RecipeError(
             f"method {recipe.method.name} cannot answer tasks of kind {', '.join(sorted(unanswered))}",
             where=f"stream {recipe.stream.name}",
             expected=f"tasks of kind {', '.join(sorted(answers))}",
         )
+    classes = max((task.offset + len(task.candidates) for task in stream if task.kind == "classify"), default=0)
+    for role, named in recipe.models.items():
+        settings = config.parse(registry.settings("models", named.name), named.settings, where=f"models.{role}")
+        outputs = getattr(settings, "classes", None)  # by this name a model says how many outputs its head has
+        if isinstance(outputs, int) and outputs < classes:
+            raise RecipeError(
+                f"a head of {outputs} outputs",
+                where=f"models.{role}.classes",
+                expected=f"{classes} or more: the stream {recipe.stream.name} has {classes} classes",
+                todo=f"Set models.{role}.classes={classes}.",
+            )
 
 
 def resolved(recipe: Recipe) -> dict[str, Setting]:
