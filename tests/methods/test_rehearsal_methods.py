@@ -82,6 +82,15 @@ def test_augmentation_changes_training(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_bf16_leaves_weights_and_statistics_in_full(name):
+    method = make(name, epochs=2)()
+    run(method, testing.tiny_stream(size=8), runtime=Runtime(device="cpu", precision="bf16", quiet=True))
+    state = method.net.state_dict()
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_label_outside_the_head_is_named(name):
     with pytest.raises(DataError, match="label 2"):
         run(make(name, classes=2)(), testing.tiny_stream(size=8), runtime=Runtime(device="cpu", quiet=True))

@@ -117,8 +117,13 @@ def pooled_from_moments(
     With ``m`` the mean of x over images and space and ``m_b`` over the space of image b, channel c of
     ``pw x`` has mean ``w_c m`` and variance ``w_c' Cov(x) w_c``, so the pooled value of image b is
     ``gamma w_c (m_b - m) / sqrt(var + eps) + beta``. Costs inputs^2 multiply-adds a pixel and no map.
+    Under autocast it stays in the weights' precision, as the statistics of `nn.BatchNorm2d` do.
     """
-    w = weight.flatten(1)
+    with torch.autocast(x.device.type, enabled=False):
+        return _pooled_from_moments(x.to(weight.dtype), weight.flatten(1), bn)
+
+
+def _pooled_from_moments(x: Tensor, w: Tensor, bn: nn.BatchNorm2d) -> Tensor:
     of_image = x.mean(dim=(2, 3))
     mean = of_image.mean(dim=0)
     # Centred first: E[xx'] - mm' would lose all digits of a variance that is small beside the mean.
