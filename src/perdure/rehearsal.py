@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from perdure.augment import Augment
 from perdure.errors import DataError, RecipeError, TrainingError
 from perdure.images import open_image
 from perdure.loading import ONE_SIZE, ExampleBatches
-from perdure.memory import Draws
+from perdure.memory import Draws, Memory
 from perdure.nn import gradients
 from perdure.runtime import Runtime
 from perdure.training import Finite
@@ -106,6 +106,91 @@ def check_labels(labels: Tensor, *, classes: int, where: str) -> None:
         )
 
 
+class Settings(Protocol):
+    """The settings that methods which descend by plain SGD have alike."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def milestones(self) -> Sequence[int]: ...
+
+
+def learn(
+    loss: Step,
+    data: Images,
+    net: nn.Module,
+    settings: Settings,
+    *,
+    runtime: Runtime,
+    keep: Mapping[str, Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    after: Callable[[], None] | None = None,
+) -> None:
+    """Train the whole network down the gradient of a loss: the stage ``train``.
+
+    Args:
+        loss: a `Step` that leaves the descent to this function.
+        keep: what else changes meanwhile (a memory), saved and restored with the stage.
+        optimizer: by default plain SGD.
+        after: called after each descent.
+    """
+    descent = optimizer or sgd(net, settings.lr)
+
+    def step(images: Tensor, labels: Tensor, at: At) -> Mapping[str, Tensor]:
+        net.train()
+        set_lr(descent, settings.lr, settings.milestones, at.epoch)
+        with runtime.autocast():
+            values = loss(images, labels, at)
+        descend(values["loss"], descent, runtime)
+        if after is not None:
+            after()
+        return values
+
+    train(
+        step,
+        data,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        runtime=runtime,
+        stage="train",
+        state={"net": net, **(keep or {})},
+    )
+
+
+def learn_along(
+    gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    data: Images,
+    net: nn.Module,
+    settings: Settings,
+    *,
+    runtime: Runtime,
+    keep: Mapping[str, Any] | None = None,
+) -> None:
+    """As `learn`, in full precision, along ``gradient(raw images, labels) -> (loss, gradient as one vector)``."""
+    optimizer, parameters = sgd(net, settings.lr), list(net.parameters())
+
+    def step(images: Tensor, labels: Tensor, at: At) -> Mapping[str, Tensor]:
+        net.train()
+        set_lr(optimizer, settings.lr, settings.milestones, at.epoch)
+        loss, g = gradient(images, labels)
+        descend_along(g, loss, optimizer, parameters)
+        return {"loss": loss.detach()}
+
+    train(
+        step,
+        data,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        runtime=runtime,
+        stage="train",
+        state={"net": net, **(keep or {})},
+    )
+
+
 def train(
     step: Step,
     data: Images,
@@ -126,7 +211,8 @@ def train(
     """
     count = len(data.labels)
     if data.cuts is not None and epochs != 1:
-        raise RecipeError(f"{epochs} epochs over a stream without tasks", expected="epochs: 1")
+        what = f"{epochs} epochs over a stream without tasks"
+        raise RecipeError(what, where="method.epochs", expected="1", todo="Set method.epochs=1.")
     cuts = data.cuts or batch_sizes(count, batch_size)
     ends = np.cumsum(cuts)
     steps = runtime.steps(stage, total=epochs * len(cuts), state=state)
@@ -171,6 +257,27 @@ def descend_along(g: Tensor, loss: Tensor, optimizer: torch.optim.Optimizer, par
     if loss.is_cuda or math.isfinite(loss.item()):
         gradients.assign(g, parameters)
         optimizer.step()
+
+
+def agreeing_gradient(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    net: nn.Module,
+    memory: Memory,
+    draws: Draws,
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """A-GEM: the loss, and its gradient without what would raise the loss on `count` images from memory."""
+    parameters = list(net.parameters())
+    now = loss(images, labels)
+    g = gradients.gradient(now, parameters)
+    replay = memory.draw(count, draws)
+    if replay is not None:
+        past = loss(replay["image"], replay["label"].to(now.device))
+        g = gradients.without_conflict(g, gradients.gradient(past, parameters))
+    return now, g
 
 
 def sgd(net: nn.Module, lr: float) -> torch.optim.SGD:

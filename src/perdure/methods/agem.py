@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from perdure import rehearsal
 from perdure.memory import Draws, Memory
-from perdure.nn import gradients
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
 
@@ -55,34 +54,21 @@ class Agem:
     preprocess = staticmethod(rehearsal.preprocess)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        c = self.config
-        optimizer = rehearsal.sgd(self.net, c.lr)
-        parameters = list(self.net.parameters())
+        def gradient(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return rehearsal.agreeing_gradient(
+                self._loss,
+                images,
+                labels,
+                net=self.net,
+                memory=self.memory,
+                draws=self.draws,
+                count=self.config.minibatch_size,
+            )
+
         data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
-
-        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
-            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
-            loss = self._loss(images, labels)
-            g = gradients.gradient(loss, parameters)
-            replay = self.memory.draw(c.minibatch_size, self.draws)
-            if replay is not None:
-                past = self._loss(replay["image"], replay["label"].to(loss.device))
-                g = gradients.without_conflict(g, gradients.gradient(past, parameters))
-            rehearsal.descend_along(g, loss, optimizer, parameters)
-            return {"loss": loss.detach()}
-
-        rehearsal.train(
-            step,
-            data,
-            epochs=c.epochs,
-            batch_size=c.batch_size,
-            runtime=runtime,
-            stage="train",
-            state={"net": self.net},
-        )
+        rehearsal.learn_along(gradient, data, self.net, self.config, runtime=runtime)
         for _ in runtime.steps("store", total=1, state={"memory": self.memory}):
-            chosen = runtime.permutation(len(data.labels), "stored")[: c.batch_size].to(data.labels.device)
+            chosen = runtime.permutation(len(data.labels), "stored")[: self.config.batch_size].to(data.labels.device)
             columns = {"image": data.images[chosen], "label": data.labels[chosen]}
             self.memory.add(columns, self.draws)
 

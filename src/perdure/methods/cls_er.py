@@ -73,36 +73,29 @@ class ClsEr:
     preprocess = staticmethod(rehearsal.preprocess)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        c = self.config
         for net in (self.plastic, self.stable):
             net.to(runtime.device)
-        optimizer = rehearsal.sgd(self.net, c.lr)
 
-        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            for net in (self.net, self.plastic, self.stable):
+        def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            for net in (self.plastic, self.stable):
                 net.train()
-            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
-            with runtime.autocast():
-                values = self.losses(images, labels)
-            rehearsal.descend(values["loss"], optimizer, runtime)
+            values = self.losses(images, labels)
             self.memory.add({"image": images, "label": labels}, self.draws)
-            self._average()
             return values
 
-        rehearsal.train(
-            step,
+        rehearsal.learn(
+            loss,
             rehearsal.read(task, self.net, runtime, stored=self.memory.columns),
-            epochs=c.epochs,
-            batch_size=c.batch_size,
+            self.net,
+            self.config,
             runtime=runtime,
-            stage="train",
-            state={
-                "net": self.net,
+            keep={
                 "plastic": self.plastic,
                 "stable": self.stable,
                 "memory": self.memory,
                 "steps": {"steps": self.steps},
             },
+            after=self._average,
         )
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -56,27 +56,13 @@ class Der:
     preprocess = staticmethod(rehearsal.preprocess)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        c = self.config
-        optimizer = rehearsal.sgd(self.net, c.lr)
-
-        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
-            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
-            with runtime.autocast():
-                values, logits = self.losses(images, labels)
-            rehearsal.descend(values["loss"], optimizer, runtime)
+        def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            values, logits = self.losses(images, labels)
             self.memory.add({"image": images, "logits": logits}, self.draws)
             return values
 
-        rehearsal.train(
-            step,
-            rehearsal.read(task, self.net, runtime, stored=self.memory.columns),
-            epochs=self.config.epochs,
-            batch_size=self.config.batch_size,
-            runtime=runtime,
-            stage="train",
-            state={"net": self.net, "memory": self.memory},
-        )
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
+        rehearsal.learn(loss, data, self.net, self.config, runtime=runtime, keep={"memory": self.memory})
 
     def losses(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The loss with its unweighted terms, and the current images' logits."""

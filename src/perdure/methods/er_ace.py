@@ -69,27 +69,14 @@ class ErAce:
     preprocess = staticmethod(rehearsal.preprocess)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        c = self.config
-        optimizer = rehearsal.sgd(self.net, c.lr)
-
-        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
-            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
-            with runtime.autocast():
-                values = self.losses(images, labels)
-            rehearsal.descend(values["loss"], optimizer, runtime)
+        def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            values = self.losses(images, labels)
             self.memory.add({"image": images, "label": labels}, self.draws)
             return values
 
-        rehearsal.train(
-            step,
-            rehearsal.read(task, self.net, runtime, stored=self.memory.columns),
-            epochs=c.epochs,
-            batch_size=c.batch_size,
-            runtime=runtime,
-            stage="train",
-            state={"net": self.net, "memory": self.memory, "newest": {"label": self.newest}},
-        )
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
+        keep = {"memory": self.memory, "newest": {"label": self.newest}}
+        rehearsal.learn(loss, data, self.net, self.config, runtime=runtime, keep=keep)
         self.tasks += 1
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

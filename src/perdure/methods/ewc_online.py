@@ -61,30 +61,16 @@ class EwcOnline:
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         c = self.config
-        optimizer = rehearsal.sgd(self.net, c.lr)
         data = rehearsal.read(task, self.net, runtime)
         anchor = {name: value.to(runtime.device) for name, value in self.anchor.items()}
 
-        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
-            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
-            with runtime.autocast():
-                logits = self.net(rehearsal.view(images, c.augment, self.draws, self.net))
-                values = {"cross_entropy": F.cross_entropy(logits, labels)}
-            values["penalty"] = self._penalty(anchor, values["cross_entropy"])
-            values["loss"] = values["cross_entropy"] + c.e_lambda * values["penalty"]
-            rehearsal.descend(values["loss"], optimizer, runtime)
-            return values
+        def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            logits = self.net(rehearsal.view(images, c.augment, self.draws, self.net))
+            cross_entropy = F.cross_entropy(logits, labels)
+            penalty = self._penalty(anchor, cross_entropy)
+            return {"loss": cross_entropy + c.e_lambda * penalty, "cross_entropy": cross_entropy, "penalty": penalty}
 
-        rehearsal.train(
-            step,
-            data,
-            epochs=c.epochs,
-            batch_size=c.batch_size,
-            runtime=runtime,
-            stage="train",
-            state={"net": self.net},
-        )
+        rehearsal.learn(loss, data, self.net, c, runtime=runtime)
         self.remember(data)
 
     def remember(self, data: rehearsal.Images) -> None:

@@ -59,32 +59,17 @@ class Gem:
     preprocess = staticmethod(rehearsal.preprocess)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        c = self.config
-        optimizer = rehearsal.sgd(self.net, c.lr)
         parameters = list(self.net.parameters())
-        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
         past = self._past_tasks()
 
-        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
-            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
+        def gradient(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             memories = [gradients.gradient(self._loss(*pair), parameters) for pair in past]
             loss = self._loss(images, labels)
             g = gradients.gradient(loss, parameters)
-            if memories:
-                g = project(g, torch.stack(memories), margin=c.margin)
-            rehearsal.descend_along(g, loss, optimizer, parameters)
-            return {"loss": loss.detach()}
+            return loss, project(g, torch.stack(memories), margin=self.config.margin) if memories else g
 
-        rehearsal.train(
-            step,
-            data,
-            epochs=c.epochs,
-            batch_size=c.batch_size,
-            runtime=runtime,
-            stage="train",
-            state={"net": self.net},
-        )
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
+        rehearsal.learn_along(gradient, data, self.net, self.config, runtime=runtime)
         for _ in runtime.steps("store", total=1, state={"memory": self.memory}):
             self._store(data, runtime)
         self.tasks += 1

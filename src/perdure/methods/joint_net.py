@@ -85,24 +85,9 @@ class JointNet:
         self.tasks = int(state["tasks"])
 
     def _train(self, data: rehearsal.Images, runtime: Runtime) -> None:
-        c = self.config
+        def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            x = rehearsal.view(images, self.config.augment, self.draws, self.net)
+            return {"loss": F.cross_entropy(self.net(x), labels)}
+
         self.net.load_state_dict(self.initial)
-        optimizer = rehearsal.sgd(self.net, c.lr)
-
-        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
-            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
-            with runtime.autocast():
-                loss = F.cross_entropy(self.net(rehearsal.view(images, c.augment, self.draws, self.net)), labels)
-            rehearsal.descend(loss, optimizer, runtime)
-            return {"loss": loss}
-
-        rehearsal.train(
-            step,
-            data,
-            epochs=c.epochs,
-            batch_size=c.batch_size,
-            runtime=runtime,
-            stage="train",
-            state={"net": self.net},
-        )
+        rehearsal.learn(loss, data, self.net, self.config, runtime=runtime)

@@ -65,26 +65,13 @@ class LwfNet:
         if past:
             self._train_new_outputs(data, past, seen, runtime)
             old = self._logits(data)
+
+        def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            told = None if old is None else old[at.index]
+            return self.losses(images, labels, told, past=past, seen=seen)
+
         optimizer = torch.optim.SGD(self.net.parameters(), lr=c.lr, weight_decay=c.weight_decay)
-
-        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
-            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
-            with runtime.autocast():
-                told = None if old is None else old[at.index]
-                values = self.losses(images, labels, told, past=past, seen=seen)
-            rehearsal.descend(values["loss"], optimizer, runtime)
-            return values
-
-        rehearsal.train(
-            step,
-            data,
-            epochs=c.epochs,
-            batch_size=c.batch_size,
-            runtime=runtime,
-            stage="train",
-            state={"net": self.net},
-        )
+        rehearsal.learn(loss, data, self.net, c, runtime=runtime, optimizer=optimizer)
         self.past = seen
 
     def losses(self, images: Tensor, labels: Tensor, old: Tensor | None, *, past: int, seen: int) -> dict[str, Tensor]:

@@ -48,27 +48,12 @@ class Sgd:
     preprocess = staticmethod(rehearsal.preprocess)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        c = self.config
-        optimizer = rehearsal.sgd(self.net, c.lr)
+        def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
+            x = rehearsal.view(images, self.config.augment, self.draws, self.net)
+            return {"loss": F.cross_entropy(self.net(x), labels)}
 
-        def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
-            rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
-            with runtime.autocast():
-                logits = self.net(rehearsal.view(images, c.augment, self.draws, self.net))
-                loss = F.cross_entropy(logits, labels)
-            rehearsal.descend(loss, optimizer, runtime)
-            return {"loss": loss}
-
-        rehearsal.train(
-            step,
-            rehearsal.read(task, self.net, runtime),
-            epochs=self.config.epochs,
-            batch_size=self.config.batch_size,
-            runtime=runtime,
-            stage="train",
-            state={"net": self.net},
-        )
+        data = rehearsal.read(task, self.net, runtime)
+        rehearsal.learn(loss, data, self.net, self.config, runtime=runtime)
 
     def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
         return rehearsal.predictor(self.net, query)
