@@ -22,10 +22,8 @@ from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.nn.audio_visual import learning
 from perdure.nn.audio_visual.inputs import Problem
-from perdure.nn.audio_visual.learning import System
 from perdure.nn.audio_visual.parts import TaskParts
 from perdure.nn.audio_visual.pool import PromptPool
-from perdure.nn.audio_visual.readout import Readout
 from perdure.nn.audio_visual.towers import Insertions
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
@@ -81,13 +79,7 @@ class AvL2p:
 
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         self.config, self.clip, self.audio = config, clip, audio
-        readout = Readout(mask_dim=config.mask_dim, mask_heads=config.mask_heads)
-        more = {
-            "pixel_statistics": config.pixel_statistics,
-            "cache_gigabytes": config.cache_gigabytes,
-            "cache_folder": config.cache_folder,
-        }
-        self.system = System(clip=clip, clap=audio, readout=readout, **more)
+        self.system = learning.system_of(config, clip, audio)
         self.tasks = TaskParts(self.make_parts, per_task={"head"})
         self._nearness: Tensor | None = None
 

@@ -116,6 +116,18 @@ class System:
         return None if texts is None else readout.class_features(self.clip, parts, texts, self.readout)
 
 
+def system_of(config: Any, clip: Clip, clap: Clap) -> System:
+    """The towers with a config's `mask_dim`, `mask_heads`, `pixel_statistics`, `cache_gigabytes` and `cache_folder`."""
+    return System(
+        clip=clip,
+        clap=clap,
+        readout=Readout(mask_dim=config.mask_dim, mask_heads=config.mask_heads),
+        pixel_statistics=config.pixel_statistics,
+        cache_gigabytes=config.cache_gigabytes,
+        cache_folder=config.cache_folder,
+    )
+
+
 def forward(
     system: System,
     problem: Problem,
