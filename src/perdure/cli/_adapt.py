@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from perdure.cli import _stated as stated
+
 if TYPE_CHECKING:
     from perdure.runtime import Runtime
-
-DEFAULTS = {"policy": "openai/clip-vit-base-patch16", "reward": "openai/clip-vit-large-patch14"}
-"""Weights of a role that is not named: those of the paper."""
 
 
 def adapt(
@@ -45,13 +44,14 @@ def adapt(
 
     if len(classes) < 2:
         raise DataError(f"{len(classes)} class(es)", where="--classes", expected="two names or more, with commas")
-    config = _config(name, settings)
-    weights = _weights(name, models)
+    _require_adapting(name)
+    config = stated.settings(name, settings)
+    weights = stated.weights(name, models)
     from perdure.runtime import Runtime
     from perdure.types import NO_EXAMPLES, Query, Task
 
     runtime = Runtime(device=device, quiet=True, unreadable="skip")
-    loaded = {role: _named(text).build() for role, text in weights.items()}
+    loaded = {role: stated.clip(text).build() for role, text in weights.items()}
     method = registry.load("methods", name)(config, **loaded)
     unadapted = registry.load("methods", name)(replace(config, steps=0), **loaded)
     query = Query(kind="classify", candidates=tuple(classes))
@@ -122,10 +122,9 @@ def _changed(row: dict[str, Any]) -> bool:
     return row["before"][0]["class"] != row["after"][0]["class"]
 
 
-def _config(name: str, settings: Sequence[str]) -> Any:
-    from perdure import config, registry
+def _require_adapting(name: str) -> None:
+    from perdure import registry
     from perdure.errors import RecipeError
-    from perdure.recipe.source import read_overrides
 
     if not _adapts(name):
         raise RecipeError(
@@ -134,11 +133,6 @@ def _config(name: str, settings: Sequence[str]) -> Any:
             expected=f"one of {', '.join(filter(_adapts, registry.names('methods')))}",
             todo="A method that learns is used by the folder of its run: perdure predict RUN FILE...",
         )
-    layer, wrong = read_overrides([f"method.{text}" for text in settings])
-    if wrong:
-        raise RecipeError("; ".join(w.what for w in wrong), where="--set", expected="key=value")
-    # The method's own class, so that its fields are what `replace` knows.
-    return config.parse(registry.load("methods", name).Config, layer.values.get("method", {}), where=f"method {name}")
 
 
 def _adapts(name: str) -> bool:
@@ -148,31 +142,6 @@ def _adapts(name: str) -> bool:
     about = registry.describe("methods", name)
     takes = "policy" in about.roles and "classify" in about.answers
     return takes and "steps" in config.field_types(registry.settings("methods", name))
-
-
-def _weights(name: str, models: Sequence[str]) -> dict[str, str]:
-    from perdure import registry
-    from perdure.errors import RecipeError
-
-    about = registry.describe("methods", name)
-    given = {}
-    for text in models:
-        role, _, weights = text.partition("=")
-        if role not in about.roles or not weights:
-            raise RecipeError(
-                f"{text!r}", where="--model", expected=f"ROLE=WEIGHTS with one of {', '.join(about.roles)}"
-            )
-        given[role] = weights
-    required = [role for role in about.roles if role not in about.optional_roles]
-    return {role: DEFAULTS[role] for role in required} | given
-
-
-def _named(weights: str) -> Any:
-    from perdure.config import Named
-
-    return Named(
-        place="models", name="clip_resnet" if weights.startswith("RN") else "clip", settings={"weights": weights}
-    )
 
 
 def _rows(method: Any, unadapted: Any, query: Any, files: Sequence[Path], top: int, runtime: Any) -> list[dict]:

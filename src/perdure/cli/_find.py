@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from perdure.cli import _stated as stated
+
 METHOD = "rlcf_retrieval"
 
 
@@ -50,15 +52,14 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
     import torch
 
     from perdure import registry
-    from perdure.cli._adapt import _named, _weights
     from perdure.loading import to_device
     from perdure.nn.test_time.retrieval import NamedImage
     from perdure.runtime import Runtime
     from perdure.types import Example, Query, Task
 
-    config = _settings(settings)
+    config = stated.settings(METHOD, settings)
     config = replace(config, samples=min(config.samples, len(files)))
-    loaded = {role: _named(weights).build() for role, weights in _weights(METHOD, models).items()}
+    loaded = {role: stated.clip(weights).build() for role, weights in stated.weights(METHOD, models).items()}
     runtime = Runtime(device=device, quiet=True)
     query = Query(kind="retrieve", candidates=tuple(NamedImage(str(path)) for path in files))
     found = []
@@ -70,18 +71,6 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
         found.append(method.predictor(query)(batch)[0].detach().cpu())
     assert all(torch.isfinite(row).all() for row in found)
     return found
-
-
-def _settings(given: Sequence[str]) -> Any:
-    from perdure import config, registry
-    from perdure.errors import RecipeError
-    from perdure.recipe.source import read_overrides
-
-    layer, wrong = read_overrides([f"method.{text}" for text in given])
-    if wrong:
-        raise RecipeError("; ".join(w.what for w in wrong), where="--set", expected="key=value")
-    values = layer.values.get("method", {})
-    return config.parse(registry.load("methods", METHOD).Config, values, where=f"method {METHOD}")
 
 
 def show(rows: Sequence[dict[str, Any]], *, form: Literal["json", "csv", "text"]) -> str:
