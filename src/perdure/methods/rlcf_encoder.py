@@ -105,15 +105,7 @@ class RlcfEncoder:
         self.carries_state = config.momentum is not None
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        config = self.config
-        return views.preprocess(
-            example,
-            self.policy.transform,
-            count=config.views,
-            kind=config.augment,
-            augmix=config.augmix,
-            seed=config.seed,
-        )
+        return views.preprocess_as(self.config, example, self.policy.transform)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.policy.to(runtime.device)

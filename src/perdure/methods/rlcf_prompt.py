@@ -20,11 +20,11 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.models.clip import Clip
-from perdure.models.clip.context import make_context
+from perdure.models.clip.context import context_of
 from perdure.nn import clip_classifier as classifier
 from perdure.nn import clip_reward
 from perdure.nn.test_time import objectives, views
-from perdure.nn.test_time.prompt_tuning import PromptTuner, Steps
+from perdure.nn.test_time.prompt_tuning import tuner_of
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -103,26 +103,10 @@ class RlcfPrompt:
         )
         self.config, self.policy = config, policy.requires_grad_(False)
         self.reward = clip_reward.ClipReward(models, weights, like=policy)
-        self.context = make_context(
-            policy,
-            config.context,
-            position=config.position,
-            file=config.context_file,
-            random=config.random_context,
-            learned_names=config.learned_names,
-            seed=config.seed,
-        )
+        self.context = context_of(config, policy)
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        config = self.config
-        return views.preprocess(
-            example,
-            self.policy.transform,
-            count=config.views,
-            kind=config.augment,
-            augmix=config.augmix,
-            seed=config.seed,
-        )
+        return views.preprocess_as(self.config, example, self.policy.transform)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.policy.to(runtime.device)
@@ -133,15 +117,7 @@ class RlcfPrompt:
         objectives.require_candidates(query.candidates)
         objectives.require_samples(config.samples, len(query.candidates), config.sampling)
         texts = reward.encode_texts(classifier.prompts(config.reward_template, query.candidates, clean=True))
-        tuner = PromptTuner(
-            self.policy,
-            query.candidates,
-            self.context,
-            Steps(count=config.steps, lr=config.lr, weight_decay=config.weight_decay),
-            selection=config.selection,
-            answer=config.answer,
-            chunk=config.chunk,
-        )
+        tuner = tuner_of(config, self.policy, query.candidates, self.context)
         settings = objectives.Reinforce(
             samples=config.samples,
             baseline=config.baseline,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,6 +47,19 @@ def make_context(
         vectors = (0.02 * torch.randn(random, clip.text_config.hidden_size, generator=generator)).to(clip.dtype)
     how = wording(words, position=position) if vectors is None else placeholder(len(vectors), position=position)
     return Context(wording=replace(how, learned_names=learned_names), vectors=vectors, net=net, seed=seed)
+
+
+def context_of(config: Any, clip: Clip) -> Context:
+    """The context of a config's `context`, `position`, `context_file`, `random_context`, `learned_names`, `seed`."""
+    return make_context(
+        clip,
+        config.context,
+        position=config.position,
+        file=config.context_file,
+        random=config.random_context,
+        learned_names=config.learned_names,
+        seed=config.seed,
+    )
 
 
 def read_context(path: Path, clip: Clip) -> tuple[Float[Tensor, "context width"], MetaNet | None]:

@@ -92,6 +92,13 @@ def tune_prompts(
     return tuned.detach(), texts
 
 
+def tuner_of(config: Any, clip: Clip, names: Sequence[str], context: Context) -> PromptTuner:
+    """A tuner with a config's `steps`, `lr`, `weight_decay`, `selection`, `answer` and `chunk`."""
+    steps = Steps(count=config.steps, lr=config.lr, weight_decay=config.weight_decay)
+    how = {"selection": config.selection, "answer": config.answer, "chunk": config.chunk}
+    return PromptTuner(clip, names, context, steps, **how)
+
+
 class PromptTuner:
     """Answers for images, each after an episode of its own on one shared list of classes.
 

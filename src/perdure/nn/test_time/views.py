@@ -56,6 +56,12 @@ def preprocess(
     return {"views": drawn, "key": key}
 
 
+def preprocess_as(config: Any, example: Example, transform: Transform) -> Batch:
+    """`preprocess` with a config's `views`, `augment`, `augmix` and `seed`."""
+    how = {"count": config.views, "kind": config.augment, "augmix": config.augmix, "seed": config.seed}
+    return preprocess(example, transform, **how)
+
+
 def draw_views(
     image: Any, transform: Transform, *, count: int, kind: Kind, mixed: bool, generator: torch.Generator
 ) -> Shaped[Tensor, "views 3 size size"]:
