@@ -141,8 +141,6 @@ def learn(
     descent = optimizer or sgd(net, settings.lr)
 
     def step(images: Tensor, labels: Tensor, at: At) -> Mapping[str, Tensor]:
-        net.train()
-        set_lr(descent, settings.lr, settings.milestones, at.epoch)
         with runtime.autocast():
             values = loss(images, labels, at)
         descend(values["loss"], descent, runtime)
@@ -150,15 +148,7 @@ def learn(
             after()
         return values
 
-    train(
-        step,
-        data,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        runtime=runtime,
-        stage="train",
-        state={"net": net, **(keep or {})},
-    )
+    _train(step, data, net, settings, descent, runtime, keep)
 
 
 def learn_along(
@@ -174,21 +164,32 @@ def learn_along(
     optimizer, parameters = sgd(net, settings.lr), list(net.parameters())
 
     def step(images: Tensor, labels: Tensor, at: At) -> Mapping[str, Tensor]:
-        net.train()
-        set_lr(optimizer, settings.lr, settings.milestones, at.epoch)
         loss, g = gradient(images, labels)
         descend_along(g, loss, optimizer, parameters)
         return {"loss": loss.detach()}
 
-    train(
-        step,
-        data,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        runtime=runtime,
-        stage="train",
-        state={"net": net, **(keep or {})},
-    )
+    _train(step, data, net, settings, optimizer, runtime, keep)
+
+
+def _train(
+    step: Step,
+    data: Images,
+    net: nn.Module,
+    settings: Settings,
+    optimizer: torch.optim.Optimizer,
+    runtime: Runtime,
+    keep: Mapping[str, Any] | None,
+) -> None:
+    """The stage ``train``: the network in training mode, at the epoch's learning rate."""
+
+    def prepared(images: Tensor, labels: Tensor, at: At) -> Mapping[str, Tensor]:
+        net.train()
+        set_lr(optimizer, settings.lr, settings.milestones, at.epoch)
+        return step(images, labels, at)
+
+    size = settings.batch_size
+    state = {"net": net, **(keep or {})}
+    train(prepared, data, epochs=settings.epochs, batch_size=size, runtime=runtime, stage="train", state=state)
 
 
 def train(
