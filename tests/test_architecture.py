@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYER_0 = {"types", "errors", "nearest"}
 LAYER_1 = {
     *("registry", "config", "setting_faults", "runtime", "progress", "checkpoint", "losses", "memory", "nn", "metrics"),
-    *("source_settings", "keys", "sharding", "loading", "training", "images", "augment", "rehearsal"),
+    *("source_settings", "keys", "sharding", "zero", "loading", "training", "images", "augment", "rehearsal"),
 }
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(LAYER_0, LAYER_0),

@@ -1,4 +1,4 @@
-"""A run in several processes is that in one: with whole weights in each, and with weights shared out (FSDP).
+"""A run in several processes is that in one: with whole weights in each, and shared out by FSDP or DeepSpeed's ZeRO.
 
 Each case starts real processes that talk through gloo, with SEFE on a tiny LLaVA.
 """
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from perdure.evaluate import read_records
 
 ROOT = Path(__file__).parents[1]
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+ZERO = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 pytestmark = pytest.mark.slow
 
@@ -33,15 +36,25 @@ def asked_by(name):
     return {n: v for n, v in made.items() if n.startswith(("FSDP_", "ACCELERATE_USE_"))}
 
 
-def launch(out, *, processes=1, sharded=False, stop_after=None):
-    """Runs `instruction_run`; its final state if it came to the end."""
-    command = [sys.executable, *(TWO if processes == 2 else []), "-m", "tests.instruction_run", str(out)]
+def launcher(configuration):
+    """What starts two processes; accelerate itself does it for ZeRO, on CPUs too."""
+    if configuration in (None, "fsdp"):
+        return TWO
+    file = str(configurations()[configuration])
+    settings = ["--config_file", file, "--num_processes", "2", "--main_process_port", "0"]
+    return ["-m", "accelerate.commands.launch", *settings]
+
+
+def launch(out, *, processes=1, by=None, stop_after=None):
+    """Runs `instruction_run`, in two processes by a shipped configuration; its final state if it came to the end."""
+    start = [] if processes == 1 else launcher(by)
+    command = [sys.executable, *start, "-m", "tests.instruction_run", str(out)]
     command += [] if stop_after is None else [str(stop_after)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        **(asked_by("fsdp") if sharded else {}),
+        **(asked_by("fsdp") if by == "fsdp" else {}),
     }
     with (out / "said.txt").open("w+") as said:
         started = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=said, start_new_session=True)
@@ -63,10 +76,16 @@ def alone(tmp_path_factory):
     return out, launch(out)
 
 
+@pytest.fixture(scope="module", params=["fsdp", pytest.param("zero3", marks=ZERO)])
+def sharing(request):
+    """A configuration that shares weights out."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def shared_out(tmp_path_factory):
+def shared_out(sharing, tmp_path_factory):
     out = tmp_path_factory.mktemp("shared_out")
-    return out, launch(out, processes=2, sharded=True)
+    return out, launch(out, processes=2, by=sharing)
 
 
 def check_same(first, second, **tolerance):
@@ -88,23 +107,30 @@ def test_two_processes_learn_the_weights_of_one(alone, tmp_path):
     assert answers(tmp_path) == answers(alone[0]) and state["in parts"] == [False]
 
 
+@ZERO
+def test_two_processes_that_share_gradients_and_moments_out_learn_the_weights_of_one(alone, tmp_path):
+    state = launch(tmp_path, processes=2, by="zero2")
+    check_same(alone[1], state, rtol=1e-4, atol=1e-5)
+    assert answers(tmp_path) == answers(alone[0]) and state["in parts"] == [False]
+
+
 def test_two_processes_that_share_the_weights_out_learn_those_of_one(alone, shared_out):
     check_same(alone[1], shared_out[1], rtol=1e-4, atol=1e-5)
     assert answers(shared_out[0]) == answers(alone[0]) and shared_out[1]["in parts"] == [True]
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
+def stopped(sharing, tmp_path_factory):
     """A shared run that was stopped in its second task, when the penalty is on: 6 steps of 2 parts a task."""
     out = tmp_path_factory.mktemp("stopped")
-    assert launch(out, processes=2, sharded=True, stop_after=17) is None
+    assert launch(out, processes=2, by=sharing, stop_after=17) is None
     assert list((out / "checkpoint").glob("task_0001/*.safetensors"))
     return out
 
 
-def test_resuming_a_shared_run_in_mid_task_equals_never_stopping(shared_out, stopped, tmp_path):
+def test_resuming_a_shared_run_in_mid_task_equals_never_stopping(sharing, shared_out, stopped, tmp_path):
     again = shutil.copytree(stopped, tmp_path / "again")
-    check_same(shared_out[1], launch(again, processes=2, sharded=True), rtol=0, atol=0)
+    check_same(shared_out[1], launch(again, processes=2, by=sharing), rtol=0, atol=0)
 
 
 def test_one_process_goes_on_where_two_that_shared_the_weights_stopped(alone, stopped, tmp_path):

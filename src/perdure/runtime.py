@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from perdure import checkpoint
+from perdure import checkpoint, zero
 from perdure.errors import CheckpointError, Interrupted, MissingExtra, RecipeError
 from perdure.keys import key_seed
 from perdure.progress import Progress
@@ -74,8 +74,13 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
-        self.sharded = self.processes > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-        """Frozen weights are shared out over processes (`sharding`): all must make the same passes."""
+        self.zero = zero.stage_asked() if self.processes > 1 else 0
+        """Stage of DeepSpeed's ZeRO: 2 or 3; 0 without it."""
+        fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        self.sharded = self.processes > 1 and (fsdp or self.zero > 0)
+        """Weights or gradients are shared out over processes (`sharding`, `zero`): all must make the same passes."""
+        if self.zero and precision == "fp16":
+            raise RecipeError("run.precision is fp16 with DeepSpeed", expected="float32 or bf16")
         self.task = -1
         """Index of the task being learned: a part of every key."""
         self.skipped: dict[str, str] = {}
@@ -116,15 +121,25 @@ class Runtime:
         """Backward pass, scaled where fp16 needs it."""
         self.accelerator.backward(loss)
 
-    def prepare(self, optimizer: torch.optim.Optimizer) -> tuple[Any, dict[str, Any]]:
+    def prepare(
+        self, optimizer: torch.optim.Optimizer, *, clip_norm: float | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """The optimizer as this runtime steps it, and what else of its stage must be saved (the fp16 scaler).
 
-        One optimizer is in use at a time: accelerate would unscale the gradients of all that it has seen."""
+        One optimizer is in use at a time: accelerate would unscale the gradients of all that it has seen.
+        `clip_norm` is for one that clips by itself (`zero.PartedOptimizer`)."""
         self.accelerator._optimizers.clear()
+        if self.zero:
+            return zero.PartedOptimizer(optimizer, clip_norm=clip_norm, device=self.device), {}
         if self.accelerator.scaler is None:
             return self.accelerator.prepare_optimizer(optimizer), {}
         self.accelerator.scaler = torch.amp.GradScaler(self.device.type)
         return self.accelerator.prepare_optimizer(optimizer), {"scaler": self.accelerator.scaler}
+
+    def release(self, optimizer: Any) -> None:
+        """Give the memory back that `prepare` took; the parameters stay as they are."""
+        if isinstance(optimizer, zero.PartedOptimizer):
+            optimizer.close()
 
     def add_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Sum gradients over processes, in place. Absent gradients count as zero."""
@@ -142,6 +157,10 @@ class Runtime:
         parts: list[list[Any]] = [[] for _ in range(self.processes)]
         torch.distributed.all_gather_object(parts, items)
         return [item for part in parts for item in part]
+
+    def agreed(self, wish: bool) -> bool:
+        """Whether any process wishes it. Where each holds its own part of a state, all must save at the same step."""
+        return any(self.gather([wish])) if self.zero else wish
 
     def wait(self) -> None:
         """Barrier of all processes."""
@@ -238,10 +257,10 @@ class Steps:
                 self.progress.advance(**self.shown)
                 if self.finished:
                     break
-                if self.runtime.stop_requested:
+                if self.runtime.agreed(self.runtime.stop_requested):
                     self._save(step + 1)
                     raise Interrupted(f"stopped in stage {self.stage} at step {step + 1} of {self.total}")
-                if time.monotonic() - saved > self.runtime.save_every:
+                if self.runtime.agreed(time.monotonic() - saved > self.runtime.save_every):
                     self._save(step + 1)
                     saved = time.monotonic()
         self.finished = True
@@ -253,9 +272,10 @@ class Steps:
 
     def _save(self, step: int) -> None:
         self.before_save()
-        if self.file is not None and self.runtime.main:
+        if self.file is not None and (self.runtime.main or self.runtime.zero):
             state = {name: _state_of(item) for name, item in self.state.items()}
-            checkpoint.save(self.file, {"step": step, "finished": self.finished, "state": state})
+            if self.runtime.main:
+                checkpoint.save(self.file, {"step": step, "finished": self.finished, "state": state})
         self.runtime.flush()
 
     def _restore(self) -> tuple[int, bool]:
@@ -297,15 +317,10 @@ def _plain(value: Any) -> Any:
 def _accelerator(device: str, precision: Precision, out: Path | None, trackers: Sequence[str]):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import patch_environment
 
     for name in trackers:
         check_tracker(name)
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise RecipeError(
-            "accelerate's configuration asks for DeepSpeed",
-            expected="FSDP 2, which shares out weights as ZeRO-3 does",
-            todo="Take --config_file $(perdure launch fsdp).",
-        )
     mixed = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
@@ -318,12 +333,13 @@ def _accelerator(device: str, precision: Precision, out: Path | None, trackers: 
             torch.cuda.set_device(device)
     # accelerate keeps one global state a process; a second run in the same process may want another precision.
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision=mixed,
-        log_with=list(trackers) or None,
-        project_dir=str(out) if out and trackers else None,
-    )
+    with patch_environment(ACCELERATE_USE_DEEPSPEED="false"):  # it would own the loop; `zero` takes its part of it
+        return Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=mixed,
+            log_with=list(trackers) or None,
+            project_dir=str(out) if out and trackers else None,
+        )
 
 
 def check_tracker(name: str) -> None:

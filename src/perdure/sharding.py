@@ -1,4 +1,4 @@
-"""A model's frozen weights shared out over processes (torch's FSDP2), where accelerate's configuration asks for it.
+"""A model's frozen weights shared out over processes (FSDP 2 or ZeRO 3), where accelerate's configuration asks for it.
 
 Parameters that are trained stay whole in every process: they are small (low-rank updates, a projector). So penalties,
 clipping and mid-task checkpoints see them as in one process, and a run is resumed by any number of processes.
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perdure import zero
 from perdure.errors import RecipeError
 from perdure.runtime import Runtime
 
@@ -24,26 +25,40 @@ def place(model: nn.Module, blocks: Iterable[nn.Module], *, runtime: Runtime) ->
     A block is whole only while it is at work. Call it again after `gather` to share out again. Every process must
     then make the same passes through the model.
     """
-    if runtime.sharded:
+    if runtime.zero == 3:
+        zero.share(blocks, runtime.device)
+    elif runtime.sharded and not runtime.zero:
         _shard(list(blocks), runtime)
     model.to(runtime.device)
 
 
 def gather(blocks: Iterable[nn.Module]) -> None:
     """Keep shared blocks whole in every process until the next `place`: each may go through the model by itself."""
+    if (parts := zero.parts_of(blocks)) is not None:
+        parts.gather()
     for block in _shared(blocks):
         block.set_reshard_after_forward(False)
         block.unshard()
 
 
+def in_parts(blocks: Iterable[nn.Module]) -> bool:
+    """Whether ZeRO 3 shares out the blocks: a weight is then empty while its layer does not work."""
+    return zero.parts_of(blocks) is not None
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A weight whose parts may lie in several processes; all of them must ask."""
+    if zero.is_parted(tensor):
+        return zero.whole(tensor)
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
 
 
 @torch.no_grad()
 def put(target: Tensor, value: Tensor) -> None:
     """Write a whole tensor into a weight of which this process may hold a part."""
+    if zero.is_parted(target):
+        zero.put(target, value)
+        return
     if not hasattr(target, "full_tensor"):
         target.copy_(value)
         return

@@ -17,6 +17,7 @@ from perdure.errors import TrainingError
 from perdure.loading import Batches, ExampleBatches
 from perdure.runtime import Runtime, Steps
 from perdure.types import Batch
+from perdure.zero import PartedOptimizer
 
 Loss = Callable[[Batch], Tensor | Mapping[str, Tensor]]
 
@@ -122,12 +123,11 @@ def fit(
     """
     groups = [Group(parameters=parameters)] if isinstance(parameters, Mapping) else list(parameters)
     tensors = [p for group in groups for p in group.parameters.values()]
-    optimizer, scaler = runtime.prepare(make_optimizer(groups, settings))
+    optimizer, scaler = runtime.prepare(make_optimizer(groups, settings), clip_norm=settings.clip_norm)
     history, per_epoch = History(), len(batches)
     trained = {f"{i}/{n}": p for i, group in enumerate(groups) for n, p in group.parameters.items()}
-    moments = _FlatOptimizer(optimizer)
-    state = {"parameters": trained, "optimizer": moments, "history": history, **scaler, **(keep or {})}
-    steps = runtime.steps(stage, total=settings.epochs * per_epoch, state=state)
+    saved = {"parameters": trained, "optimizer": _FlatOptimizer(optimizer), "history": history, **scaler}
+    steps = runtime.steps(stage, total=settings.epochs * per_epoch, state={**saved, **(keep or {})})
     guard = Finite(steps, tensors)
     epoch_batches = None
     for step in steps:
@@ -142,6 +142,7 @@ def fit(
         runtime.log("step", stage=stage, step=step, epoch=epoch, **values)
         if within == per_epoch - 1 and until is not None and until(epoch):
             steps.stop()
+    runtime.release(optimizer)
     return history.losses
 
 
@@ -221,16 +222,22 @@ def _step(
     """One optimizer step; returns detached values. A value is the mean over the step's examples here."""
     optimizer.zero_grad(set_to_none=True)
     total: dict[str, Tensor] = {}
+    parted = isinstance(optimizer, PartedOptimizer)
+    backward = optimizer.backward if parted else runtime.backward
+    if parted and batch is None:
+        for _ in range(settings.accumulate):
+            optimizer.backward(None)
     for part, weight in _cut(batch, settings.accumulate, all_parts=runtime.sharded):
         with runtime.autocast():
             values = loss(part)
         values = values if isinstance(values, Mapping) else {"loss": values}
-        runtime.backward(values["loss"] * (weight * share))
+        backward(values["loss"] * (weight * share))
         for name, value in values.items():
             total[name] = total.get(name, 0) + value.detach() * weight
-    runtime.add_gradients(tensors)
-    if settings.clip_norm is not None:
-        runtime.accelerator.clip_grad_norm_(tensors, settings.clip_norm)
+    if not parted:
+        runtime.add_gradients(tensors)
+        if settings.clip_norm is not None:
+            runtime.accelerator.clip_grad_norm_(tensors, settings.clip_norm)
     optimizer.step()
     return _mean_over_processes(total, share, runtime)
 

@@ -145,13 +145,13 @@ class Sefe:
             before = self.elements.get(name)
             multiplicity = self.config.multiplicity
             if before is None:
-                found[name] = Elements.of(new, (m.weight.shape[0], m.weight.shape[1]), multiplicity=multiplicity)
+                found[name] = Elements.of(new, m.shape, multiplicity=multiplicity)
             else:
                 found[name] = before.add(new, multiplicity=multiplicity)
         return found
 
     def _check_elements(self) -> None:
-        shapes = {name: tuple(m.weight.shape) for name, m in self.adapters.matrices.items()}
+        shapes = {name: m.shape for name, m in self.adapters.matrices.items()}
         for name, elements in self.elements.items():
             if shapes.get(name) != elements.shape:
                 raise CheckpointError(

@@ -40,6 +40,11 @@ class Matrix:
         return self.layer.base_layer.weight
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs); a weight in parts may not tell."""
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
     def a(self) -> nn.Parameter:
         """``[rank, inputs]``."""
         return self.layer.lora_A[_ADAPTER].weight
@@ -127,7 +132,7 @@ class Adapters:
 
     def weights(self) -> dict[str, Tensor]:
         """The dense weights under the updates, by name."""
-        return {name: whole(m.weight.data) for name, m in self.matrices.items()}
+        return {name: whole(m.weight).data for name, m in self.matrices.items()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """What `weights` gave."""
