@@ -109,7 +109,7 @@ def _opened(source: Any, where: str, pixel_limit: int) -> Image.Image:
     try:
         image = Image.open(source)
     except UnidentifiedImageError:
-        raise UnreadableExample("this is not an image", where=where, expected="a JPEG, PNG, ...") from None
+        raise UnreadableExample("this is not an image", where=where, expected="a JPEG, a PNG or the like") from None
     except Image.DecompressionBombError:
         raise _too_large("too many pixels to open", where, pixel_limit) from None
     except PermissionError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -132,6 +133,15 @@ def test_an_empty_task_is_refused(name):
     task = Task(index=0, name="empty", kind="classify", candidates=("a",), train=NO_EXAMPLES)
     with pytest.raises(TrainingError, match="no training image"):
         make(name)().learn(task, Runtime(device="cpu", quiet=True))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_same_classes_may_come_again(name):
+    first, second = testing.tiny_stream(tasks=2, train=3, test=1, size=8).tasks
+    again = replace(first, index=1, name="again", train=second.train.relabel(lambda label: label - second.offset))
+    stream = Stream(name="domains", tasks=(first, again))
+    scores = run(make(name)(), stream, runtime=Runtime(device="cpu", quiet=True))
+    assert [row["after"] for row in scores.rows] == [0, 1, 1]
 
 
 def test_every_method_is_described():

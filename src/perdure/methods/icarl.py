@@ -108,20 +108,27 @@ class Icarl:
 
     @torch.no_grad()
     def choose_exemplars(self, data: rehearsal.Images, *, seen: int) -> None:
-        """Keep the first exemplars of old classes, choose those of the classes in `data` by herding."""
+        """Keep the first exemplars of old classes, choose those of the classes in `data` by herding.
+
+        Of a class that comes again, the exemplars are chosen among the old ones and the new images.
+        """
         share = self.config.buffer_size // seen
         self.net.eval()
         parts: list[tuple[Tensor, Tensor]] = []
+        fresh = data
         stored = self.memory.everything()
         if stored is not None:
-            for label in stored["label"].unique():
+            again = torch.isin(stored["label"], data.labels.to(stored["label"].device))
+            for label in stored["label"][~again].unique():
                 mine = (stored["label"] == label).nonzero()[:share, 0]
                 parts.append((stored["image"][mine], stored["label"][mine]))
+            if bool(again.any()):
+                fresh = self._with_exemplars(data)
         for label in data.labels.unique():
-            of = (data.labels == label).nonzero()[:, 0]
-            features = F.normalize(self._features(data.images[of]), dim=1)
+            of = (fresh.labels == label).nonzero()[:, 0]
+            features = F.normalize(self._features(fresh.images[of]), dim=1)
             mine = of[herding(features, share).to(of.device)]
-            parts.append((data.images[mine], data.labels[mine]))
+            parts.append((fresh.images[mine], fresh.labels[mine]))
         device = data.labels.device
         self.memory.put(
             {
