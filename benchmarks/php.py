@@ -34,8 +34,9 @@ from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.models.clip import Tokenizer as ClipTokenizer
 from perdure.models.clip.tokens import openai_encoder
-from perdure.nn.audio_visual import learning, readout
+from perdure.nn.audio_visual import learning, prefix, readout
 from perdure.nn.audio_visual.inputs import Problem, problem_of
+from perdure.nn.audio_visual.system import System
 from perdure.runtime import Runtime
 from perdure.types import Example, Examples, Stream, Task
 
@@ -174,17 +175,17 @@ class Fronts:
         np.save(self.folder / "wave.npy", rng.normal(0, 0.1, 320_000).astype(np.float32))
         self.example = Example(id="video", inputs={"frames": frames, "wave": self.folder / "wave.npy"})
         own = {"clip": method.clip, "clap": method.audio}
-        cached = learning.System(**own, cache_gigabytes=1.0, cache_folder=self.folder / "cache")
+        cached = System(**own, cache_gigabytes=1.0, cache_folder=self.folder / "cache")
         assert cached.cache is not None
         cached.cache.open(None)
-        self.systems = {"plain": learning.System(**own), "ours": cached}
+        self.systems = {"plain": System(**own), "ours": cached}
         self("ours")
 
     def __call__(self, how: str) -> Tensor:
         system, problem = self.systems[how], Problem(name="any", kind="localize-events", candidates=("a", "b"))
         with schedule(how):
-            batch = system.collate([system.preprocess(self.example, False)])
-            frames, patches, _ = learning.embed(system, problem, batch)
+            batch = prefix.collate([prefix.preprocess(system, self.example, False)])
+            frames, patches, _ = prefix.embed(system, problem, batch)
         return torch.cat([frames.flatten() / frames.abs().max(), patches.flatten() / patches.abs().max()])
 
 

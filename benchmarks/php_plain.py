@@ -23,6 +23,7 @@ from perdure.methods.php.generator import Generator
 from perdure.models.clap import Clap, mel
 from perdure.models.clip import Clip
 from perdure.nn.audio_visual import adapter, learning, readout
+from perdure.nn.audio_visual.system import System
 from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
 
 TOKENS = 77
@@ -38,7 +39,7 @@ def plain() -> Iterator[None]:
             (Generator, "forward", all_tokens),
             (Clip, "cut", lambda self, ids: ids),
             (Clap, "encode_texts", padded_texts),
-            (learning.System, "texts", texts_anew),
+            (System, "texts", texts_anew),
             (learning, "predict_with", predict_anew),
             (learning, "forward", forward_anew(learning.forward)),
             (Php, "insert", with_dead_adapters(Php.insert)),
@@ -78,7 +79,7 @@ def padded_texts(self: Clap, texts: Any, *, batch_size: int = 128) -> Tensor:
     return self.model.text_projection(output.pooler_output)
 
 
-def texts_anew(self: learning.System, problem: Any) -> Any:
+def texts_anew(self: System, problem: Any) -> Any:
     return readout.texts_of(problem, self.clip, self.clap, self.readout)
 
 
@@ -94,7 +95,7 @@ def forward_anew(ours: Any) -> Any:
 
 def predict_anew(system: Any, problem: Any, parts: Any, insert: Any) -> Any:
     """Towers of its own for each task, texts anew for each batch."""
-    own = learning.System(
+    own = System(
         clip=copy.deepcopy(system.clip), clap=copy.deepcopy(system.clap), readout=system.readout, modes=system.modes
     )
 

@@ -17,7 +17,8 @@ from perdure.methods.php.inference import Choice, answer_each, choose, could_mea
 from perdure.metrics import Inferred
 from perdure.metrics.task_identity import task_accuracy
 from perdure.nn.audio_visual.inputs import Problem
-from perdure.nn.audio_visual.learning import embed, predict_with
+from perdure.nn.audio_visual.learning import predict_with
+from perdure.nn.audio_visual.prefix import embed
 from perdure.run import run
 from perdure.runtime import Runtime
 from perdure.types import Example, Examples, Query, Stream, Task

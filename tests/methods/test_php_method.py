@@ -11,7 +11,7 @@ from perdure.errors import DataError, RecipeError
 from perdure.evaluate import Evaluation
 from perdure.methods.php import Config, Php
 from perdure.methods.php.generator import MidPrompts
-from perdure.nn.audio_visual import learning, towers
+from perdure.nn.audio_visual import prefix, towers
 from perdure.nn.audio_visual.inputs import Problem, mel_of, pixels_of, preprocess
 from perdure.nn.audio_visual.towers import Insertions
 from perdure.run import run
@@ -69,7 +69,7 @@ def test_without_any_insertion_the_towers_are_plain_clip_and_clap():
 
 def tokens_with(method: Php, parts, batch) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
-        frames, patches, n = learning.embed(method.system, problem(), batch)
+        frames, patches, n = prefix.embed(method.system, problem(), batch)
         return towers.run(method.clip, method.audio, frames, patches, method.insert(parts, frames, patches, n))
 
 

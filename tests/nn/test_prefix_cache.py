@@ -21,8 +21,9 @@ from perdure.methods.php import Config, Php
 from perdure.models.clap import FrontEnd
 from perdure.nn.audio_visual import prefix
 from perdure.nn.audio_visual.inputs import IMAGENET, Problem, pixels_of, problem_of
-from perdure.nn.audio_visual.learning import System, embed
+from perdure.nn.audio_visual.prefix import embed
 from perdure.nn.audio_visual.prefix_cache import PrefixCache
+from perdure.nn.audio_visual.system import System
 from perdure.run import run
 from perdure.runtime import Runtime
 
@@ -39,7 +40,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def inputs(one: System, *examples) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = one.collate([one.preprocess(example, True) for example in examples])
+    batch = prefix.collate([prefix.preprocess(one, example, True) for example in examples])
     return embed(one, problem_of(tiny.task("localize-events", 0)), batch)[:2]
 
 
@@ -47,7 +48,7 @@ def test_a_video_is_made_once_and_read_afterwards(tmp_path):
     task, one = tiny.task("localize-events", 0), system(tmp_path)
     made = inputs(one, *task.train)
     assert len(entries(tmp_path)) == 4
-    batch = one.preprocess(task.train[0], True)
+    batch = prefix.preprocess(one, task.train[0], True)
     assert "frames" not in batch and batch["tokens"].dtype == batch["mel"].dtype == torch.float16
     read = inputs(one, *task.train)
     assert all(torch.equal(a, b) for a, b in zip(made, read))
@@ -76,9 +77,9 @@ def test_a_damaged_entry_is_made_again(tmp_path):
     whole = file.read_bytes()
     for damaged in (b"", whole[:100], whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]])):
         file.write_bytes(damaged)
-        assert "frames" in one.preprocess(task.train[0], True)
+        assert "frames" in prefix.preprocess(one, task.train[0], True)
         assert all(torch.equal(a, b) for a, b in zip(before, inputs(one, task.train[0])))
-        assert "tokens" in one.preprocess(task.train[0], True)
+        assert "tokens" in prefix.preprocess(one, task.train[0], True)
 
 
 def test_a_killed_writer_leaves_no_entry(tmp_path, monkeypatch):
@@ -90,7 +91,7 @@ def test_a_killed_writer_leaves_no_entry(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         inputs(one, task.train[0])
-    assert not entries(tmp_path) and "frames" in one.preprocess(task.train[0], True)
+    assert not entries(tmp_path) and "frames" in prefix.preprocess(one, task.train[0], True)
 
 
 def test_what_no_longer_fits_is_made_anew_each_time(tmp_path):
@@ -127,7 +128,7 @@ def test_another_front_end_or_another_file_has_another_key(tmp_path):
     wave.unlink()
     assert one.cache.key(data.train[0]) is None
     with pytest.raises(UnreadableExample, match="no such file"):
-        one.preprocess(data.train[0], True)
+        prefix.preprocess(one, data.train[0], True)
 
 
 def test_a_second_says_all_of_a_clip_of_any_length():

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from perdure.errors import RecipeError
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
-from perdure.nn.audio_visual import learning
+from perdure.nn.audio_visual import learning, prefix
 from perdure.nn.audio_visual.inputs import Problem
 from perdure.nn.audio_visual.parts import TaskParts
 from perdure.nn.audio_visual.pool import summarize, unit
+from perdure.nn.audio_visual.system import system_of
 from perdure.nn.audio_visual.towers import Insertions
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
@@ -88,15 +89,15 @@ class AvCodaPrompt:
 
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         self.config, self.clip, self.audio = config, clip, audio
-        self.system = learning.system_of(config, clip, audio)
+        self.system = system_of(config, clip, audio)
         self.tasks = TaskParts(self.make_parts, per_task={"head"})
         self.learned = 0
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return self.system.preprocess(example, training)
+        return prefix.preprocess(self.system, example, training)
 
     def collate(self, items: list[Batch]) -> Batch:
-        return self.system.collate(items)
+        return prefix.collate(items)
 
     def make_parts(self, problem: Problem) -> nn.ModuleDict:
         """Fresh components and what stands on top."""

@@ -25,9 +25,10 @@ from perdure.errors import RecipeError
 from perdure.loading import ExampleBatches
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
-from perdure.nn.audio_visual import learning, readout
+from perdure.nn.audio_visual import learning, prefix, readout
 from perdure.nn.audio_visual.adapter import cross_adapters, cross_insertions
 from perdure.nn.audio_visual.inputs import Problem, problem_of
+from perdure.nn.audio_visual.system import system_of
 from perdure.nn.audio_visual.towers import Insertions
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
@@ -80,16 +81,16 @@ class AvJoint:
 
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         self.config, self.clip, self.audio = config, clip, audio
-        self.system = learning.system_of(config, clip, audio)
+        self.system = system_of(config, clip, audio)
         self.problems: dict[str, Problem] = {}
         self.examples: dict[str, list[Example]] = {}
         self.parts = nn.ModuleDict()
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return self.system.preprocess(example, training)
+        return prefix.preprocess(self.system, example, training)
 
     def collate(self, items: list[Batch]) -> Batch:
-        return self.system.collate(items)
+        return prefix.collate(items)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.system.open(runtime)

@@ -30,14 +30,14 @@ from perdure.methods.php.inference import Choice, answer_each, choose, could_mea
 from perdure.metrics import Inferred
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
-from perdure.nn.audio_visual import learning
+from perdure.nn.audio_visual import learning, prefix
 from perdure.nn.audio_visual.adapter import DualGuidedAdapter
 from perdure.nn.audio_visual.inputs import Problem, problem_of
-from perdure.nn.audio_visual.learning import Modes, System
 from perdure.nn.audio_visual.parts import TaskParts
 from perdure.nn.audio_visual.pool import PromptPool, summarize
 from perdure.nn.audio_visual.prefix import resolve
 from perdure.nn.audio_visual.readout import Readout
+from perdure.nn.audio_visual.system import Modes, System
 from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
@@ -193,10 +193,10 @@ class Php:
         self._nearness: Tensor | None = None
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return self.system.preprocess(example, training)
+        return prefix.preprocess(self.system, example, training)
 
     def collate(self, items: list[Batch]) -> Batch:
-        return self.system.collate(items)
+        return prefix.collate(items)
 
     # -- parts ------------------------------------------------------------------------------------------
 
@@ -325,7 +325,7 @@ class Php:
 
         def predict(batch: Batch) -> Predictions:
             batch = resolve(self.system, batch)
-            frames, _, segments = learning.embed(self.system, learned[fitting[0]], batch)
+            frames, _, segments = prefix.embed(self.system, learned[fitting[0]], batch)
             queries = summarize(frames, self.config.pool_query)
             choices = choose(queries, keys, segments=segments, fitting=fitting)
             answers = answer_each(batch, choices, predictor, learned, query)

@@ -31,12 +31,12 @@ from perdure.nn.audio_visual.inputs import (
     spec_mask,
 )
 from perdure.nn.audio_visual.prefix_cache import MEDIA, small
+from perdure.nn.audio_visual.system import Modes, System
 from perdure.types import Batch, Example
 
 if TYPE_CHECKING:
     from perdure.models.clap import Clap
     from perdure.models.clip import Clip
-    from perdure.nn.audio_visual.learning import Modes, System
 
 MADE = ("tokens", "mel")
 """What an entry holds: embedded frames ``[segments tokens dim]``, decibels ``[segments frames mels]`` of one second
@@ -129,14 +129,6 @@ def make_entry(
     with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
         tokens = towers.embed_frames(clip, normalized_pixels(frames, statistics))
         return small(tokens), small(clap.front.period(wave.float()))
-
-
-def facts(clip: Clip, clap: Clap, statistics: Statistics) -> Iterator[bytes]:
-    """What entries depend on beside the video."""
-    yield f"1 {clip.image_size} {statistics} {clip.dtype} {clap.front}".encode()
-    for name, tensor in sorted(clip.model.vision_model.embeddings.state_dict().items()):
-        yield name.encode()
-        yield tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def check_seconds(clap: Clap, problem: Problem) -> None:
