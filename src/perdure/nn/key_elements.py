@@ -87,10 +87,8 @@ class Elements:
 
     def flat(self) -> Int[Tensor, " positions"]:
         """``row * inputs + column``, int64, in the order in which they lie."""
-        lengths = (self.row_ends[:, 1:] - self.row_ends[:, :-1]).flatten()
-        rows = torch.arange(self.shape[0], device=lengths.device).repeat(len(self.row_ends))
-        rows = torch.repeat_interleave(rows, lengths, output_size=len(self.columns))
-        return rows * self.shape[1] + self.columns.long()
+        lines = _members(self.row_ends.diff().flatten(), len(self.columns))  # a line: a row of a tile
+        return lines % self.shape[0] * self.shape[1] + self.columns.long()
 
     def to(self, device: torch.device) -> Elements:
         moved = {name: getattr(self, name).to(device) for name in ("row_ends", "columns", "counts")}
@@ -245,8 +243,7 @@ def _transposed(tile: _Tile, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         turned = csr_matrix((weights.numpy(), tile.inner.numpy(), tile.ends.numpy()), shape=tile.shape).tocsc()
         return torch.from_numpy(turned.indptr), torch.from_numpy(turned.indices), torch.from_numpy(turned.data)
     order = tile.inner.sort(stable=True).indices
-    rows = torch.arange(tile.shape[0], dtype=torch.int32, device=weights.device)
-    rows = torch.repeat_interleave(rows, tile.ends.diff(), output_size=len(order))
+    rows = _members(tile.ends.diff(), len(order)).int()
     return _ends(tile.inner, tile.shape[1]), rows.index_select(0, order), weights.index_select(0, order)
 
 
@@ -271,9 +268,7 @@ def _dense_gradients(a: Tensor, b: Tensor, weights: Tensor, elements: Elements) 
 
 def _places(tile: _Tile) -> Tensor:
     """Positions within the tile, by rows, int64."""
-    rows = torch.arange(tile.shape[0], device=tile.inner.device)
-    rows = torch.repeat_interleave(rows, tile.ends.diff(), output_size=len(tile.inner))
-    return rows * tile.shape[1] + tile.inner
+    return _members(tile.ends.diff(), len(tile.inner)) * tile.shape[1] + tile.inner
 
 
 def _of_flat(flat: Tensor, counts: Tensor, shape: tuple[int, int], multiplicity: Multiplicity) -> Elements:
@@ -302,3 +297,9 @@ def _ends(members: Tensor, size: int) -> Tensor:
     ends = torch.zeros(size + 1, dtype=torch.int32, device=members.device)
     ends[1:] = torch.bincount(members, minlength=size).cumsum(0)
     return ends
+
+
+def _members(lengths: Tensor, count: int) -> Tensor:
+    """The group of each of `count` members, int64: the inverse of `_ends`."""
+    groups = torch.arange(len(lengths), device=lengths.device)
+    return torch.repeat_interleave(groups, lengths, output_size=count)
