@@ -105,11 +105,11 @@ class AvDualprompt:
     def insert(self, parts: Mapping[str, Any], frames: Tensor, patches: Tensor, segments: int) -> Insertions:
         """Both prompts, the same for every frame."""
         config, n = self.config, len(frames)
-        prefix = {}
+        prompts = {}
         for name, blocks in (("general", config.general_blocks), ("expert", config.expert_blocks)):
             for block, (keys, values) in zip(blocks, parts[name].prompt):
-                prefix[block] = (keys.expand(n, -1, -1), values.expand(n, -1, -1))
-        return Insertions(prefix=prefix)
+                prompts[block] = (keys.expand(n, -1, -1), values.expand(n, -1, -1))
+        return Insertions(prefix=prompts)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         learning.learn_task(self.system, self.tasks, self.insert, task, self.config, runtime=runtime)
