@@ -121,21 +121,26 @@ def test_the_gap_is_logged_before_and_after_every_task():
 
 
 def test_the_first_task_chooses_the_epochs_of_all_tasks():
-    mg, runtime = method(epochs="auto", max_epochs=3, gap_tolerance=1e9), Recording()
+    mg, runtime = method(epochs="auto", max_epochs=3, fallback_epochs=2, gap_tolerance=1e9), Recording()
     for task in small_stream():
         learn(mg, task, runtime)
-    assert mg.epochs == 3
+    assert mg.epochs == 2
     assert [name for name, _ in runtime.events].count("epochs") == 1
     steps = [values for name, values in runtime.events if name == "step" and values["stage"] == "lora"]
-    assert max(values["epoch"] for values in steps) == 2
+    assert max(values["epoch"] for values in steps) == 1
 
 
-def test_a_gap_that_is_never_left_gives_the_most_epochs_and_says_so(capsys):
-    mg, runtime = method(epochs="auto", max_epochs=2, gap_tolerance=1e9), Recording()
+@pytest.mark.parametrize(
+    ("settings", "epochs"), [({}, 1), ({"fallback_epochs": 2}, 2), ({"min_epochs": 3, "fallback_epochs": 2}, 3)]
+)
+def test_a_gap_that_is_never_left_gives_the_fallback_and_says_so(settings, epochs, capsys):
+    mg, runtime = method(epochs="auto", max_epochs=3, gap_tolerance=1e9, **settings), Recording()
     runtime.quiet = False
     probe = mg.probe(small_stream().tasks[0], runtime)
-    assert probe.held and probe.epochs == 2
-    assert "did not leave the gap" in capsys.readouterr().err
+    assert probe.held and probe.epochs == epochs
+    said = capsys.readouterr().err
+    assert "3 epochs did not leave the gap" in said and f"trained for {epochs} (method.fallback_epochs)" in said
+    assert runtime.last("epochs")["chosen"] == epochs and runtime.last("epochs")["held"]
 
 
 def test_a_gap_left_at_once_gives_the_least_epochs():
@@ -264,9 +269,10 @@ def test_an_unknown_lora_mode_is_refused():
         method(lora_mode="vison")
 
 
-def test_fewer_probed_epochs_than_the_fewest_to_choose_are_refused():
-    with pytest.raises(RecipeError, match="min_epochs: 20 is above max_epochs, 10"):
-        config.parse(Config, {"min_epochs": 20}, where="method")
+def test_fewer_probed_epochs_than_may_be_chosen_are_refused():
+    for name in ("min_epochs", "fallback_epochs"):
+        with pytest.raises(RecipeError, match=f"{name}: 20 is above max_epochs, 10"):
+            config.parse(Config, {name: 20}, where="method")
     assert config.parse(Config, {"min_epochs": 20, "epochs": 3}, where="method").epochs == 3
 
 

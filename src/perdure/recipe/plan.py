@@ -53,7 +53,7 @@ def _pairs(settings: Any) -> Iterator[Passes]:
     for name, value in values.items():
         if dataclasses.is_dataclass(value):
             yield from _pairs(value)
-        elif (name == "epochs" or name.endswith("_epochs")) and not name.startswith(("min_", "max_")):
+        elif (name == "epochs" or name.endswith("_epochs")) and not name.startswith(("min_", "max_", "fallback_")):
             own = values.get(name.removesuffix("epochs") + "batch_size", values.get("batch_size"))
             if isinstance(own, int) and value and isinstance(value, int | str):
                 yield Passes(setting=name, epochs=value, batch_size=own)

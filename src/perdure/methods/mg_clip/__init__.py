@@ -44,11 +44,15 @@ class Config:
     clean_names: bool = False
     """Put spaces for the underscores of class names. Off in the paper."""
     epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """LoRA epochs of every task. `auto`: probe the first task for as many as keep the gap (paper: eq. 3)."""
+    """LoRA epochs of every task. `auto`: probe the first task for as many as keep the gap (paper: eq. 3); if
+    none of them leaves it, `fallback_epochs`."""
     max_epochs: Annotated[int, Field(ge=1)] = 10
     """Most epochs that `auto` probes."""
     min_epochs: Annotated[int, Field(ge=1)] = 1
     """Fewest epochs that `auto` chooses."""
+    fallback_epochs: Annotated[int, Field(ge=1)] = 1
+    """Epochs that `auto` chooses where `max_epochs` epochs do not leave the gap, so that the rule gives no number;
+    the default is what the published configuration of CIFAR-100 states. At least `min_epochs`."""
     gap_tolerance: Annotated[float, Field(gt=0)] = 0.1
     """Largest relative change of the mean negative similarity that counts as a kept gap."""
     gap_examples: Annotated[int, Field(ge=0)] = 2048
@@ -96,8 +100,11 @@ class Config:
     LoRA and a tenth of `visual_lr` for all rows of the visual classifier."""
 
     def faults(self):
-        if self.epochs == "auto" and self.min_epochs > self.max_epochs:
-            yield "min_epochs", f"{self.min_epochs} is above max_epochs, {self.max_epochs}"
+        if self.epochs != "auto":
+            return
+        for name in ("min_epochs", "fallback_epochs"):
+            if getattr(self, name) > self.max_epochs:
+                yield name, f"{getattr(self, name)} is above max_epochs, {self.max_epochs}"
 
 
 class Probe(NamedTuple):
@@ -108,7 +115,7 @@ class Probe(NamedTuple):
     after: list[Gap]
     """After 1, 2, ... epochs; the last one has left the gap, unless `held`."""
     held: bool
-    """The gap was never left, so that `epochs` is the most that were probed."""
+    """The gap was never left: `epochs` is the fallback."""
 
 
 class MgClip:
@@ -184,10 +191,16 @@ class MgClip:
         self.fit_lora(task, classes, config.max_epochs, "probe", runtime, until=left, keep={"gaps": trace})
         lora.load_lora_state(self.clip.model, start)
         negatives = [gap.negative for gap in trace.gaps]
-        epochs = select_epochs(before.negative, negatives, tolerance=config.gap_tolerance, minimum=config.min_epochs)
         held = not gap_left(before.negative, negatives[-1], tolerance=config.gap_tolerance)
         if held:
-            runtime.say(f"warning: {epochs} epochs did not leave the gap; all tasks are trained for {epochs} epochs")
+            epochs = max(config.fallback_epochs, config.min_epochs)
+            runtime.say(
+                f"warning: {len(negatives)} epochs did not leave the gap, so that the rule gives no number of epochs; "
+                f"every task is trained for {epochs} (method.fallback_epochs)"
+            )
+        else:
+            tolerance = config.gap_tolerance
+            epochs = select_epochs(before.negative, negatives, tolerance=tolerance, minimum=config.min_epochs)
         runtime.log(
             "epochs",
             chosen=epochs,
