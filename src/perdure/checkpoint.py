@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from perdure.errors import CheckpointError
+from perdure.json_text import to_json
 
 FORMAT = "perdure-1"
 
@@ -78,7 +79,7 @@ def _not_ours(path: Path, fault: Exception) -> CheckpointError:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON, written aside and renamed, with a final newline."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

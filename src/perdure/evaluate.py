@@ -17,6 +17,7 @@ import torch
 from perdure import metrics
 from perdure.checkpoint import write_text
 from perdure.errors import DataError, Interrupted, RecipeError
+from perdure.json_text import to_json
 from perdure.loading import ExampleBatches
 from perdure.progress import Progress
 from perdure.runtime import Runtime, seed_torch
@@ -174,4 +175,4 @@ def _write_records(path: Path, records: Sequence[Record]) -> None:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return to_json(record) + "\n"

@@ -24,8 +24,15 @@ from perdure.errors import UnreadableExample
 if TYPE_CHECKING:
     from PIL import Image
 
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
+"""Of files that are taken for images where a folder is looked through."""
 PIXEL_LIMIT = 89_478_485
 """Most pixels an image may have (a quarter GiB of RGB): above, a small file is probably made to fill memory."""
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """By its suffix alone."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 def open_image(value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -> Image.Image:

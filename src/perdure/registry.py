@@ -42,6 +42,8 @@ class Description:
     """What follows `Needs:` in the docstring."""
     answers: tuple[str, ...] = ()
     """Kinds that a method answers, sorted."""
+    needs_task_name: tuple[str, ...] = ()
+    """Kinds for which it must be told the task, as far as its class says; its settings may add some."""
     roles: tuple[str, ...] = ()
     """Pretrained models that a method takes, by name, in order."""
     optional_roles: tuple[str, ...] = ()
@@ -89,7 +91,8 @@ def describe(place: Place, name: str) -> Description:
         return head
     method = _method_class(_source(place, name), name)
     roles, optional = _roles(method)
-    return replace(head, answers=_answers(method), roles=roles, optional_roles=optional)
+    named = {name: _kinds(method, name) for name in ("answers", "needs_task_name")}
+    return replace(head, **named, roles=roles, optional_roles=optional)
 
 
 @cache
@@ -183,9 +186,12 @@ def _no_class(spec: ModuleSpec, name: str) -> RecipeError:
     return RecipeError(f"the file of method `{name}` has no class {camel}", where=str(spec.origin))
 
 
-def _answers(method: ast.ClassDef) -> tuple[str, ...]:
+def _kinds(method: ast.ClassDef, name: str) -> tuple[str, ...]:
+    """The strings of a class attribute, sorted; none where there is no such attribute."""
     for node in method.body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and "answers" in bound(node) and node.value:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and name in bound(node) and node.value:
+            if isinstance(node.value, ast.Name):  # the same as another attribute
+                return _kinds(method, node.value.id)
             texts = (n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant))
             return tuple(sorted(t for t in texts if isinstance(t, str)))
     return ()

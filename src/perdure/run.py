@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from perdure import checkpoint
-from perdure.errors import CheckpointError, Interrupted, RecipeError
+from perdure import checkpoint, demands
+from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate
 from perdure.keys import key_seed
 from perdure.runtime import Runtime, seed_torch
@@ -77,11 +77,11 @@ def run(
         The scores; also in ``scores.json`` after every task.
 
     Raises:
-        RecipeError: the stream asks for kinds that the method does not answer.
+        RecipeError: the method cannot go through the stream (`demands`).
         CheckpointError: the checkpoint belongs to another method or stream.
     """
-    _check_kinds(method, stream)
     evaluation = evaluation or Evaluation()
+    _check(method, stream, evaluation)
     scores = Scores([task.name for task in stream], stream.tasks[0].metrics[0])
     done = _resume(method, scores, runtime)
     if done is None:
@@ -136,14 +136,14 @@ def _test(
         runtime.log("test", after=after, asked=task.index, n=n, **numbers)
 
 
-def _check_kinds(method: Method, stream: Stream) -> None:
-    kinds = {task.kind for task in stream}
-    if unanswered := kinds - method.answers:
-        raise RecipeError(
-            f"{type(method).__name__} cannot answer tasks of kind {', '.join(sorted(unanswered))}",
-            where=f"stream {stream.name}",
-            expected=f"tasks of kind {', '.join(sorted(method.answers))}",
-        )
+def _check(method: Method, stream: Stream, evaluation: Evaluation) -> None:
+    demands.check(
+        stream,
+        method=type(method).__name__,
+        answers=method.answers,
+        needs_task_name=getattr(method, "needs_task_name", ()),
+        split=evaluation.split,
+    )
 
 
 def _save(method: Method, stream: Stream, scores: Scores, task: Task, runtime: Runtime) -> None:

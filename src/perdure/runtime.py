@@ -5,7 +5,6 @@ A thin face over `accelerate`. Knows nothing of methods, models or data.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import sys
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from perdure import checkpoint, zero
 from perdure.errors import CheckpointError, Interrupted, MissingExtra, RecipeError
+from perdure.json_text import to_json
 from perdure.keys import key_seed
 from perdure.progress import Progress
 
@@ -197,7 +197,7 @@ class Runtime:
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
             with (self.out / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.writelines(to_json(line) + "\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())
 

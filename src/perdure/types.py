@@ -6,9 +6,11 @@ metrics, and imports neither torch nor numpy, so that recipes can be checked in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, overload, runtime_checkable
+
+from perdure.errors import RecipeError
 
 if TYPE_CHECKING:
     from perdure.runtime import Runtime
@@ -167,6 +169,14 @@ class Stream:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     """JSON-ready: all that is needed to build the same stream again (order, cuts, example ids)."""
 
+    def __post_init__(self) -> None:
+        """Raises RecipeError where score columns could not stand for labels: see `_by_label`."""
+        if self.shared_candidates and not self.task_revealed:
+            for kind in dict.fromkeys(task.kind for task in self.tasks):
+                of_kind = [task for task in self.tasks if task.kind == kind]
+                for end in [len(of_kind)] if self.scope == "all" else range(1, len(of_kind) + 1):
+                    _by_label(of_kind[:end])
+
     def __len__(self) -> int:
         return len(self.tasks)
 
@@ -179,11 +189,25 @@ class Stream:
             name = asked.name if self.task_revealed else None
             return Query(kind=asked.kind, candidates=asked.candidates, offset=asked.offset, task=name)
         last = len(self.tasks) - 1 if self.scope == "all" else max(after, asked.index)
-        merged: list[str] = []
-        for task in self.tasks[: last + 1]:
-            if task.kind == asked.kind:
-                merged[task.offset : task.offset + len(task.candidates)] = task.candidates
-        return Query(kind=asked.kind, candidates=tuple(merged))
+        return Query(kind=asked.kind, candidates=_by_label(t for t in self.tasks[: last + 1] if t.kind == asked.kind))
+
+
+def _by_label(tasks: Iterable[Task]) -> tuple[str, ...]:
+    """Candidates of several tasks, each at its label.
+
+    Raises:
+        RecipeError: labels do not begin at 0 and go on without a gap.
+    """
+    named = {task.offset + i: name for task in tasks for i, name in enumerate(task.candidates)}
+    missing = next((label for label in range(len(named)) if label not in named), None)
+    if missing is not None:
+        raise RecipeError(
+            f"no task seen has the label {missing}, and one has {max(named)}",
+            where="stream",
+            expected="offsets at which the labels of the tasks so far begin at 0 and have no gap",
+            todo="Number the classes in the order of the tasks, or set scope='all' if a later task has that label.",
+        )
+    return tuple(named[label] for label in range(len(named)))
 
 
 @runtime_checkable
@@ -197,6 +221,7 @@ class Method(Protocol):
     # Optional, read with getattr:
     #   adapts = True         prediction needs gradients
     #   carries_state = True  state survives from test sample to test sample
+    #   needs_task_name       kinds that it answers only where the query names the task (a frozenset)
     #   collate(items) -> Batch    where stacking is not enough
     #   export(folder) -> str      writes what plain transformers / peft load; returns the Python lines that do
     #   facts() -> dict            JSON-ready extras for the result card (extra parameters, bytes)

@@ -210,6 +210,12 @@ def test_show_tells_how_far_a_run_has_come(folder):
     shown = perdure("show", str(run), cwd=folder).stdout
     assert "2 of 3 tasks" in shown
     assert "50.00 (4 examples)" in shown  # (3 * 40 + 1 * 80) / 4
+    # tasks of several kinds have a headline each, and one that could not be measured has none
+    mixed = [{"after": 0, "asked": i, "n": 2, "values": v} for i, v in enumerate(({"score": 30.0}, {"accuracy": None}))]
+    mixed += [{"after": 0, "asked": 2, "n": 3, "values": {"accuracy": 60.0, "top5": 90.0}}]
+    (run / "scores.json").write_text(json.dumps({"tasks": ["a", "b", "c"], "headline": "score", "rows": mixed}))
+    shown = perdure("show", str(run), cwd=folder).stdout
+    assert "30.00 (2 examples)" in shown and "60.00 (3 examples)" in shown and "90.00" not in shown
     (run / "scores.json").write_text("{")
     done = perdure("show", str(run), cwd=folder)
     assert (done.returncode, "scores.json: is not JSON" in done.stderr) == (2, True)

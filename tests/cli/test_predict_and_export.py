@@ -34,6 +34,7 @@ def pictures(tmp_path_factory):
     asked = recipe.load("mg_clip/microworld", SMALL)
     for i, example in enumerate(recipe.build_stream(asked).tasks[0].test[:3]):
         Image.fromarray(example.inputs["image"]).save(folder / f"{i}.png")
+    Image.open(folder / "0.png").convert("L").save(folder / "3.pgm")  # a suffix that training reads, too
     (folder / "broken.png").write_bytes(b"not an image")
     return folder
 
@@ -47,7 +48,7 @@ def perdure(capsys, *arguments):
 def test_predict_answers_readable_files_names_the_others_and_exits_1(run, pictures, capsys):
     code, out, err = perdure(capsys, "predict", run, pictures, "--top", "2", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.pgm"]
     assert all(len(row["answers"]) == 2 for row in rows)
     assert all(row["answers"][0]["score"] >= row["answers"][1]["score"] for row in rows)
     assert code == 1

@@ -117,11 +117,13 @@ def test_another_kind_of_task_may_lend_its_prompts_and_the_head_stays(tmp_path):
     assert torch.equal(found.predictions, expected)
 
 
-def test_without_keys_of_their_own_tasks_cannot_be_told_apart():
+@pytest.mark.parametrize("setting", [{"deep": False}, {"shared": ("adapters", "deep")}])
+def test_without_keys_of_their_own_the_task_must_be_named(setting):
     stream = replace(tiny.stream("localize-events"), task_revealed=False)
-    method = Php(Config(**tiny.SETTINGS | {"deep": False}), clip=tiny.clip(), audio=tiny.clap())
-    with pytest.raises(RecipeError, match="no keys tell tasks apart"):
+    method = Php(Config(**tiny.SETTINGS | setting), clip=tiny.clip(), audio=tiny.clap())
+    with pytest.raises(RecipeError, match=r"must be told the task to answer localize-events"):
         run(method, stream, runtime=Runtime(device="cpu", quiet=True))
+    assert not method.tasks.problems, "it learned before it was refused"
 
 
 def test_a_task_that_was_named_has_no_inferred_one():

@@ -1,6 +1,7 @@
 """Metrics of captions and retrieval: numbers that can be followed by hand, and pycocoevalcap's own."""
 
 import math
+import string
 
 import numpy as np
 import pytest
@@ -75,18 +76,34 @@ SENTENCES = [
 
 
 def test_the_fallback_splits_captions_by_hand():
-    expected = ["a man 's dog is n't here", "two cats next to each other", "a 3.5 inch well-known ball red"]
+    expected = ["a man 's dog is n't here", "two cats next to each other", "a 3.5 inch well-known ball -lrb- red -rrb-"]
     assert [caption_words.fallback(text) for text in SENTENCES[:3]] == expected
     assert caption_words.fallback("I cannot") == "i can not" and caption_words.fallback("") == ""
 
 
+def test_the_fallback_writes_brackets_out_and_drops_quotes_and_sentence_marks():
+    text = "A man (left) and [right] with {both}: “yes” – it's £5 or ½ — no. 5…"
+    expected = "a man -lrb- left -rrb- and -lsb- right -rsb- with -lcb- both -rcb- yes it 's # 5 or 1/2 no. 5"
+    assert caption_words.fallback(text) == expected
+    assert caption_words.fallback("AT&T, black&white") == "at&t black & white"
+
+
+MARKS = [*string.punctuation, *"“”‘’–—…€£¥©®°½¼¾é", "...", "--", "''", "``"]
+AROUND = ("a dog {} a cat", "a dog{} a cat", "a dog {}cat", "the dog{}cat ran", "the end{}", "{} start", "two {}{} men")
+PHRASES = [
+    "mr. smith of the u.s. army", "don't can't I'm dog's dogs' o'clock '90s rock'n'roll", "a_b x=y c++ 7-eleven 3d tv",
+    "foo@bar.com and http://a.b/c", "a <b> tag", "no. 5, no.", "e.g. this i.e. that etc. and so", "at 3:30 for 1,000",
+    "stairs.] with a tie", "half-eaten 1/2 pizza", "they've we'd you're cannot gonna", "t-shirt/jeans AT&T", "5 feet tall",
+]  # fmt: skip
+
+
 @pytest.mark.slow
-def test_the_fallback_agrees_with_stanfords_tokenizer_on_common_sentences():
+def test_the_fallback_equals_stanfords_tokenizer_on_every_mark_and_on_common_sentences():
     if caption_words.default_tokenizer() != "ptb":
         pytest.skip("Stanford's tokenizer needs pycocoevalcap and Java")
-    theirs = caption_words.tokenize(SENTENCES, "ptb")
-    agree = sum(a == b for a, b in zip(theirs, caption_words.tokenize(SENTENCES, "fallback")))
-    assert agree >= 7, list(zip(theirs, caption_words.tokenize(SENTENCES, "fallback")))
+    texts = [*SENTENCES, *PHRASES, *(around.replace("{}", mark) for mark in MARKS for around in AROUND)]
+    theirs, ours = (caption_words.tokenize(texts, tokenizer) for tokenizer in ("ptb", "fallback"))
+    assert [row for row in zip(texts, theirs, ours) if row[1] != row[2]] == []
 
 
 def test_scores_equal_pycocoevalcaps():

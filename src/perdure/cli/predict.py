@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from perdure.cli import _complete
+from perdure.images import SUFFIXES, is_image
 
 EXAMPLES = """
 perdure predict runs/mg_clip-microworld/seed_0 cat.jpg
@@ -22,7 +23,6 @@ perdure predict runs/mg_clip-cifar100/seed_0 photos/ --top 5 --json
 perdure predict --method rlcf_encoder --classes "cat,dog,red panda" photos/ --html before_and_after.html
 perdure predict --find "a dog on a beach" photos/ --top 5
 """
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
 
 def command(
@@ -56,7 +56,7 @@ def command(
     found = list(_images([run, *(files or [])] if method or find else files or []))
     if not found:
         raise DataError(
-            "no image there", where=", ".join(map(str, files or [run])), expected=f"{', '.join(sorted(IMAGES))}"
+            "no image there", where=", ".join(map(str, files or [run])), expected=", ".join(sorted(SUFFIXES))
         )
     if find:
         _find_among(found, find, model or [], settings or [], form=form, top=top, device=device)
@@ -128,7 +128,7 @@ def _images(paths: Sequence[Path]) -> Iterator[Path]:
     """Files as they are given, and the images in folders, sorted."""
     for path in paths:
         if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+            yield from sorted(p for p in path.rglob("*") if is_image(p))
         else:
             yield path
 

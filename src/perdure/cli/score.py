@@ -5,7 +5,6 @@ Knows arguments, the names of prediction files and what is printed. Imports no t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 
 from perdure.cli import _complete
 from perdure.cli._layout import columns, width
+from perdure.json_text import to_json
 
 EXAMPLES = """
 perdure score runs/mg_clip-microworld/seed_0
@@ -38,7 +38,7 @@ def command(
 
     scored = score(what, metric or [])
     if as_json:
-        print(json.dumps(scored, indent=1, ensure_ascii=False))
+        print(to_json(scored, indent=1))
     else:
         print("\n".join(_lines(scored)))
 

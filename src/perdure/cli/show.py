@@ -6,6 +6,8 @@ Knows how settings are laid out. Imports no torch.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,17 +86,28 @@ def _run(folder: Path) -> dict[str, Any]:
     done = max((row["after"] for row in rows), default=-1) + 1
     total = len(scores.get("tasks", []))
     state["state"] = "finished" if card else f"{done} of {total} tasks" if total else "no task finished"
-    last = [row for row in rows if row["after"] == done - 1]
-    if last:
-        headline, count = scores["headline"], sum(row["n"] for row in last)
-        mean = sum(row["values"][headline] * row["n"] for row in last) / max(count, 1)
-        state[f"{headline} after task {done}"] = f"{mean:.2f} ({count} examples)"
+    state |= _last(rows, done)
     for key in ("device", "precision", "wall_seconds", "recipe_sha256"):
         if key in card:
             state[key] = card[key]
     for role, facts in card.get("weights", {}).items():
         state[f"weights of {role}"] = json.dumps(facts, ensure_ascii=False)
     return state
+
+
+def _last(rows: Sequence[Mapping[str, Any]], done: int) -> dict[str, str]:
+    """Means over the tasks tested last, weighted by their examples, of each task's first metric that is a number."""
+    found: dict[str, list[tuple[float, int]]] = {}
+    for row in (row for row in rows if row["after"] == done - 1):
+        numbers = ((name, value) for name, value in row["values"].items() if isinstance(value, int | float))
+        for name, value in islice(numbers, 1):
+            found.setdefault(name, []).append((value, row["n"]))
+    counts = {name: sum(n for _, n in pairs) for name, pairs in found.items()}
+    return {
+        f"{name} after task {done}": f"{sum(v * n for v, n in pairs) / max(counts[name], 1):.2f} "
+        f"({counts[name]} examples)"
+        for name, pairs in found.items()
+    }
 
 
 def _json(file: Path) -> dict[str, Any]:

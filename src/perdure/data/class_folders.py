@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import DataError
+from perdure.images import SUFFIXES, is_image
 from perdure.nearest import nearest
 from perdure.types import Example, Examples
-
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 
 
 @dataclass(kw_only=True)
@@ -103,11 +102,6 @@ def walk(root: Path, prefix: str = "") -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def is_image(path: str) -> bool:
-    """By its suffix alone."""
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
-
-
 def subfolders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, sorted."""
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
@@ -165,7 +159,7 @@ def require_images(listing: Listing, folders: Sequence[str], *, where: Path) -> 
         raise DataError(
             f"{len(empty)} class folder(s) without an image: {_few(empty, [])}",
             where=str(where),
-            expected=f"files ending in {', '.join(sorted(IMAGE_SUFFIXES))}",
+            expected=f"files ending in {', '.join(sorted(SUFFIXES))}",
             todo="Complete the copy, or remove the empty folders.",
         )
 

@@ -83,6 +83,7 @@ class AvDualprompt:
 
     Config = Config
     answers = frozenset({"localize-events", "parse-video", "segment", "answer", "classify"})
+    needs_task_name = frozenset({"segment", "answer"})
 
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         self.config, self.clip, self.audio = config, clip, audio

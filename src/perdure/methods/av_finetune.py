@@ -71,6 +71,7 @@ class AvFinetune:
 
     Config = Config
     answers = frozenset({"localize-events", "parse-video", "segment", "answer", "classify"})
+    needs_task_name = frozenset({"segment", "answer"})
 
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         self.config, self.clip, self.audio = config, clip, audio

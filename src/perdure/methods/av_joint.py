@@ -78,6 +78,7 @@ class AvJoint:
 
     Config = Config
     answers = frozenset({"localize-events", "parse-video", "segment", "answer", "classify"})
+    needs_task_name = answers
 
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         self.config, self.clip, self.audio = config, clip, audio

@@ -17,8 +17,8 @@ from perdure.metrics.vqa import parse_box, record_values
 
 def split_errors(
     records: Sequence[Mapping[str, Any]], scorer: str, form: str | None = None, *, official: bool = False
-) -> dict[str, float]:
-    """Format compliance and the two shares of wrong answers, in percent of the records.
+) -> dict[str, float | None]:
+    """Format compliance and the two shares of wrong answers, in percent of the records; None of no records.
 
     ``accuracy + superficial + essential = 100``: a partly right answer counts by its value. `form` is one of
     `FORMS`; by default the form that the task's questions ask for (`TASK_FORMS`).
@@ -28,7 +28,7 @@ def split_errors(
     fits = [valid(r.get("prediction") or "") for r in records]
     count = len(records)
     if not count:
-        return dict.fromkeys(("format_compliance", "superficial", "essential"), float("nan"))
+        return dict.fromkeys(("format_compliance", "superficial", "essential"))
     return {
         "format_compliance": 100 * sum(fits) / count,
         "superficial": 100 * sum(1 - v for v, fit in zip(values, fits) if not fit) / count,

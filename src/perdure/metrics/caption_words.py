@@ -22,8 +22,27 @@ PUNCTUATION = frozenset(
 )
 _CONTRACTIONS = re.compile(r"(?i)(?<=\w)(n't|'s|'re|'ve|'ll|'d|'m)(?!\w)")
 _JOINED = re.compile(r"(?i)\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b|\b(gim|lem)(me)\b")
+_WRITTEN = str.maketrans(
+    {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "“": "``", "”": "''"}
+)
+"""Brackets and quotes as words."""
+_REPLACED = str.maketrans(
+    {"‘": "`", "’": "'", "–": "--", "—": "--", "…": "...", "€": "$", "£": " # ", '"': " "}
+    | {"½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "}
+)
 _WORD = re.compile(
-    r"n't|'(?:s|re|ve|ll|d|m)(?!\w)|\d+(?:[.,:/]\d+)*(?:\w+)?|\w+(?:[-/&.@']\w+)*(?:(?<=\.\w)\.)?|\.\.\.|--+|``|''|[^\w\s]"
+    r"""
+      https?://\S+ | [\w.+-]+@\w[\w-]*(?:\.\w+)+           # addresses
+    | </?[A-Za-z][^<>\s]*>                                 # tags of markup
+    | \#[^\W\d_]+ | @[A-Za-z_]\w*                          # hashtags, names of accounts
+    | n't | '(?:[sSdDmM]|re|ve|ll|RE|VE|LL)(?!\w) | '[nN](?:'|\b) | '\d0s
+    | o'clock | \d+(?:[.,:/]\d+)*(?:\w+)?(?:-[^\W\d_]+)*   # numbers, "3d", "7-eleven"
+    | (?:mrs?|ms|dr|st|etc|vs|jr|sr|prof)\. | no\.(?=\s*\d)
+    | (?-i:[A-Z]+(?:[&+][A-Z]+)+) | [^\W\d_]+[!?][^\W\d_]+ | \w\+\+
+    | [^\W_]+(?:(?:[-/.@]|_+)[^\W_]+)*(?:(?<=\.[^\W\d_])\.)?
+    | \.\.\. | -- | `` | '' | [!?]{2,} | ([*<>@\#“”])\1+ | [^\w\s] | _+
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
 
 
@@ -60,11 +79,11 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
 
 
 def fallback(text: str) -> str:
-    """Words by regular expressions, close to the Penn Treebank's for captions; it differs on rare symbols."""
-    text = _JOINED.sub(lambda m: " ".join(g for g in m.groups() if g), text.replace("\u2019", "'"))
-    text = re.sub(r"(?<!\w)\"|\"", " ", _CONTRACTIONS.sub(r" \1", text.lower()))
-    words = [w for w in _WORD.findall(text) if w not in PUNCTUATION and not re.fullmatch(r"--+|[(){}\[\]]", w)]
-    return " ".join(words)
+    """Words by regular expressions, as the Penn Treebank's rules give them for captions: brackets are written out
+    (``-lrb-``), quotes and sentence marks go. It differs on rare symbols (smileys, runs of several marks)."""
+    text = _JOINED.sub(lambda m: " ".join(g for g in m.groups() if g), text.translate(_REPLACED))
+    found = (match[0].translate(_WRITTEN) for match in _WORD.finditer(_CONTRACTIONS.sub(r" \1", text)))
+    return " ".join(word.lower() for word in found if word not in PUNCTUATION)
 
 
 def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:

@@ -32,9 +32,9 @@ def records(predictions: Sequence[str], examples: Sequence[Example], query: Quer
     ]
 
 
-def answer_accuracy(records: Iterable[Record]) -> float:
-    """Right answers by the task's scorer, in percent (CoIN's truth alignment)."""
-    return answer_scores(records).get("accuracy", float("nan"))
+def answer_accuracy(records: Iterable[Record]) -> float | None:
+    """Right answers by the task's scorer, in percent (CoIN's truth alignment); None of no records, as all of these."""
+    return answer_scores(records).get("accuracy")
 
 
 def answer_scores(records: Iterable[Record]) -> dict[str, Any]:
@@ -43,27 +43,28 @@ def answer_scores(records: Iterable[Record]) -> dict[str, Any]:
     return score_records(rows, rows[0]["scorer"], official=rows[0]["official"]) if rows else {}
 
 
-def format_compliance(records: Iterable[Record]) -> float:
+def format_compliance(records: Iterable[Record]) -> float | None:
     """Answers in the form that the question asks for, in percent."""
     return _split(records)["format_compliance"]
 
 
-def format_errors(records: Iterable[Record]) -> float:
+def format_errors(records: Iterable[Record]) -> float | None:
     """Answers in another form than the question asks for, right ones included, in percent."""
-    return 100 - format_compliance(records)
+    compliance = format_compliance(records)
+    return None if compliance is None else 100 - compliance
 
 
-def superficial(records: Iterable[Record]) -> float:
+def superficial(records: Iterable[Record]) -> float | None:
     """Wrong answers in a wrong form, in percent of all."""
     return _split(records)["superficial"]
 
 
-def essential(records: Iterable[Record]) -> float:
+def essential(records: Iterable[Record]) -> float | None:
     """Wrong answers in the right form, in percent of all."""
     return _split(records)["essential"]
 
 
-def _split(records: Iterable[Record]) -> dict[str, float]:
+def _split(records: Iterable[Record]) -> dict[str, float | None]:
     rows = list(records)
     first = rows[0] if rows else {"scorer": "exact", "form": "any", "official": False}
     return split_errors(rows, first["scorer"], first["form"], official=first["official"])

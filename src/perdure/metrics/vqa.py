@@ -9,7 +9,6 @@ Sources: CoIN (arXiv 2403.08350), SEFE (arXiv 2505.02486), GQA (arXiv 1902.09506
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ Scores = dict[str, Any]
 def score_records(records: Sequence[Record], scorer: str, *, official: bool = False) -> Scores:
     """Accuracy in percent of a set of records by one of `SCORERS`, with the scorer's own sub-scores.
 
-    Returns at least ``{"accuracy", "correct", "samples"}``; no record gives accuracy ``nan``.
+    Returns at least ``{"accuracy", "correct", "samples"}``; an accuracy over no records is None.
     """
     return _known(scorer)(records, official)
 
@@ -333,9 +332,9 @@ def _words(text: str) -> str:
     return " " + " ".join(re.findall(r"[^\W_]+", text.lower())) + " "
 
 
-def _percent(part: float, whole: float) -> float:
-    return 100 * part / whole if whole else math.nan
+def _percent(part: float, whole: float) -> float | None:
+    return 100 * part / whole if whole else None
 
 
-def _mean_percent(values: Sequence[float]) -> float:
+def _mean_percent(values: Sequence[float]) -> float | None:
     return _percent(sum(values), len(values))

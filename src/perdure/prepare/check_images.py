@@ -183,7 +183,7 @@ def _check_folder(root: Path, decode: bool) -> CheckReport:
         for name, _ in class_folders.walk(root, folder):
             below = name[len(folder) + 1 :] if folder else name
             label = below.split("/")[0] if "/" in below else ""
-            if not class_folders.is_image(name) or (not label and classes):
+            if not images.is_image(name) or (not label and classes):
                 ignored.append(name)
                 continue
             with_image.add(label)

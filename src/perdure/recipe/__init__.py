@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from perdure import config, registry
+from perdure import config, demands, registry
 from perdure.config import Named
 from perdure.errors import RecipeError
 from perdure.nearest import nearest
@@ -117,14 +117,15 @@ def build_method(recipe: Recipe, seed: int) -> tuple[Any, dict[str, Any]]:
 
 
 def check_fit(recipe: Recipe, stream: Any) -> None:
-    """RecipeError if the stream asks what the method cannot answer, or has more classes than a model's head."""
-    answers = set(registry.describe("methods", recipe.method.name).answers)
-    if unanswered := {task.kind for task in stream} - answers:
-        raise RecipeError(
-            f"method {recipe.method.name} cannot answer tasks of kind {', '.join(sorted(unanswered))}",
-            where=f"stream {recipe.stream.name}",
-            expected=f"tasks of kind {', '.join(sorted(answers))}",
-        )
+    """RecipeError if the method cannot go through the stream, or it has more classes than a model's head."""
+    about = registry.describe("methods", recipe.method.name)
+    demands.check(
+        stream,
+        method=recipe.method.name,
+        answers=about.answers,
+        needs_task_name=about.needs_task_name,
+        split=recipe.evaluate.split,
+    )
     classes = max((task.offset + len(task.candidates) for task in stream if task.kind == "classify"), default=0)
     for role, named in recipe.models.items():
         settings = config.parse(registry.settings("models", named.name), named.settings, where=f"models.{role}")

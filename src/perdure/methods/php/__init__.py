@@ -191,6 +191,8 @@ class Php:
         fresh = {"mid", "deep"} if config.prompt_start == "fresh" else set()
         self.tasks = TaskParts(self.make_parts, per_task=per_task, fresh=fresh)
         self._nearness: Tensor | None = None
+        keyed = config.deep and "deep" not in config.shared
+        self.needs_task_name = frozenset() if keyed else self.answers  # without keys of their own no task is inferred
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return prefix.preprocess(self.system, example, training)
@@ -309,9 +311,6 @@ class Php:
         self, query: Query, learned: Sequence[Problem], fitting: Sequence[int]
     ) -> Callable[[Batch], Predictions]:
         """Each video with the prompts of the task whose keys are nearest; which task that is, is told."""
-        if not self.config.deep or "deep" in self.config.shared:
-            where, expected = "method", "deep=true, and `deep` not in `shared`"
-            raise RecipeError("the task is not named, and no keys tell tasks apart", where=where, expected=expected)
         keys = [self.tasks.kept[problem.name]["deep"]["key"].to(self.clip.device) for problem in learned]
 
         @cache
