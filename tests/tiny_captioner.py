@@ -1,11 +1,21 @@
-"""A tiny random OPT with a byte tokenizer, on disk, and a captioner before it: real models, a few thousand weights."""
+"""A tiny random OPT with a byte tokenizer, on disk, a captioner before it, and streams of captions and of retrieval."""
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import GPT2Tokenizer, OPTConfig, OPTForCausalLM
+
+from perdure.models.captioner import Captioner, Config, load
+from perdure.nn.test_time.retrieval import NamedImage
+from perdure.types import Example, Examples, Stream, Task
 
 
 def tiny_llm(folder: Path, *, positions: int = 64) -> Path:
@@ -28,3 +38,65 @@ def tiny_llm(folder: Path, *, positions: int = 64) -> Path:
                 torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     return folder
+
+
+SIZES = {"prefix": 3, "clip_prefix": 2, "layers": 1, "heads": 2, "dim": 24, "seed": 0}
+
+
+@cache
+def _loaded(**settings):
+    with TemporaryDirectory() as folder:
+        return load(Config(llm=str(tiny_llm(Path(folder))), **{**SIZES, **settings}))
+
+
+def captioner(**settings: Any) -> Captioner:
+    """Fresh copies of a captioner that was loaded from disk once."""
+    return deepcopy(_loaded(**settings))
+
+
+def picture(i: int) -> np.ndarray:
+    return np.random.default_rng(i).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+
+
+def images(first: int, count: int) -> Examples:
+    """Noise with two captions each."""
+    words = ("cat", "dog", "photo", "a cat", "a dog")
+    return Examples.of(
+        [
+            Example(
+                id=f"{i}.png", inputs={"image": picture(i)}, target=[f"{words[i % 5]} {i}", f"a photo {words[i % 5]}"]
+            )
+            for i in range(first, first + count)
+        ]
+    )
+
+
+def caption_stream(tasks: int = 2) -> Stream:
+    made = [
+        Task(
+            index=i,
+            name=f"t{i}",
+            kind="caption",
+            train=images(10 * i, 3),
+            test=images(100 + 10 * i, 3),
+            metrics=("cider", "bleu_4", "rouge_l"),
+        )
+        for i in range(tasks)
+    ]
+    return Stream(name="captions", tasks=tuple(made), shared_candidates=False)
+
+
+def retrieval_stream(tasks: tuple[str, ...] = ("text", "image"), gallery: int = 4) -> Stream:
+    """A task by what is asked with."""
+    made = []
+    for i, asked_with in enumerate(tasks):
+        shown = images(10 * i, gallery)
+        texts = tuple(e.target[0] for e in shown)
+        if asked_with == "image":
+            test, candidates = shown.relabel(lambda said, texts=texts: [texts.index(said[0])]), texts
+        else:
+            candidates = tuple(NamedImage(e.id, e.inputs["image"]) for e in shown)
+            test = Examples.of([Example(id=f"q{j}", inputs={"text": text}, target=j) for j, text in enumerate(texts)])
+        task = Task(index=i, name=asked_with, kind="retrieve", candidates=candidates, test=test, train=test[:1])
+        made.append(replace(task, metrics=("recall_1", "recall_mean", "median_rank")))
+    return Stream(name="retrieval", tasks=tuple(made), shared_candidates=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from tiny_clip import tiny_clip
 
 from perdure.models.clip import Clip, load
@@ -28,6 +29,23 @@ def _loaded() -> Clip:
 def fresh_clip() -> Clip:
     """A copy of a tiny CLIP that was loaded from disk once."""
     return deepcopy(_loaded())
+
+
+def other_clip() -> Clip:
+    """A tiny CLIP that scores a little otherwise."""
+    clip = fresh_clip()
+    weight = clip.model.text_projection.weight
+    with torch.no_grad():
+        weight.add_(0.3 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    return clip
+
+
+def opposed_clip() -> Clip:
+    """A tiny CLIP whose cosines have the other sign: positive ones."""
+    clip = fresh_clip()
+    with torch.no_grad():
+        clip.model.text_projection.weight.neg_()
+    return clip
 
 
 def small_stream(**settings: int) -> Stream:

@@ -15,38 +15,16 @@ from perdure.methods.joint import Config as JointConfig
 from perdure.methods.joint import Joint
 from perdure.methods.lwf import Config as LwfConfig
 from perdure.methods.lwf import Lwf
-from perdure.methods.prototype import Config as PrototypeConfig
-from perdure.methods.prototype import Prototype
 from perdure.nn import clip_classifier as classifier
 from perdure.run import run
 from perdure.runtime import Runtime
-from perdure.testing import check_method
+from tests.every_method import METHODS
 
 SMALL = {"template": TEMPLATE, "batch_size": 3, "lora_rank": 2}
-METHODS = {
-    "zero-shot": lambda: ContinualClip(ContinualClipConfig(template=TEMPLATE), clip=fresh_clip()),
-    "prototypes": lambda: Prototype(PrototypeConfig(batch_size=3), clip=fresh_clip()),
-    "fine-tuning": lambda: Finetune(FinetuneConfig(**SMALL), clip=fresh_clip()),
-    "fine-tuning of all weights, local": lambda: Finetune(
-        FinetuneConfig(**SMALL, trains="all", loss="local", lr=1e-5), clip=fresh_clip()
-    ),
-    "LwF": lambda: Lwf(LwfConfig(**SMALL), clip=fresh_clip()),
-    "LwF of all weights, local": lambda: Lwf(
-        LwfConfig(**SMALL, trains="all", loss="local", lr=1e-5), clip=fresh_clip()
-    ),
-    "joint": lambda: Joint(JointConfig(**SMALL), clip=fresh_clip()),
-    "joint, all weights": lambda: Joint(JointConfig(**SMALL, trains="all", lr=1e-5), clip=fresh_clip()),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_it_behaves_as_a_method(name):
-    check_method(METHODS[name], small_stream())
 
 
 def test_zero_shot_does_not_change_by_learning():
-    method, stream = METHODS["zero-shot"](), small_stream()
+    method, stream = METHODS["continual_clip"].make(), small_stream()
     before = {name: p.clone() for name, p in method.clip.named_parameters()}
     for task in stream:
         learn(method, task)
@@ -55,12 +33,12 @@ def test_zero_shot_does_not_change_by_learning():
 
 
 def test_prototypes_tell_one_color_from_another():
-    scores = run(METHODS["prototypes"](), small_stream(), runtime=Runtime(device="cpu", quiet=True))
+    scores = run(METHODS["prototype"].make(), small_stream(), runtime=Runtime(device="cpu", quiet=True))
     assert [row["values"]["accuracy"] for row in scores.rows] == [100.0, 100.0, 100.0]
 
 
 def test_prototypes_take_one_pass_over_the_images():
-    method, task, images = METHODS["prototypes"](), small_stream().tasks[0], []
+    method, task, images = METHODS["prototype"].make(), small_stream().tasks[0], []
     hook = method.clip.model.vision_model.register_forward_hook(lambda _, inputs, output: images.append(len(output[0])))
     learn(method, task)
     hook.remove()

@@ -1,9 +1,7 @@
 """The baselines of continual instruction tuning, on a tiny LLaVA."""
 
 from dataclasses import replace
-from importlib import import_module
 
-import pytest
 import torch
 from tiny_instruction import TUNING, tiny_llava, tiny_tasks
 from torch import nn
@@ -18,25 +16,8 @@ from perdure.methods.multitask import Config as MultitaskConfig
 from perdure.methods.multitask import Multitask
 from perdure.methods.olora import Config as OloraConfig
 from perdure.methods.olora import Olora, overlap
-from perdure.methods.zero_shot_llm import Config as ZeroShotConfig
-from perdure.methods.zero_shot_llm import ZeroShotLlm
 from perdure.nn.mixture import MixtureLinear
 from perdure.runtime import Runtime
-from perdure.testing import check_method
-
-MERGES = ["frozen_weights_stay_bitwise_unchanged"]
-"""Declared: the updates are merged into weights that are frozen while they are trained; also the projector is
-unfrozen for training only."""
-METHODS = {
-    "lora_sequential": ("LoraSequential", {}),
-    "lora_sequential continued": ("LoraSequential", {"merge": False}),
-    "olora": ("Olora", {"norm_weight": 0.01}),
-    "lora_ewc": ("LoraEwc", {"importance_examples": 3}),
-    "lora_lwf": ("LoraLwf", {}),
-    "moelora": ("Moelora", {"experts": 2}),
-    "lora_replay": ("LoraReplay", {"per_task": 2}),
-    "multitask": ("Multitask", {}),
-}
 
 
 def learn(method, *, tasks=2, **settings):
@@ -45,21 +26,6 @@ def learn(method, *, tasks=2, **settings):
         runtime.task = task.index
         method.learn(task, runtime)
     return method
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_baseline_behaves(name):
-    class_name, settings = METHODS[name]
-    module = import_module(f"perdure.methods.{name.split()[0]}")
-    config = module.Config(tuning=TUNING, **settings)
-    check_method(lambda: getattr(module, class_name)(config, llm=tiny_llava()), tiny_tasks(), allow=MERGES)
-
-
-@pytest.mark.slow
-def test_zero_shot_behaves():
-    config = ZeroShotConfig(max_new_tokens=TUNING.max_new_tokens)
-    check_method(lambda: ZeroShotLlm(config, llm=tiny_llava()), tiny_tasks())
 
 
 def test_update_that_goes_on_leaves_the_dense_weights_alone():

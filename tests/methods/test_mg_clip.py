@@ -19,7 +19,6 @@ from perdure.methods.mg_clip.replay import replay_loss, update_memory
 from perdure.nn import clip_classifier as classifier
 from perdure.nn import lora
 from perdure.run import run
-from perdure.testing import check_method
 from perdure.types import Query
 
 SMALL = {"template": TEMPLATE, "epochs": 1, "batch_size": 3, "visual_batch_size": 4, "lora_rank": 2}
@@ -34,26 +33,6 @@ def scores(mg: MgClip, query: Query, task) -> torch.Tensor:
     images = torch.stack([mg.preprocess(example, False)["image"] for example in task.test])
     with torch.no_grad():
         return mg.predictor(query)({"image": images})
-
-
-SETTINGS = {
-    "as published": {},
-    "auto, LoRA reset, A frozen": {
-        "epochs": "auto",
-        "max_epochs": 2,
-        "visual_epochs": 1,
-        "reset": "all",
-        "freeze_A": True,
-    },
-    "replay and balance": {"real_replay": True, "memory_size": 4, "balance_epochs": 1, "reset": "B"},
-    "text only, vision LoRA": {"visual": False, "lora_mode": "vision", "gap_examples": 0, "accumulate": 2},
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SETTINGS)
-def test_it_behaves_as_a_method(name):
-    check_method(lambda: MgClip(Config(**{**SMALL, **SETTINGS[name]}), clip=fresh_clip()), small_stream())
 
 
 def test_before_training_it_answers_as_zero_shot_clip():

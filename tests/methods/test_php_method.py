@@ -16,7 +16,6 @@ from perdure.nn.audio_visual.inputs import Problem, mel_of, pixels_of, preproces
 from perdure.nn.audio_visual.towers import Insertions
 from perdure.run import run
 from perdure.runtime import Runtime
-from perdure.testing import check_method
 from perdure.types import Query
 
 
@@ -31,11 +30,6 @@ def quiet() -> Runtime:
 def batch_of(kind: str, n: int = 2) -> dict:
     items = [preprocess(e, size=tiny.SIZE, training=True) for e in tiny.task(kind, 0, train=n).train]
     return torch.utils.data.default_collate(items)
-
-
-@pytest.mark.slow
-def test_it_behaves_like_every_method():
-    check_method(make, tiny.stream("localize-events", "answer", train=2, test=2))
 
 
 @pytest.mark.slow

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from clip_methods import TEMPLATE, Recording, fresh_clip, learn, small_stream
 
 from perdure.methods.rapf import Config, Rapf
-from perdure.testing import check_method
 
 SMALL = {"template": TEMPLATE, "epochs": 2, "batch_size": 4, "beta": 0.2, "threshold": 0.9}
 
@@ -15,12 +13,6 @@ SMALL = {"template": TEMPLATE, "epochs": 2, "batch_size": 4, "beta": 0.2, "thres
 def method(**settings) -> Rapf:
     torch.manual_seed(0)
     return Rapf(Config(**{**SMALL, **settings}), clip=fresh_clip())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"shrinkage": True, "threshold": 0.0}, {"n_replay": 0, "n_pair": 3}])
-def test_it_behaves_as_a_method(settings):
-    check_method(lambda: Rapf(Config(**{**SMALL, **settings}), clip=fresh_clip()), small_stream())
 
 
 def test_the_adapter_has_the_size_of_the_model():

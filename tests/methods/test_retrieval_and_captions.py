@@ -1,118 +1,38 @@
-"""Retrieval and captions on tiny models: the house's rules, learning, adapting, options, and bad input."""
+"""Retrieval and captions on tiny models: learning, adapting, options, and bad input."""
 
-from copy import deepcopy
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import numpy as np
 import pytest
 import torch
-from clip_methods import fresh_clip
-from tiny_captioner import tiny_llm
+from clip_methods import fresh_clip, other_clip
+from tiny_captioner import caption_stream, captioner, retrieval_stream
 
 from perdure import registry
 from perdure.errors import DataError, RecipeError, WeightsError
 from perdure.evaluate import Evaluation
-from perdure.models import captioner
+from perdure.models.captioner import Config, load
 from perdure.nn.captioning.adapting import CaptionTuner, Sampling
 from perdure.nn.clip_reward import ClipReward
 from perdure.nn.test_time.prompt_tuning import Steps
-from perdure.nn.test_time.retrieval import NamedImage
 from perdure.run import run
 from perdure.runtime import Runtime
-from perdure.testing import check_method
-from perdure.types import NO_EXAMPLES, Example, Examples, Query, Stream, Task
+from perdure.types import NO_EXAMPLES, Example, Examples, Query
+from tests.every_method import METHODS
 
-SIZES = {"prefix": 3, "clip_prefix": 2, "layers": 1, "heads": 2, "dim": 24, "seed": 0}
-QUICK = {"most_words": 6, "beams": 2}
-LEARNERS = {
-    "clipcap": {**QUICK, "lr": 1e-2, "epochs": 1, "warmup": 1, "batch_size": 4},
-    "capdec": {**QUICK, "lr": 1e-2, "epochs": 1, "warmup": 1, "batch_size": 4},
-}
-
-
-@cache
-def loaded(**settings):
-    with TemporaryDirectory() as folder:
-        return captioner.load(captioner.Config(llm=str(tiny_llm(Path(folder))), **{**SIZES, **settings}))
-
-
-def tiny(**settings):
-    return deepcopy(loaded(**settings))
-
-
-def reward():
-    clip = fresh_clip()
-    weight = clip.model.text_projection.weight
-    with torch.no_grad():  # another model than the policy
-        weight.add_(0.3 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-    return clip
-
-
-def picture(i):
-    return np.random.default_rng(i).integers(0, 256, (16, 16, 3)).astype(np.uint8)
-
-
-def images(first, count):
-    words = ("cat", "dog", "photo", "a cat", "a dog")
-    return Examples.of(
-        [
-            Example(
-                id=f"{i}.png", inputs={"image": picture(i)}, target=[f"{words[i % 5]} {i}", f"a photo {words[i % 5]}"]
-            )
-            for i in range(first, first + count)
-        ]
-    )
-
-
-def caption_stream(tasks=2):
-    made = [
-        Task(
-            index=i,
-            name=f"t{i}",
-            kind="caption",
-            train=images(10 * i, 3),
-            test=images(100 + 10 * i, 3),
-            metrics=("cider", "bleu_4", "rouge_l"),
-        )
-        for i in range(tasks)
-    ]
-    return Stream(name="captions", tasks=tuple(made), shared_candidates=False)
-
-
-def retrieval_stream(tasks=("text", "image"), gallery=4):
-    made = []
-    for i, asked_with in enumerate(tasks):
-        shown = images(10 * i, gallery)
-        texts = tuple(e.target[0] for e in shown)
-        if asked_with == "image":
-            test, candidates = shown.relabel(lambda said, texts=texts: [texts.index(said[0])]), texts
-        else:
-            candidates = tuple(NamedImage(e.id, e.inputs["image"]) for e in shown)
-            test = Examples.of([Example(id=f"q{j}", inputs={"text": text}, target=j) for j, text in enumerate(texts)])
-        task = Task(index=i, name=asked_with, kind="retrieve", candidates=candidates, test=test, train=test[:1])
-        made.append(replace(task, metrics=("recall_1", "recall_mean", "median_rank")))
-    return Stream(name="retrieval", tasks=tuple(made), shared_candidates=False)
+LEARNERS = ("clipcap", "capdec")
 
 
 def retrieval(**settings):
-    cls = registry.load("methods", "rlcf_retrieval")
-    defaults = {"samples": 2, "steps": 2, "lr": 1e-2}
-    return cls(cls.Config(**{**defaults, **settings}), policy=fresh_clip(), reward=reward())
+    return METHODS["rlcf_retrieval"].make(**settings)
 
 
 def learner(name, **settings):
-    cls = registry.load("methods", name)
-    return cls(cls.Config(**{**LEARNERS[name], **settings}), clip=fresh_clip(), captioner=tiny())
+    return METHODS[name].make(**settings)
 
 
 def adapting(**settings):
-    cls = registry.load("methods", "rlcf_caption")
-    defaults = {**QUICK, "samples": 3, "steps": 2, "lr": 1e-2}
-    made = tiny()
-    return cls(cls.Config(**{**defaults, **settings}), clip=fresh_clip(), captioner=made, reward=reward())
+    return METHODS["rlcf_caption"].make(**settings)
 
 
 def answers(method, stream, at=0, batch_size=4):
@@ -130,25 +50,6 @@ def answers(method, stream, at=0, batch_size=4):
         for batch, _ in batches.epoch(0):
             found += list(predict(batch))
     return found
-
-
-# -- the rules of the house ---------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LEARNERS)
-def test_captioners_that_learn_keep_the_rules_of_the_house(name):
-    assert len(check_method(lambda: learner(name), caption_stream())) >= 11
-
-
-@pytest.mark.slow
-def test_adapted_captions_keep_the_rules_of_the_house():
-    check_method(adapting, caption_stream())
-
-
-@pytest.mark.slow
-def test_adapted_retrieval_keeps_the_rules_of_the_house():
-    check_method(retrieval, retrieval_stream())
 
 
 # -- retrieval ----------------------------------------------------------------------------------------------
@@ -188,7 +89,7 @@ def test_the_ensemble_is_the_mean_cosine():
     found = torch.stack(answers(method, stream, 1))
     alone = torch.stack(answers(retrieval(steps=0), stream, 1)) / method.policy.scale
     other = registry.load("methods", "rlcf_retrieval")
-    other = other(other.Config(steps=0, samples=1), policy=reward(), reward=reward())
+    other = other(other.Config(steps=0, samples=1), policy=other_clip(), reward=other_clip())
     theirs = torch.stack(answers(other, stream, 1)) / method.policy.scale
     torch.testing.assert_close(found, (alone + theirs) / 2, rtol=1e-4, atol=1e-5)
 
@@ -222,7 +123,7 @@ def test_learning_lowers_the_loss_and_leaves_all_but_the_mapper_alone(name, tmp_
     assert all(torch.equal(frozen[n], t) for n, t in method.captioner.llm.state_dict().items())
     file = method.captioner
     method.export(tmp_path / "mapper")
-    again = tiny()
+    again = captioner()
     from perdure.models.captioner.convert import load_mapper
 
     load_mapper(tmp_path / "mapper", again.mapper)
@@ -256,7 +157,7 @@ def test_no_steps_are_the_captioner_as_it_is():
 
 
 def test_a_long_caption_is_cut_to_the_context_and_counted():
-    made = tiny()
+    made = captioner()
     rows = made.words.ids(["a cat", "dog " * 100], most=made.room)
     assert len(rows[1]) == made.room == 64 - 3 and made.words.cut_captions == 1
     reward_model = ClipReward([fresh_clip()], [1.0], like=fresh_clip())
@@ -271,7 +172,7 @@ def test_a_long_caption_is_cut_to_the_context_and_counted():
 
 @pytest.mark.parametrize("kind", ["transformer", "mlp"])
 def test_published_checkpoints_are_read_by_name(tmp_path, kind):
-    source, target = tiny(mapper=kind, seed=1), tiny(mapper=kind)
+    source, target = captioner(mapper=kind, seed=1), captioner(mapper=kind)
     state = {f"clip_project.{n}": t for n, t in source.mapper.state_dict().items()}
     state |= {f"llm.llm.{n}": t for n, t in source.llm.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 9}, tmp_path / "ckpt.pt")
@@ -295,12 +196,12 @@ def test_weights_of_another_kind_are_refused(tmp_path, content, said):
     from perdure.models.captioner.convert import load_mapper
 
     with pytest.raises(WeightsError, match=said):
-        load_mapper(tmp_path / "bad.pt", tiny().mapper)
+        load_mapper(tmp_path / "bad.pt", captioner().mapper)
 
 
 def test_a_clip_of_another_width_and_a_missing_language_model_are_refused(tmp_path):
     cls = registry.load("methods", "clipcap")
     with pytest.raises(RecipeError, match=r"Set models\.captioner\.dim=24"):
-        cls(cls.Config(), clip=fresh_clip(), captioner=tiny(dim=32))
+        cls(cls.Config(), clip=fresh_clip(), captioner=captioner(dim=32))
     with pytest.raises(WeightsError, match="language model"):
-        captioner.load(captioner.Config(llm=str(tmp_path)))
+        load(Config(llm=str(tmp_path)))

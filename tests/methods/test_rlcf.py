@@ -20,28 +20,14 @@ from perdure.models.clip.context import read_context
 from perdure.nn.test_time.prompts import MetaNet
 from perdure.run import run
 from perdure.runtime import Runtime
-from perdure.testing import check_method
 from perdure.types import NO_EXAMPLES, Example, Query
+from tests.every_method import METHODS
 
-QUICK = {"views": 6, "selection": 0.4}
-REWARDED = {"rlcf_prompt", "rlcf_encoder", "kd"}
-METHODS = {
-    "rlcf_prompt": {**QUICK, "samples": 2, "steps": 2, "context": "a photo a"},
-    "rlcf_encoder": {**QUICK, "samples": 2, "steps": 2, "lr": 1e-3},
-    "tpt_prompt": {**QUICK, "context": "a photo a"},
-    "tpt_encoder": {**QUICK, "steps": 1, "lr": 1e-3},
-    "kd": {**QUICK, "steps": 1, "lr": 1e-3, "loss": "dkd"},
-    "zero_shot": {},
-}
+NAMES = ("rlcf_prompt", "rlcf_encoder", "tpt_prompt", "tpt_encoder", "kd", "zero_shot")
 
 
 def fresh(name, **settings):
-    cls = registry.load("methods", name)
-    roles = {"policy": fresh_clip()} | ({"reward": fresh_clip()} if name in REWARDED else {})
-    if "reward" in roles:  # another model than the policy, whose cosines are positive here
-        with torch.no_grad():
-            roles["reward"].model.text_projection.weight.neg_()
-    return cls(cls.Config(**METHODS[name] | settings), **roles)
+    return METHODS[name].make(**settings)
 
 
 def shifted(**sizes):
@@ -69,20 +55,7 @@ def answers(method, stream=None, batch_size=4, workers=0):
     return rows
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_keep_the_rules_of_the_house(name):
-    made = check_method(lambda: fresh(name), small_stream(train=1))
-    assert len(made) >= 11
-
-
-@pytest.mark.slow
-def test_slow_weights_keep_the_rules_that_are_left():
-    """Predicting one after another is what momentum is about, so two rules do not apply; they skip themselves."""
-    check_method(lambda: fresh("rlcf_encoder", momentum=0.9, update_every=2), small_stream(train=1))
-
-
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_answers_are_the_same_for_any_batch_size_number_of_workers_and_images_at_once(name):
     method = fresh(name)
     expected = answers(method, batch_size=1)
@@ -97,7 +70,7 @@ def test_answers_are_the_same_for_any_batch_size_number_of_workers_and_images_at
             torch.testing.assert_close(other[identity], row, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"zero_shot"}))
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "zero_shot"])
 def test_adapting_changes_answers_and_no_step_is_zero_shot(name):
     zero_shot = answers(fresh("zero_shot", template="a photo a {}."))
     same = {"template": "a photo a {}."} if "encoder" in name or name == "kd" else {}
@@ -174,7 +147,7 @@ def test_other_settings_of_the_policy_gradient_run_and_matter(name, settings):
 
 def test_reward_models_are_combined_and_the_reward_alone_is_zero_shot():
     cls = registry.load("methods", "rlcf_prompt")
-    settings = METHODS["rlcf_prompt"] | {"ensemble": "weighted", "reward_confidences": (3.0, 1.0)}
+    settings = dict(METHODS["rlcf_prompt"].settings) | {"ensemble": "weighted", "reward_confidences": (3.0, 1.0)}
     both = cls(cls.Config(**settings), policy=fresh_clip(), reward=fresh_clip(), reward2=fresh_clip())
     assert both.reward.weights == [0.75, 0.25]
     zero_shot = registry.load("methods", "zero_shot")
@@ -265,7 +238,7 @@ def test_more_samples_than_classes_are_refused(name, classes, said):
         answers(fresh(name, samples=3), shifted(classes=classes))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_candidates_are_refused(name):
     with pytest.raises(DataError, match="there are no candidates"):
         fresh(name).predictor(Query(kind="classify"))
@@ -276,7 +249,7 @@ def test_one_class_is_answered_where_nothing_needs_to_be_sampled(name):
     assert all(row.shape == (1,) for row in answers(fresh(name), shifted(classes=1)).values())
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"zero_shot"}))
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "zero_shot"])
 def test_one_view_is_enough_if_it_is_kept_and_an_error_if_not(name):
     config = registry.load("methods", name).Config
     assert [field for field, _ in config(views=1).faults()] == ["selection"]
@@ -302,7 +275,7 @@ def test_a_reward_model_of_another_resolution_is_fed_resized_views(tmp_path):
 
     large = clip.load(clip.Config(weights=str(tiny_clip(tmp_path / "large", image_size=24, context=32))))
     cls = registry.load("methods", "rlcf_encoder")
-    method = cls(cls.Config(**METHODS["rlcf_encoder"]), policy=fresh_clip(), reward=large)
+    method = cls(cls.Config(**METHODS["rlcf_encoder"].settings), policy=fresh_clip(), reward=large)
     assert len(answers(method)) == 6
 
 

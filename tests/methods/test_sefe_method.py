@@ -10,7 +10,6 @@ from perdure.errors import CheckpointError
 from perdure.methods.sefe import Config, Sefe
 from perdure.run import run, seed_everything
 from perdure.runtime import Runtime
-from perdure.testing import check_method
 
 
 def make(**settings):
@@ -24,12 +23,6 @@ def learned(method, *, tasks=2, out=None, seed=0):
         runtime.task = task.index
         method.learn(task, runtime)
     return method
-
-
-@pytest.mark.slow
-def test_sefe_behaves():
-    # The updates are merged into weights that are frozen while they are trained.
-    check_method(make(fraction=0.1), tiny_tasks(), allow=["frozen_weights_stay_bitwise_unchanged"])
 
 
 def test_only_adapted_weights_and_the_projector_change():

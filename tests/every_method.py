@@ -1,0 +1,185 @@
+"""Every method of the registry on tiny models of the real classes, with tiny streams of each kind that it answers.
+
+``pytest.mark.parametrize("name", METHODS)`` is a test of every method; `ASKED` lists each with each of its kinds.
+A registered method that is missing here fails ``tests/methods/test_every_method.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from perdure import registry
+from perdure.testing import tiny_stream
+from perdure.types import Method, Stream
+from tests import tiny_audio_visual, tiny_captioner, tiny_instruction
+from tests.methods import clip_methods
+
+Streams = Mapping[str, Callable[[], Stream]]
+MERGES = ("frozen_weights_stay_bitwise_unchanged",)
+"""Updates are merged into weights that are frozen while they are trained; the projector is unfrozen to train alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny:
+    """One method of the registry, ready for tests."""
+
+    name: str
+    roles: Mapping[str, Callable[[], Any]]
+    """What makes the model of each role, optional ones too."""
+    streams: Streams
+    """Tiny streams by the kind that they ask; the first may ask more than one."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
+    """What `check_method` is told to leave out."""
+
+    def make(self, *, optional: bool = False, **settings: Any) -> Method:
+        """A fresh method with fresh models; with those of its optional roles if asked to."""
+        cls = registry.load("methods", self.name)
+        told = registry.describe("methods", self.name)
+        roles = [role for role in told.roles if optional or role not in told.optional_roles]
+        return cls(cls.Config(**{**self.settings, **settings}), **{role: self.roles[role]() for role in roles})
+
+    def factory(self, **settings: Any) -> Callable[[], Method]:
+        """As `check_method` takes it."""
+        return partial(self.make, **settings)
+
+    @property
+    def stream(self) -> Stream:
+        """The stream of `check_method`."""
+        return next(iter(self.streams.values()))()
+
+
+def plain_net() -> torch.nn.Module:
+    """ResNet-18 with two stages of one and two blocks, four channels wide."""
+    from perdure.models import resnet18
+
+    return resnet18.load(resnet18.Config(classes=6, width=4, stages=(1, 2), seed=0))
+
+
+def gated_net() -> torch.nn.Module:
+    from perdure.models import gated_resnet
+
+    return gated_resnet.load(gated_resnet.Config(classes=6, width=4, hidden_ratio=2, seed=0))
+
+
+def _rehearsal(name: str, **settings: Any) -> Tiny:
+    net = gated_net if name in ("dynamos", "dynamos_sgd") else plain_net
+    streams = {"classify": partial(tiny_stream, size=8)}
+    return Tiny(name=name, roles={"net": net}, streams=streams, settings={"batch_size": 4, "lr": 0.01, **settings})
+
+
+def _clip(name: str, **settings: Any) -> Tiny:
+    roles = {"clip": clip_methods.fresh_clip}
+    return Tiny(name=name, roles=roles, streams={"classify": clip_methods.small_stream}, settings=settings)
+
+
+def _with_reward(reward: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    names = ("", 2, 3)
+    return {f"policy{n}": clip_methods.fresh_clip for n in names} | {f"reward{n}": reward for n in names}
+
+
+def _test_time(name: str, **settings: Any) -> Tiny:
+    roles = _with_reward(clip_methods.opposed_clip)
+    streams = {"classify": partial(clip_methods.small_stream, train=1)}
+    return Tiny(name=name, roles=roles, streams=streams, settings=settings)
+
+
+def _retrieval(name: str, **settings: Any) -> Tiny:
+    roles = _with_reward(clip_methods.other_clip)
+    return Tiny(name=name, roles=roles, streams={"retrieve": tiny_captioner.retrieval_stream}, settings=settings)
+
+
+def _captions(name: str, **settings: Any) -> Tiny:
+    roles = {
+        **_with_reward(clip_methods.other_clip),
+        "clip": clip_methods.fresh_clip,
+        "captioner": tiny_captioner.captioner,
+    }
+    settings = {"most_words": 6, "beams": 2, "lr": 1e-2, **settings}
+    return Tiny(name=name, roles=roles, streams={"caption": tiny_captioner.caption_stream}, settings=settings)
+
+
+def _instruction(name: str, **settings: Any) -> Tiny:
+    settings = settings or {"max_new_tokens": tiny_instruction.TUNING.max_new_tokens}
+    allow = () if name == "zero_shot_llm" else MERGES
+    roles, streams = {"llm": tiny_instruction.tiny_llava}, {"instruct": tiny_instruction.tiny_tasks}
+    return Tiny(name=name, roles=roles, streams=streams, settings=settings, allow=allow)
+
+
+def _audio_visual(name: str, **settings: Any) -> Tiny:
+    kinds = registry.describe("methods", name).answers
+    second = "answer" if "answer" in kinds else "parse-video"
+    stream = partial(tiny_audio_visual.stream, train=2, test=2)
+    streams = {"localize-events": partial(stream, "localize-events", second)}
+    streams |= {kind: partial(stream, kind) for kind in kinds if kind not in streams}
+    roles = {"clip": tiny_audio_visual.clip, "audio": tiny_audio_visual.clap}
+    return Tiny(name=name, roles=roles, streams=streams, settings=settings)
+
+
+_REPLAY = {"buffer_size": 8, "minibatch_size": 4}
+_CLIP = {"template": clip_methods.TEMPLATE, "batch_size": 3, "lora_rank": 2}
+_VIEWS = {"views": 6, "selection": 0.4}
+_MAPPER = {"epochs": 1, "warmup": 1, "batch_size": 4}
+_TUNING = {"tuning": tiny_instruction.TUNING}
+_PARTS = {"epochs": 1, "mask_dim": 8, "mask_heads": 2}
+_LATENTS = {"blocks": (0, 3), "latents": 2, "reduction": 4}
+
+_ALL = (
+    _rehearsal("sgd"),
+    _rehearsal("joint_net"),
+    _rehearsal("lwf_net"),
+    _rehearsal("ewc_online"),
+    _rehearsal("si"),
+    _rehearsal("dynamos_sgd", warmup=1),
+    _rehearsal("icarl", buffer_size=8),
+    _rehearsal("agem", buffer_size=8),
+    _rehearsal("agem_r", **_REPLAY),
+    _rehearsal("gem", buffer_size=8),
+    _rehearsal("er", **_REPLAY),
+    _rehearsal("er_ace", **_REPLAY),
+    _rehearsal("der", **_REPLAY),
+    _rehearsal("derpp", **_REPLAY),
+    _rehearsal("cls_er", **_REPLAY),
+    _rehearsal("multi_scale", **_REPLAY),
+    _rehearsal("dynamos", warmup=1, **_REPLAY),
+    _clip("continual_clip", template=clip_methods.TEMPLATE),
+    _clip("prototype", batch_size=3),
+    _clip("finetune", **_CLIP),
+    _clip("lwf", **_CLIP),
+    _clip("joint", **_CLIP),
+    _clip("rapf", template=clip_methods.TEMPLATE, epochs=2, batch_size=4, beta=0.2, threshold=0.9),
+    _clip("mg_clip", epochs=1, visual_batch_size=4, **_CLIP),
+    _test_time("zero_shot"),
+    _test_time("tpt_prompt", context="a photo a", **_VIEWS),
+    _test_time("tpt_encoder", steps=1, lr=1e-3, **_VIEWS),
+    _test_time("kd", steps=1, lr=1e-3, loss="dkd", **_VIEWS),
+    _test_time("rlcf_prompt", samples=2, steps=2, context="a photo a", **_VIEWS),
+    _test_time("rlcf_encoder", samples=2, steps=2, lr=1e-3, **_VIEWS),
+    _retrieval("rlcf_retrieval", samples=2, steps=2, lr=1e-2),
+    _captions("clipcap", **_MAPPER),
+    _captions("capdec", **_MAPPER),
+    _captions("rlcf_caption", samples=3, steps=2),
+    _instruction("zero_shot_llm"),
+    _instruction("lora_sequential", **_TUNING),
+    _instruction("lora_ewc", importance_examples=3, **_TUNING),
+    _instruction("lora_lwf", **_TUNING),
+    _instruction("lora_replay", per_task=2, **_TUNING),
+    _instruction("moelora", experts=2, **_TUNING),
+    _instruction("multitask", **_TUNING),
+    _instruction("olora", norm_weight=0.01, **_TUNING),
+    _instruction("sefe", fraction=0.1, **_TUNING),
+    _audio_visual("zero_shot_av"),
+    _audio_visual("av_finetune", **_LATENTS, **_PARTS),
+    _audio_visual("av_joint", **_LATENTS, **_PARTS),
+    _audio_visual("av_l2p", pool=4, top_k=2, length=2, **_PARTS),
+    _audio_visual("av_dualprompt", expert_blocks=(2, 3), general_length=2, expert_length=2, **_PARTS),
+    _audio_visual("av_coda_prompt", blocks=(0, 1), components=2, tasks=4, length=2, **_PARTS),
+    _audio_visual("php", **tiny_audio_visual.SETTINGS),
+)
+METHODS: dict[str, Tiny] = {tiny.name: tiny for tiny in _ALL}
+ASKED: list[tuple[str, str]] = [(tiny.name, kind) for tiny in _ALL for kind in tiny.streams]

@@ -1,0 +1,46 @@
+"""Every method of the registry keeps the rules of the house."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from perdure import registry, testing
+from tests.every_method import METHODS
+
+WHOLE = {"trains": "all", "loss": "local", "lr": 1e-5}
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("finetune", WHOLE),
+    ("lwf", WHOLE),
+    ("joint", {"trains": "all", "lr": 1e-5}),
+    ("rapf", {"shrinkage": True, "threshold": 0.0}),
+    ("rapf", {"n_replay": 0, "n_pair": 3}),
+    ("mg_clip", {"epochs": "auto", "max_epochs": 2, "visual_epochs": 1, "reset": "all", "freeze_A": True}),
+    ("mg_clip", {"real_replay": True, "memory_size": 4, "balance_epochs": 1, "reset": "B"}),
+    ("mg_clip", {"visual": False, "lora_mode": "vision", "gap_examples": 0, "accumulate": 2}),
+    ("rlcf_encoder", {"momentum": 0.9, "update_every": 2}),  # carries state: two checks skip themselves
+    ("lora_sequential", {"merge": False}),
+]
+"""Settings that change what is learned or kept."""
+PLAIN: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in METHODS]
+
+
+def test_every_registered_method_is_in_the_table_with_a_stream_of_each_of_its_kinds():
+    asked = {name: {task.kind for make in tiny.streams.values() for task in make()} for name, tiny in METHODS.items()}
+    assert asked == {name: set(registry.describe("methods", name).answers) for name in registry.names("methods")}
+
+
+def name_of(settings: dict[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in settings.items()) or "plain"
+
+
+CASES = [pytest.param(name, settings, id=f"{name}-{name_of(settings)}") for name, settings in [*PLAIN, *VARIANTS]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_it_behaves_as_a_method(name, settings):
+    tiny = METHODS[name]
+    made = testing.check_method(tiny.factory(**settings), tiny.stream, allow=tiny.allow)
+    assert {*made, *tiny.allow} == set(testing.CHECKS)
