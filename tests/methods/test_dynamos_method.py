@@ -28,7 +28,7 @@ class Steps(Runtime):
 
 
 def method(**settings) -> Dynamos:
-    net = gated_resnet.load(gated_resnet.Config(classes=6, width=4, hidden_ratio=2, seed=0))
+    net = gated_resnet.load(gated_resnet.Config(classes=6, width=8, hidden_ratio=2, seed=0))
     defaults = {"lr": 0.02, "batch_size": 4, "minibatch_size": 4, "buffer_size": 10, "policy_penalty": -5.0}
     return Dynamos(Config(**defaults | settings), net=net)
 
@@ -145,7 +145,7 @@ def test_without_replay_the_gates_are_looked_at_on_the_task_just_learned():
             if event == "modularity":
                 self.values.append(values)
 
-    net = gated_resnet.load(gated_resnet.Config(classes=6, width=4, hidden_ratio=2, seed=0))
+    net = gated_resnet.load(gated_resnet.Config(classes=6, width=8, hidden_ratio=2, seed=0))
     runtime = Heard()
     run(DynamosSgd(SgdConfig(batch_size=4), net=net), tiny_stream(tasks=2, train=6, size=8), runtime=runtime)
     assert len(runtime.values) == 2, "one a task"

@@ -28,10 +28,10 @@ def make(name: str, *, classes: int = 6, **settings):
         from perdure.models import gated_resnet, resnet18
 
         if name in GATED:
-            net = gated_resnet.load(gated_resnet.Config(classes=classes, width=4, hidden_ratio=2, seed=0))
+            net = gated_resnet.load(gated_resnet.Config(classes=classes, width=8, hidden_ratio=2, seed=0))
             settings.setdefault("warmup", 1)
         else:
-            net = resnet18.load(resnet18.Config(classes=classes, width=4, stages=(1, 2), seed=0))
+            net = resnet18.load(resnet18.Config(classes=classes, width=8, stages=(1, 2), seed=0))
         cls = registry.load("methods", name)
         if name in BUFFERED:
             settings.setdefault("buffer_size", 8)
