@@ -199,9 +199,12 @@ class ConvBn(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inputs, channels, size, stride=stride, padding=size // 2, bias=False)
         self.bn = nn.BatchNorm2d(channels)
+        # oneDNN 3.12 (torch 2.14, CPUs of AVX2) writes past its buffers in the weight gradient of such a convolution
+        # where a pixel's channels are neighbors in memory.
+        self.own_layout = size == 1 and stride > 1 and inputs < 8
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+        return self.bn(self.conv(x.contiguous() if self.own_layout else x))
 
 
 class Block(nn.Module):
