@@ -23,7 +23,7 @@ from perdure.loading import ONE_SIZE, ExampleBatches
 from perdure.memory import Draws, Memory
 from perdure.nn import gradients
 from perdure.runtime import Runtime
-from perdure.training import Finite
+from perdure.training import Finite, clear_gradients
 from perdure.types import Batch, Example, Query, Task
 
 
@@ -183,7 +183,7 @@ def _train(
     """The stage ``train``: the network in training mode, at the epoch's learning rate."""
 
     def prepared(images: Tensor, labels: Tensor, at: At) -> Mapping[str, Tensor]:
-        net.train()
+        enter_training(net)
         set_lr(optimizer, settings.lr, settings.milestones, at.epoch)
         return step(images, labels, at)
 
@@ -248,7 +248,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, runtime: Runtime) ->
     """
     if not loss.is_cuda and not math.isfinite(loss.item()):
         return
-    optimizer.zero_grad(set_to_none=True)
+    clear_gradients(optimizer)
     runtime.backward(loss)
     optimizer.step()
 
@@ -284,6 +284,12 @@ def agreeing_gradient(
 def sgd(net: nn.Module, lr: float) -> torch.optim.SGD:
     """Plain SGD over all parameters: no momentum, no weight decay."""
     return torch.optim.SGD(net.parameters(), lr=lr)
+
+
+def enter_training(net: nn.Module) -> None:
+    """Training mode of all modules; where the network is in it already, the walk through them is saved."""
+    if not net.training:
+        net.train()
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, milestones: Sequence[int], epoch: int) -> None:

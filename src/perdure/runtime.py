@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,11 +116,14 @@ class Runtime:
 
     def autocast(self):
         """Context of a forward pass in the run's precision."""
-        return self.accelerator.autocast()
+        return nullcontext() if self.precision == "float32" else self.accelerator.autocast()
 
     def backward(self, loss: Tensor) -> None:
         """Backward pass, scaled where fp16 needs it."""
-        self.accelerator.backward(loss)
+        if self.accelerator.scaler is None:
+            loss.backward()
+        else:
+            self.accelerator.backward(loss)
 
     def prepare(
         self, optimizer: torch.optim.Optimizer, *, clip_norm: float | None = None
@@ -131,8 +135,8 @@ class Runtime:
         self.accelerator._optimizers.clear()
         if self.zero:
             return zero.PartedOptimizer(optimizer, clip_norm=clip_norm, device=self.device), {}
-        if self.accelerator.scaler is None:
-            return self.accelerator.prepare_optimizer(optimizer), {}
+        if self.accelerator.scaler is None:  # accelerate's wrapper looks for packages on disk at every step
+            return optimizer, {}
         self.accelerator.scaler = torch.amp.GradScaler(self.device.type)
         return self.accelerator.prepare_optimizer(optimizer), {"scaler": self.accelerator.scaler}
 

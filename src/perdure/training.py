@@ -163,6 +163,13 @@ def make_optimizer(groups: Sequence[Group], settings: Fit) -> torch.optim.Optimi
     return kind(lists, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
 
+def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """As its `zero_grad`, without what that does for profilers: a tenth of the step of a small network."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def lr_factor(settings: Fit, step: int, per_epoch: int) -> float:
     """Factor of the learning rate at a step (0-based).
 
@@ -220,9 +227,10 @@ def _step(
     runtime: Runtime,
 ) -> dict[str, Tensor]:
     """One optimizer step; returns detached values. A value is the mean over the step's examples here."""
-    optimizer.zero_grad(set_to_none=True)
     total: dict[str, Tensor] = {}
     parted = isinstance(optimizer, PartedOptimizer)
+    if not parted:  # whose step leaves no gradient behind
+        clear_gradients(optimizer)
     backward = optimizer.backward if parted else runtime.backward
     if parted and batch is None:
         for _ in range(settings.accumulate):
@@ -310,10 +318,14 @@ class Finite:
 
     def check(self, loss: Tensor, step: int) -> None:
         """Note a step's loss."""
+        self.step = step
+        if self.eager:
+            if not math.isfinite(loss.item()):
+                self._stop("the loss is not finite at")
+            return
         bad = ~torch.isfinite(loss.detach())
         self.bad = bad if self.bad is None else self.bad | bad
-        self.step = step
-        if self.eager or step % self.EVERY == 0:
+        if step % self.EVERY == 0:
             self.raise_if_bad()
 
     def before_save(self) -> None:

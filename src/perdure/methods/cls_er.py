@@ -78,7 +78,7 @@ class ClsEr:
 
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
             for net in (self.plastic, self.stable):
-                net.train()
+                rehearsal.enter_training(net)
             values = self.losses(images, labels)
             self.memory.add({"image": images, "label": labels}, self.draws)
             return values

@@ -89,10 +89,10 @@ class Dynamos:
     def learn(self, task: Task, runtime: Runtime) -> None:
         data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
         optimizer = rehearsal.sgd(self.net, self.config.lr)
-        self.net.train()
+        rehearsal.enter_training(self.net)
 
         def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
+            rehearsal.enter_training(self.net)
             if self._warming_up(at):
                 values = {"loss": F.cross_entropy(self.net(self._view(images)), labels)}
                 rehearsal.descend(values["loss"], optimizer, runtime)

@@ -71,7 +71,7 @@ class DynamosSgd:
         optimizer = rehearsal.sgd(self.net, self.config.lr)
 
         def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
+            rehearsal.enter_training(self.net)
             with runtime.autocast():
                 values = self.losses(images, labels, at)
             rehearsal.descend(values["loss"], optimizer, runtime)

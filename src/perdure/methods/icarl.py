@@ -66,7 +66,7 @@ class Icarl:
         optimizer = rehearsal.sgd(self.net, c.lr)
 
         def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
+            rehearsal.enter_training(self.net)
             rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
             x = rehearsal.view(images, c.augment, self.draws, self.net)
             told = None

@@ -70,7 +70,7 @@ class Si:
         path = self.path
 
         def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            self.net.train()
+            rehearsal.enter_training(self.net)
             rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
             logits = self.net(rehearsal.view(images, c.augment, self.draws, self.net))
             loss = F.cross_entropy(logits, labels)
