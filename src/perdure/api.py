@@ -10,11 +10,11 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, recipe
+from perdure import checkpoint, lock, recipe
 from perdure.errors import CheckpointError, RecipeError
 from perdure.evaluate import Evaluation
 from perdure.keys import key_seed
@@ -50,14 +50,26 @@ def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> Resul
 
     Raises:
         RecipeError: a folder holds a run of a recipe with other settings; they are named.
+        BusyError: another process is at work in a folder; it is named.
         Interrupted: stopped by the user or the scheduler, after a save.
     """
-    jobs = [(seed, asked.folder(seed)) for seed in asked.seeds]
-    for seed, folder in jobs:
-        if again:
+    jobs = [(asked.for_seed(seed), asked.folder(seed)) for seed in asked.seeds]
+    runtime = make_runtime(replace(asked, run=replace(asked.run, trackers=())), None, quiet=True)
+    with contextlib.ExitStack() as held:
+        runtime.main_first(lambda: _take_folders(jobs, held, again=again))
+        return Result(_execute_one(one, folder, quiet=quiet) for one, folder in jobs)
+
+
+def _take_folders(jobs: Sequence[tuple[Recipe, Path]], held: contextlib.ExitStack, *, again: bool) -> None:
+    """Hold every folder in which there is work to do, emptied if it is to be done again."""
+    for one, folder in jobs:
+        if not again:
+            refuse_changed(one, folder)
+        if again or not _finished(folder):
+            held.enter_context(lock.held(folder))
+    if again:
+        for _, folder in jobs:
             _clear(folder)
-        refuse_changed(asked.for_seed(seed), folder)
-    return Result(_execute_one(asked.for_seed(seed), folder, quiet=quiet) for seed, folder in jobs)
 
 
 class Result(tuple[Finished, ...]):

@@ -7,6 +7,7 @@
     |  '- UnreadableExample      one example cannot be decoded; may be skipped (`run.unreadable: skip`)
     |- WeightsError              a checkpoint of a pretrained model cannot be used
     |- CheckpointError           a run's checkpoint is damaged, foreign or of another recipe
+    |- BusyError                 another process runs in the same folder
     |- TrainingError             training cannot go on (NaN loss, no sample of a class)
     '- Interrupted               the user or the scheduler asked to stop; exit code 130
 
@@ -69,6 +70,10 @@ class WeightsError(PerdureError):
 
 class CheckpointError(PerdureError):
     """A run's checkpoint is damaged, foreign or of another recipe."""
+
+
+class BusyError(PerdureError):
+    """Another process is at work in a run's folder."""
 
 
 class TrainingError(PerdureError):

@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from perdure import checkpoint, zero
-from perdure.errors import CheckpointError, Interrupted, MissingExtra, RecipeError
+from perdure.errors import CheckpointError, Interrupted, MissingExtra, PerdureError, RecipeError
 from perdure.json_text import to_json
 from perdure.keys import key_seed
 from perdure.progress import Progress
@@ -165,6 +165,18 @@ class Runtime:
     def agreed(self, wish: bool) -> bool:
         """Whether any process wishes it. Where each holds its own part of a state, all must save at the same step."""
         return any(self.gather([wish])) if self.zero else wish
+
+    def main_first(self, act: Callable[[], None]) -> None:
+        """`act` in the main process while the others wait; what it raises for a user to mend is raised in all."""
+        fault: PerdureError | None = None
+        if self.main:
+            try:
+                act()
+            except PerdureError as raised:
+                fault = raised
+        for found in self.gather([fault]):
+            if found is not None:
+                raise found
 
     def wait(self) -> None:
         """Barrier of all processes."""

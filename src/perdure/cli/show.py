@@ -78,6 +78,8 @@ def _lines(table: dict[str, Any]) -> list[str]:
 
 def _run(folder: Path) -> dict[str, Any]:
     """What is known of a run from its files alone; empty if this is no run's folder."""
+    from perdure import lock
+
     if not (folder / "recipe.yaml").is_file():
         return {}
     state: dict[str, Any] = {"folder": str(folder)}
@@ -86,6 +88,8 @@ def _run(folder: Path) -> dict[str, Any]:
     done = max((row["after"] for row in rows), default=-1) + 1
     total = len(scores.get("tasks", []))
     state["state"] = "finished" if card else f"{done} of {total} tasks" if total else "no task finished"
+    if at_work := lock.holder(folder):
+        state["running"] = str(at_work)
     state |= _last(rows, done)
     for key in ("device", "precision", "wall_seconds", "recipe_sha256"):
         if key in card:
