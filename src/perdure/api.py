@@ -9,6 +9,7 @@ import contextlib
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,11 +202,16 @@ def make_runtime(asked: Recipe, folder: Path | None, *, quiet: bool = False) -> 
 def stopping_on_signals(runtime: Runtime) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM, from a scheduler) asks the run to save and stop; the second stops at once."""
 
+    asked: list[float] = []
+
     def ask(number: int, _frame: Any) -> None:
-        if runtime.stop_requested:
+        repeated = runtime.processes > 1 and asked and time.monotonic() - asked[0] < 3  # by what started the processes
+        if runtime.stop_requested and not repeated:
             raise KeyboardInterrupt
+        asked.append(time.monotonic())
         runtime.stop_requested = True
-        runtime.say(f"{signal.Signals(number).name}: saving after this step; once more stops at once")
+        if not repeated:
+            runtime.say(f"{signal.Signals(number).name}: saving after this step; once more stops at once")
 
     kept = {}
     for number in (signal.SIGINT, signal.SIGTERM):

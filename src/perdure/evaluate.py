@@ -16,6 +16,7 @@ import torch
 
 from perdure import metrics
 from perdure.checkpoint import write_text
+from perdure.collectives import Agreement
 from perdure.errors import DataError, Interrupted, RecipeError
 from perdure.json_text import to_json
 from perdure.loading import ExampleBatches
@@ -98,6 +99,7 @@ def _predict(
     )
     records: list[Record] = []
     show = runtime.main and not runtime.quiet
+    agreement = Agreement(runtime.processes, lambda: (runtime.stop_requested,))
     with Progress(f"test {label}", total=len(batches), show=show) as progress:
         for step, (batch, _) in enumerate(batches.epoch(0)):
             if batch is not None:
@@ -109,8 +111,9 @@ def _predict(
                 part.append(new)
                 records += new
             progress.advance()
-            if runtime.stop_requested:
+            if any(agreement.answers()):
                 raise Interrupted(f"stopped while testing {label}")
+            agreement.ask()
     return records
 
 

@@ -99,7 +99,7 @@ def run(
         tested = time.perf_counter()
         runtime.log("task", name=task.name, learn_seconds=learned - began, test_seconds=tested - learned)
         _save(method, stream, scores, task, runtime)
-        if runtime.stop_requested and task.index < len(stream) - 1:
+        if runtime.agreed(runtime.stop_requested) and task.index < len(stream) - 1:
             raise Interrupted(f"stopped after task {task.index + 1} of {len(stream)}")
     runtime.finish()
     return scores

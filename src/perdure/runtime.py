@@ -17,9 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from perdure import checkpoint, zero
+from perdure import checkpoint, collectives, events, zero
+from perdure.collectives import Agreement
 from perdure.errors import CheckpointError, Interrupted, MissingExtra, PerdureError, RecipeError
-from perdure.json_text import to_json
+from perdure.events import Events
 from perdure.keys import key_seed
 from perdure.progress import Progress
 
@@ -88,11 +89,13 @@ class Runtime:
         """Unreadable examples by id, with the reason."""
         self.stop_requested = False
         """Set by a signal handler: the next step saves and raises `Interrupted`."""
-        self._events: list[dict[str, Any]] = []
-        self._flushed = time.monotonic()
+        self.events = Events()
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        self._tracked = 0
+        """Training steps in the log, of all tasks and stages: trackers want a number that only grows."""
         if trackers:
             self.accelerator.init_trackers("perdure")
+            self._tracked = events.count_steps(out / "events.jsonl") if out is not None else 0
 
     # -- randomness -------------------------------------------------------------------------------------
 
@@ -145,14 +148,16 @@ class Runtime:
         if isinstance(optimizer, zero.PartedOptimizer):
             optimizer.close()
 
-    def add_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Sum gradients over processes, in place. Absent gradients count as zero."""
+    def add_gradients(self, parameters: Sequence[Tensor], *, also: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Sum gradients over processes, in place; absent ones count as zero. Returns the sums of `also`, which travel
+        with them. All processes must call it."""
         if self.processes == 1:
-            return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
+            return list(also)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        sums = collectives.summed([*gradients, *also])
+        for parameter, total in zip(parameters, sums):
+            parameter.grad = total
+        return sums[len(parameters) :]
 
     def gather(self, items: list[Any]) -> list[Any]:
         """Lists of all processes, joined in order of rank."""
@@ -163,8 +168,8 @@ class Runtime:
         return [item for part in parts for item in part]
 
     def agreed(self, wish: bool) -> bool:
-        """Whether any process wishes it. Where each holds its own part of a state, all must save at the same step."""
-        return any(self.gather([wish])) if self.zero else wish
+        """Whether any process wishes it. All processes must ask, and wait for each other."""
+        return any(self.gather([wish]))
 
     def main_first(self, act: Callable[[], None]) -> None:
         """`act` in the main process while the others wait; what it raises for a user to mend is raised in all."""
@@ -194,28 +199,24 @@ class Runtime:
     # -- log --------------------------------------------------------------------------------------------
 
     def log(self, event: str, **values: Any) -> None:
-        """Append an event to ``events.jsonl``. Tensors are read only when the log is flushed."""
-        entry = {"time": round(time.time(), 3), "event": event, "task": self.task}
-        self._events.append(entry | {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()})
-        if len(self._events) >= 500 or time.monotonic() - self._flushed > 5:
+        """Append an event to ``events.jsonl``. Tensors are read only when the log is flushed.
+
+        With `share`, the process's share of a step's examples, what is written is the mean over processes; all of them
+        must log the event."""
+        self.events.add(event, self.task, values)
+        if self.processes == 1 and self.events.are_due():
             self.flush()
 
     def flush(self) -> None:
-        """Write and sync all events that wait."""
-        events, self._events, self._flushed = self._events, [], time.monotonic()
-        if not (events and self.main):
+        """Write and sync all events that wait. All processes must call it."""
+        lines = self.events.take(self.gather if self.processes > 1 else None)
+        if not (lines and self.main):
             return
-        lines = [{k: _plain(v) for k, v in event.items()} for event in events]
-        if self.accelerator.trackers:
-            for line in lines:
-                numbers = {k: v for k, v in line.items() if isinstance(v, float)}
-                self.accelerator.log({f"{line['event']}/{k}": v for k, v in numbers.items() if k != "time"})
+        for line in lines if self.accelerator.trackers else ():
+            self._tracked += line["event"] == "step"
+            self.accelerator.log(events.numbers(line), step=self._tracked)
         if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with (self.out / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(to_json(line) + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
+            events.write(self.out / "events.jsonl", lines)
 
     def say(self, text: str) -> None:
         """One line for the person who waits, on standard error."""
@@ -265,20 +266,31 @@ class Steps:
     def __iter__(self) -> Iterator[int]:
         if self.finished:
             return
-        saved = time.monotonic()
+        runtime, saved = self.runtime, time.monotonic()
+        agreement = Agreement(
+            runtime.processes,
+            lambda: (
+                runtime.stop_requested,
+                time.monotonic() - saved > runtime.save_every,
+                runtime.processes > 1 and runtime.events.are_due(),
+            ),
+        )
         with self.progress:
             for step in range(self.begin, self.total):
-                seed_torch(self.runtime.key(self.stage, step, *self._rank))
+                seed_torch(runtime.key(self.stage, step, *self._rank))
                 yield step
                 self.progress.advance(**self.shown)
                 if self.finished:
                     break
-                if self.runtime.agreed(self.runtime.stop_requested):
-                    self._save(step + 1)
-                    raise Interrupted(f"stopped in stage {self.stage} at step {step + 1} of {self.total}")
-                if self.runtime.agreed(time.monotonic() - saved > self.runtime.save_every):
+                stop, save, flush = agreement.answers()
+                if stop or save:
                     self._save(step + 1)
                     saved = time.monotonic()
+                elif flush:
+                    runtime.flush()
+                if stop:
+                    raise Interrupted(f"stopped in stage {self.stage} at step {step + 1} of {self.total}")
+                agreement.ask()
         self.finished = True
         self._save(self.total)
 
@@ -322,12 +334,6 @@ def _restore_into(item: Any, saved: Any, *, where: str) -> None:
     with torch.no_grad():
         for name, tensor in item.items():
             tensor.copy_(saved[name])
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.item() if value.numel() == 1 else value.tolist()
-    return value
 
 
 def _accelerator(device: str, precision: Precision, out: Path | None, trackers: Sequence[str]):

@@ -135,10 +135,10 @@ def fit(
         if epoch_batches is None or within == 0:
             epoch_batches = batches.epoch(epoch, start=within)
         _set_lr(optimizer, groups, settings, step, per_epoch)
-        values = _step(loss, *next(epoch_batches), optimizer, tensors, settings, runtime)
-        history.add(values["loss"])
-        guard.check(values["loss"], step)
-        steps.shown = {"loss": values["loss"]}
+        mean, values = _step(loss, *next(epoch_batches), optimizer, tensors, settings, runtime)
+        history.add(mean)
+        guard.check(mean, step)
+        steps.shown = {"loss": mean}
         runtime.log("step", stage=stage, step=step, epoch=epoch, **values)
         if within == per_epoch - 1 and until is not None and until(epoch):
             steps.stop()
@@ -225,9 +225,9 @@ def _step(
     tensors: Sequence[Tensor],
     settings: Fit,
     runtime: Runtime,
-) -> dict[str, Tensor]:
-    """One optimizer step; returns detached values. A value is the mean over the step's examples here."""
-    total: dict[str, Tensor] = {}
+) -> tuple[Tensor, dict[str, Any]]:
+    """One optimizer step; returns its mean loss, and what to log: means over the examples here."""
+    total: dict[str, Any] = {}
     parted = isinstance(optimizer, PartedOptimizer)
     if not parted:  # whose step leaves no gradient behind
         clear_gradients(optimizer)
@@ -242,20 +242,13 @@ def _step(
         backward(values["loss"] * (weight * share))
         for name, value in values.items():
             total[name] = total.get(name, 0) + value.detach() * weight
-    if not parted:
-        runtime.add_gradients(tensors)
-        if settings.clip_norm is not None:
-            runtime.accelerator.clip_grad_norm_(tensors, settings.clip_norm)
+    own = total.get("loss", torch.zeros((), device=runtime.device))
+    part = own if runtime.processes == 1 else own.float() * share
+    (mean,) = runtime.add_gradients([] if parted else tensors, also=[part])
+    if settings.clip_norm is not None and not parted:
+        runtime.accelerator.clip_grad_norm_(tensors, settings.clip_norm)
     optimizer.step()
-    return _mean_over_processes(total, share, runtime)
-
-
-def _mean_over_processes(values: dict[str, Tensor], share: float, runtime: Runtime) -> dict[str, Tensor]:
-    if runtime.processes == 1:
-        return values or {"loss": torch.zeros(())}
-    parts = runtime.gather([({n: v.item() for n, v in values.items()}, share)])
-    names = next(part for part, weight in parts if weight > 0)
-    return {n: torch.tensor(sum(part.get(n, 0.0) * weight for part, weight in parts)) for n in names}
+    return mean, total if runtime.processes == 1 else {**total, "share": share}
 
 
 def _cut(batch: Batch | None, parts: int, *, all_parts: bool = False) -> list[tuple[Batch, float]]:

@@ -69,8 +69,8 @@ def test_a_run_that_goes_on_ends_and_leaves_no_lock(running):
 
 
 def test_again_in_two_processes_makes_the_run_anew_once(tmp_path):
-    small = ["continual_clip/microworld", "stream.train_per_class=2", "stream.test_per_class=2", "run.name=q"]
-    command = ["-m", "perdure", "run", *small, "run.device=cpu", "run.threads=1"]
+    small = ["continual_clip/microworld", "stream.train_per_class=1", "stream.test_per_class=1", "stream.step=20"]
+    command = ["-m", "perdure", "run", *small, "run.name=q", "run.device=cpu", "run.threads=1"]
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for arguments in ([], ["--again"]):
