@@ -99,8 +99,10 @@ class Clipcap:
 
     def export(self, folder: Path) -> str:
         """The mapper; give its folder to a captioner as `weights`."""
-        save_mapper(folder, self.captioner.mapper)
-        return f"models.captioner.weights={folder}"
+        file = save_mapper(folder, self.captioner.mapper)
+        return (
+            f'from safetensors.torch import load_file\nmapper = load_file("{file}")  # a captioner: weights={folder}\n'
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"mapper": dict(self.captioner.mapper.state_dict())}

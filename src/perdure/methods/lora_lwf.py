@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from perdure.losses import distillation
 from perdure.models.llava import Llava, mean_answer_loss
-from perdure.models.llava.adapters import Adapters, save_merged
+from perdure.models.llava.adapters import Adapters
+from perdure.models.llava.export import export
 from perdure.models.llava.settings import Tuning
 from perdure.models.llava.tuning import tune
 from perdure.runtime import Runtime
@@ -85,9 +86,9 @@ class LoraLwf:
     def predictor(self, query: Query):
         return self.llm.answerer(self.config.tuning)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path) -> str:
         """The merged model, for plain transformers."""
-        save_merged(self.llm, folder)
+        return export(self.llm, folder, self.config.tuning)
 
     def state_dict(self) -> dict[str, Any]:
         projector = self.llm.projector.state_dict()

@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.models.llava import Llava, keeping
-from perdure.models.llava.adapters import Adapters, save_merged
+from perdure.models.llava.adapters import Adapters
+from perdure.models.llava.export import export
 from perdure.models.llava.settings import Tuning
 from perdure.models.llava.tuning import tune
 from perdure.runtime import Runtime
@@ -69,9 +70,9 @@ class LoraReplay:
     def predictor(self, query: Query):
         return self.llm.answerer(self.config.tuning)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path) -> str:
         """The merged model, for plain transformers."""
-        save_merged(self.llm, folder)
+        return export(self.llm, folder, self.config.tuning)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from perdure.models.llava import Llava
-from perdure.models.llava.adapters import Adapters, save_merged
+from perdure.models.llava.adapters import Adapters
+from perdure.models.llava.export import export
 from perdure.models.llava.settings import Tuning
 from perdure.models.llava.tuning import tune
 from perdure.runtime import Runtime
@@ -74,12 +75,9 @@ class LoraSequential:
     def predictor(self, query: Query):
         return self.llm.answerer(self.config.tuning)
 
-    def export(self, folder: Path) -> None:
-        """The merged model; an update that goes on stays a PEFT folder beside its base."""
-        if self.config.merge:
-            save_merged(self.llm, folder)
-        else:
-            self.adapters.save(folder)
+    def export(self, folder: Path) -> str:
+        """The merged model; of an update that goes on, also its PEFT folder."""
+        return export(self.llm, folder, self.config.tuning, update=None if self.config.merge else self.adapters)
 
     def state_dict(self) -> dict[str, Any]:
         own = self.adapters.weights() if self.config.merge else self.adapters.parameters()

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from perdure.checkpoint import save
 from perdure.models.llava import Llava
 from perdure.models.llava.settings import Tuning
 from perdure.models.llava.tuning import tune
@@ -88,9 +88,13 @@ class Moelora:
     def predictor(self, query: Query):
         return self.llm.answerer(self.config.tuning)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path) -> str:
         """Experts, routers and projector in one safetensors file: no other library has these layers."""
-        save(folder / "moelora.safetensors", self.state_dict())
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "moelora.safetensors"
+        tensors = {**self.parameters(), **{f"projector.{n}": t for n, t in self.llm.projector.state_dict().items()}}
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+        return f'from safetensors.torch import load_file\ntensors = load_file("{file}")  # router, a, b of each layer\n'
 
     def state_dict(self) -> dict[str, Any]:
         projector = self.llm.projector.state_dict()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from perdure.models.llava import Llava, keeping
 from perdure.models.llava.adapters import Adapters
+from perdure.models.llava.export import export
 from perdure.models.llava.settings import Tuning
 from perdure.models.llava.tuning import copies, tune
 from perdure.runtime import Runtime
@@ -68,9 +69,9 @@ class Multitask:
     def predictor(self, query: Query):
         return self.llm.answerer(self.config.tuning)
 
-    def export(self, folder: Path) -> None:
-        """The update, as a PEFT folder."""
-        self.adapters.save(folder)
+    def export(self, folder: Path) -> str:
+        """The model with its update, for plain transformers, and the update as a PEFT folder."""
+        return export(self.llm, folder, self.config.tuning, update=self.adapters)
 
     def state_dict(self) -> dict[str, Any]:
         return {

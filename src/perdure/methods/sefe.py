@@ -21,7 +21,8 @@ from torch import Tensor
 
 from perdure.errors import CheckpointError
 from perdure.models.llava import Llava
-from perdure.models.llava.adapters import Adapters, save_merged
+from perdure.models.llava.adapters import Adapters
+from perdure.models.llava.export import export
 from perdure.models.llava.settings import Tuning
 from perdure.models.llava.tuning import tune
 from perdure.nn.key_elements import Elements, key_elements, mean_magnitude
@@ -120,9 +121,9 @@ class Sefe:
     def predictor(self, query: Query):
         return self.llm.answerer(self.config.tuning)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path) -> str:
         """The merged model, for plain transformers."""
-        save_merged(self.llm, folder)
+        return export(self.llm, folder, self.config.tuning)
 
     def state_dict(self) -> dict[str, Any]:
         return {

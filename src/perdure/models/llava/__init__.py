@@ -145,7 +145,7 @@ class Llava(nn.Module):
         longest = max(len(item["input_ids"]) for item in items)
         training = "labels" in items[0]
         batch = {
-            "input_ids": _padded([i["input_ids"] for i in items], longest, self._pad, right=training),
+            "input_ids": _padded([i["input_ids"] for i in items], longest, self.pad, right=training),
             "attention_mask": _padded([torch.ones_like(i["input_ids"]) for i in items], longest, 0, right=training),
             "pixel_values": torch.stack([i["pixel_values"] for i in items]),
             "has_image": torch.tensor([bool(i["has_image"]) for i in items]),
@@ -217,17 +217,16 @@ class Llava(nn.Module):
     def _generate(self, batch: Batch, rows: Tensor, longest: int, max_new_tokens: int, start: SharedStart) -> list[str]:
         has_image = batch["has_image"][rows]
         images = batch["pixel_values"][rows][has_image].to(self.dtype) if bool(has_image.any()) else None
-        rows_of_head = self.model.get_input_embeddings().weight.shape[0]
         new = greedy(
             self.model,
             batch["input_ids"][rows, -longest:],
             batch["attention_mask"][rows, -longest:],
             images,
             start=start,
-            pad=self._pad,
+            pad=self.pad,
             max_new_tokens=max_new_tokens,
             eos_token_id=self.tokenizer.eos_token_id,
-            suppress_tokens=list(range(self.vocabulary, rows_of_head)) or None,
+            suppress_tokens=self.suppressed or None,
         )
         return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in new]
 
@@ -275,10 +274,16 @@ class Llava(nn.Module):
     @property
     def _unknown(self) -> int:
         found = getattr(self.tokenizer, "unk_token_id", None)
-        return self._pad if found is None else found
+        return self.pad if found is None else found
 
     @property
-    def _pad(self) -> int:
+    def suppressed(self) -> list[int]:
+        """Ids of the rows from the image token on, which no answer holds."""
+        return list(range(self.vocabulary, self.model.get_input_embeddings().weight.shape[0]))
+
+    @property
+    def pad(self) -> int:
+        """The id that fills rows up."""
         for name in ("pad_token_id", "unk_token_id", "eos_token_id"):
             if (found := getattr(self.tokenizer, name, None)) is not None:
                 return found

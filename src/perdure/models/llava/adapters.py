@@ -1,7 +1,6 @@
 """Low-rank updates on every linear layer of a LLaVA's language model but its head, as PEFT layers.
 
-Knows how they are attached, started, merged, switched off, saved as a PEFT folder, and how the whole model is saved
-without them. Does not know losses or tasks.
+Knows how they are attached, started, merged, switched off and saved as a PEFT folder. Does not know losses or tasks.
 """
 
 from __future__ import annotations
@@ -162,19 +161,6 @@ class Adapters:
             tensors[f"base_model.model.model.multi_modal_projector.{name}"] = tensor
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(plain, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-
-
-def save_merged(llava: Llava, folder: Path) -> None:
-    """A Hugging Face folder of the model without updates, with its tokenizer."""
-    tensors = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in llava.model.state_dict().items()
-        if ".lora_" not in name
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    llava.model.save_pretrained(str(folder), state_dict=tensors)
-    if hasattr(llava.tokenizer, "save_pretrained"):
-        llava.tokenizer.save_pretrained(str(folder))
 
 
 def linear_names(llava: Llava) -> list[str]:

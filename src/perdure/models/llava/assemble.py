@@ -38,7 +38,7 @@ def whole(weights: str, *, revision: str | None, dtype: torch.dtype, legacy: boo
 
     weights = place(weights)
     try:
-        with _quiet():
+        with quiet():
             model = LlavaForConditionalGeneration.from_pretrained(weights, revision=revision or "main", dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a LLaVA", weights, error) from None
@@ -59,12 +59,12 @@ def parts(
 
     llm, vision = place(llm), place(vision)
     try:
-        with _quiet():
+        with quiet():
             decoder = AutoModelForCausalLM.from_pretrained(llm, revision=revision or "main", dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a language model", llm, error) from None
     try:
-        with _quiet():
+        with quiet():
             tower = CLIPVisionModel.from_pretrained(vision, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a CLIP", vision, error) from None
@@ -173,7 +173,7 @@ def load_projector(model: Any, tensors: dict[str, Tensor], *, where: str) -> Non
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' bars, and its report on tensors that are not needed (a CLIP's text tower)."""
     from transformers.utils import logging
 
