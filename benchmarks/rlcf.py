@@ -224,7 +224,7 @@ def images(method: RlcfEncoder | RlcfPrompt, count: int) -> dict:
     rng = np.random.default_rng(0)
     pictures = [np.kron(rng.integers(0, 256, (10, 8, 3)), np.ones((40, 50, 1))).astype(np.uint8) for _ in range(count)]
     made = [method.preprocess(Example(id=str(i), inputs={"image": p}), False) for i, p in enumerate(pictures)]
-    return {"views": torch.stack([m["views"] for m in made]), "key": [m["key"] for m in made]}
+    return {"views": torch.stack([m["views"] for m in made]), "seed": torch.arange(len(made))}
 
 
 def random_clip(seed: int, *, tiny: bool) -> Clip:

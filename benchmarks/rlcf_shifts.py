@@ -116,11 +116,10 @@ def run(job: Mapping[str, Any], given: argparse.Namespace) -> Path:
     reward = {"reward": {"name": "clip", "weights": given.reward}}
     policy = {"policy": {"name": "clip", "weights": given.reward if job["label"] == "reward" else given.policy}}
     needs_reward = job["method"] in ("kd", "rlcf_prompt", "rlcf_encoder")
-    drawn = {} if job["method"] == "zero_shot" else {"seed": seed}
     tree = {
         "stream": {"name": "shifted_tests", "limit": given.limit, "order_seed": seed, **sets(given)},
         "models": policy | (reward if needs_reward else {}),
-        "method": {"name": job["method"], **job["settings"], **drawn},
+        "method": {"name": job["method"], **job["settings"]},
         "evaluate": {"plan": "current", "batch_size": 16},
         "run": {"name": job["label"], "out": str(out), "device": "cpu", "seeds": [seed]},
     }

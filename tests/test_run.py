@@ -1,5 +1,6 @@
 """The straight line: what is tested when, what is refused, and that a run survives kills and processes."""
 
+import contextlib
 import json
 import os
 import random
@@ -10,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from perdure.errors import CheckpointError, RecipeError
-from perdure.evaluate import Evaluation, read_records
+from perdure.errors import CheckpointError, Interrupted, RecipeError
+from perdure.evaluate import Evaluation, evaluate, read_records
+from perdure.keys import example_seed
 from perdure.run import run, seed_everything
 from perdure.runtime import Runtime
 from perdure.testing import tiny_stream
@@ -92,6 +95,51 @@ def test_a_test_pass_goes_on_where_it_stopped(tmp_path):
     assert go(tmp_path / "again", evaluation=Evaluation(batch_size=2)).rows == whole.rows
     assert (part.parent / "0_0.jsonl").read_text().splitlines() == records
     assert not part.exists()
+
+
+class Online(Toy):
+    """Answers by how many examples it has met, and notes which."""
+
+    carries_state = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.met = []
+
+    def predictor(self, query):
+        self.met = []
+
+        def predict(batch):
+            self.met += [int(seed) for seed in batch["seed"]]
+            scores = torch.zeros(len(batch["x"]), len(query.candidates))
+            scores[:, len(self.met) % len(query.candidates)] = 1.0
+            return scores
+
+        return predict
+
+
+def met(out, *, seed=0, order="shuffled", stop=False):
+    """Seeds of the test examples in the order in which an online method meets them, and the records."""
+    task = tiny_stream().tasks[0]
+    query = tiny_stream().query(task, after=0)
+    runtime = Runtime(device="cpu", out=out, quiet=True, seed=seed)
+    runtime.stop_requested = stop
+    method = Online(Config())
+    settings = Evaluation(batch_size=1, order=order)
+    with contextlib.suppress(Interrupted):
+        evaluate(method, method.predictor(query), task, query, settings, runtime=runtime, after=0)
+    return method.met, [] if stop else read_records(out / "predictions" / "0_0.jsonl")
+
+
+def test_an_online_method_meets_test_examples_in_an_order_that_hangs_on_the_seed(tmp_path):
+    in_order = [example_seed(0, example.id) for example in tiny_stream().tasks[0].test]
+    assert met(tmp_path / "dataset", order="dataset")[0] == in_order
+    whole, records = met(tmp_path / "whole")
+    assert whole != in_order and sorted(whole) == sorted(in_order)
+    met(tmp_path / "again", stop=True)
+    assert met(tmp_path / "again") == (whole, records), "after a stop the pass begins again, in the same order"
+    assert met(tmp_path / "other", seed=1)[0] != [example_seed(1, e.id) for e in tiny_stream().tasks[0].test]
+    assert [r["id"] for r in records] == [e.id for e in tiny_stream().tasks[0].test]
 
 
 def environment():

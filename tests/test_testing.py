@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from perdure import testing
+from perdure.draws import uniforms
 from tests.toy import Config, Toy
 
 
@@ -75,6 +76,28 @@ class LearnsWhilePredicting(Toy):
         return predict
 
 
+class DrawsFromTheGlobalGenerator(Toy):
+    """Predictions that hang on torch's global generator, and so on what else is in the batch."""
+
+    def predictor(self, query):
+        inner = super().predictor(query)
+        return lambda batch: inner({"x": batch["x"] + torch.rand(len(batch["x"]), 1)})
+
+
+class AnswersByPlace(Toy):
+    def predictor(self, query):
+        inner = super().predictor(query)
+        return lambda batch: inner({"x": batch["x"] * batch["position"][:, None]})
+
+
+class DrawsForEachExample(Toy):
+    """What the check asks for: numbers from each example's own seed."""
+
+    def predictor(self, query):
+        inner = super().predictor(query)
+        return lambda batch: inner({"x": batch["x"] + uniforms(batch["seed"].tolist(), 1, of=("noise",))})
+
+
 class KeepsAnObject(Toy):
     def state_dict(self):
         return {**super().state_dict(), "config": self.config}
@@ -85,6 +108,8 @@ class KeepsAnObject(Toy):
     [
         (ForgetsItsState, "state_is_tensors_and_json_and_complete"),
         (LooksAtBatchMates, "answers_do_not_depend_on_batch_mates"),
+        (DrawsFromTheGlobalGenerator, "answers_do_not_depend_on_batch_mates"),
+        (AnswersByPlace, "answers_do_not_depend_on_batch_mates"),
         (ReplaysWithoutSaving, "resuming_between_tasks_equals_never_stopping"),
         (LooksAhead, "learning_reads_no_future_task_and_no_test_example"),
         (ReadsTheTest, "learning_reads_no_future_task_and_no_test_example"),
@@ -95,6 +120,10 @@ class KeepsAnObject(Toy):
 def test_a_mutant_is_caught_by_the_check_made_for_it(mutant, check):
     with pytest.raises(AssertionError, match=f"^{check}"):
         testing.check_method(make(mutant), allow=[name for name in testing.CHECKS if name != check])
+
+
+def test_draws_from_the_seed_of_each_example_pass_every_check():
+    assert testing.check_method(make(DrawsForEachExample)) == list(testing.CHECKS)
 
 
 def test_an_object_in_the_state_is_refused():

@@ -164,7 +164,10 @@ def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
     runtime.flush()
     evaluate = asked.evaluate
     evaluation = Evaluation(
-        batch_size=evaluate.batch_size, split=evaluate.split, save_predictions=evaluate.save_predictions
+        batch_size=evaluate.batch_size,
+        split=evaluate.split,
+        order=evaluate.order,
+        save_predictions=evaluate.save_predictions,
     )
     with stopping_on_signals(runtime):
         scores = run(

@@ -19,6 +19,7 @@ from perdure.checkpoint import write_text
 from perdure.collectives import Agreement
 from perdure.errors import DataError, Interrupted, RecipeError
 from perdure.json_text import to_json
+from perdure.keys import key_seed
 from perdure.loading import ExampleBatches
 from perdure.progress import Progress
 from perdure.runtime import Runtime, seed_torch
@@ -35,6 +36,9 @@ class Evaluation:
     """Test examples at a time."""
     split: Literal["test", "validation"] = "test"
     """Which examples of a task are used."""
+    order: Literal["dataset", "shuffled"] = "dataset"
+    """In which order examples come: as in the data set, or by the run's seed. It moves a number only where a method
+    carries state from sample to sample."""
     save_predictions: bool = True
     """Keep the records as JSON lines."""
 
@@ -65,8 +69,8 @@ def evaluate(
     name = f"{after}_{task.index}"
     part = _Part(runtime, name if settings.save_predictions else None, resumable=not carries)
     done = part.read()
-    todo = [i for i, example in enumerate(examples) if example.id not in done] if done else range(len(examples))
-    own = _predict(method, predict, examples.select(list(todo)), query, settings, runtime, part, label=task.name)
+    todo = [i for i in _order(len(examples), task, settings, runtime) if not done or examples[i].id not in done]
+    own = _predict(method, predict, examples.select(todo), query, settings, runtime, part, label=task.name)
     fresh = {record["id"]: record for record in runtime.gather(own)}
     found = [record for e in examples if (record := done.get(e.id) or fresh.get(e.id)) is not None]
     if len(examples) and not found:
@@ -74,6 +78,14 @@ def evaluate(
     part.finish(found)
     names = [*task.metrics, *(["task_accuracy"] if any("inferred" in record for record in found) else [])]
     return {metric: metrics.compute(metric, found) for metric in names}, len(found)
+
+
+def _order(count: int, task: Task, settings: Evaluation, runtime: Runtime) -> Sequence[int]:
+    """Positions of the examples in the order in which they are asked; a task is asked alike every time."""
+    if settings.order == "dataset":
+        return range(count)
+    generator = torch.Generator().manual_seed(key_seed(runtime.seed, "test order", task.index))
+    return torch.randperm(count, generator=generator).tolist()
 
 
 def _predict(
@@ -101,9 +113,9 @@ def _predict(
     show = runtime.main and not runtime.quiet
     agreement = Agreement(runtime.processes, lambda: (runtime.stop_requested,))
     with Progress(f"test {label}", total=len(batches), show=show) as progress:
-        for step, (batch, _) in enumerate(batches.epoch(0)):
+        for batch, _ in batches.epoch(0):
             if batch is not None:
-                seed_torch(runtime.key("test", label, step))
+                seed_torch(key_seed("predict", *batch["seed"].tolist()))
                 with torch.set_grad_enabled(getattr(method, "adapts", False)), runtime.autocast():
                     predictions = predict(batch)
                 chosen = [examples[i] for i in batch["position"].tolist()]

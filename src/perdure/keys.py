@@ -13,3 +13,8 @@ def key_seed(*key: Any) -> int:
     """A 63-bit seed from any key of ints and strings: the same on every machine and Python."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def example_seed(seed: int, example: str) -> int:
+    """Seed of all that is drawn for a test example, from the run's seed and the example's id alone."""
+    return key_seed("views", seed, example)

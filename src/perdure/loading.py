@@ -2,7 +2,8 @@
 
 Knows order, shards of processes, loader workers, per-sample seeds and unreadable examples. Does not know
 models, losses or what is in a batch. Every batch carries ``position``: int64 [examples], the places of its
-examples in the sequence that it was made from.
+examples in the sequence that it was made from, and, where it is made from Examples, ``seed``: int64 [examples],
+under which each was prepared. With ``training=False`` that seed hangs on the run's seed and the example's id alone.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from perdure.errors import DataError, UnreadableExample
-from perdure.keys import key_seed
+from perdure.keys import example_seed, key_seed
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example
 
 ONE_SIZE = "Resize the images of the data set to one size."
 """What to do about examples of several shapes."""
+
+STAY = frozenset({"position", "seed"})
+"""Entries of a batch that the CPU reads."""
 
 Preprocess = Callable[[Example, bool], Batch]
 Collate = Callable[[list[Any]], Batch]
@@ -67,8 +71,7 @@ class ExampleBatches:
         self.examples, self.batch_size, self.runtime, self.stage = examples, batch_size, runtime, stage
         self.shuffle = training if shuffle is None else shuffle
         self.drop_last = drop_last
-        seed = (runtime.seed, runtime.task, stage)
-        self._prepare = _Prepare(examples, preprocess, training, seed)
+        self._prepare = _Prepare(examples, preprocess, training, (runtime.seed, runtime.task, stage))
         self._collate = _Collate(collate or _Stack(examples), runtime.unreadable == "skip")
 
     def __len__(self) -> int:
@@ -143,9 +146,9 @@ class TensorBatches:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch with its tensors on `device`; ``position`` stays on the CPU."""
+    """A batch with its tensors on `device`; ``position`` and ``seed`` stay on the CPU."""
     return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) and name != "position" else value
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) and name not in STAY else value
         for name, value in batch.items()
     }
 
@@ -164,6 +167,12 @@ def _parts(batches: Any, n: int, epoch: int) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
+class _Prepared:
+    item: dict[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
 class _Skipped:
     name: str
     reason: str
@@ -176,17 +185,20 @@ class _Prepare(Dataset):
     examples: Sequence[Example]
     preprocess: Preprocess
     training: bool
-    seed: tuple[Any, ...]
+    key: tuple[Any, ...]
+    """The run's seed, the task and the stage."""
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch | _Skipped:
-        position, epoch = key
+    def __getitem__(self, place: tuple[int, int]) -> _Prepared | _Skipped:
+        position, epoch = place
         example = self.examples[position]
+        if self.training:
+            seed = key_seed(*self.key, "sample", epoch, example.id)
+        else:
+            seed = example_seed(self.key[0], example.id)
         try:
-            if not self.training:
-                return {**self.preprocess(example, False), "position": position}
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(key_seed(*self.seed, "sample", epoch, example.id))
-                return {**self.preprocess(example, True), "position": position}
+                torch.default_generator.manual_seed(seed)
+                return _Prepared({**self.preprocess(example, self.training), "position": position}, seed)
         except UnreadableExample as fault:
             return _Skipped(example.id, str(fault))
 
@@ -200,8 +212,11 @@ class _Collate:
         skipped = [(item.name, item.reason) for item in items if isinstance(item, _Skipped)]
         if skipped and not self.may_skip:
             raise DataError(skipped[0][1], todo="Repair or remove it, or set run.unreadable=skip to go on without it.")
-        items = [item for item in items if not isinstance(item, _Skipped)]
-        return (self.collate(items) if items else None), skipped
+        prepared = [item for item in items if isinstance(item, _Prepared)]
+        if not prepared:
+            return None, skipped
+        batch = self.collate([one.item for one in prepared])
+        return {**batch, "seed": torch.tensor([one.seed for one in prepared])}, skipped
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the Protocol alone. A method that must break a rule declares so by the check's n
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -122,15 +123,17 @@ def _predicting_leaves_the_state_unchanged(make: Make, stream: Stream) -> None:
 
 
 def _answers_do_not_depend_on_batch_mates(make: Make, stream: Stream) -> None:
+    """Nor on the order of the examples; nor, for any method, on whether the test was stopped and went on."""
     _, method = _run(make, stream)
-    if getattr(method, "carries_state", False):
-        return
-    last = len(stream) - 1
     for task in stream:
-        alone = _records(method, stream, task, last, batch_size=1)
-        for size in (2, 5):
-            together = _records(method, stream, task, last, batch_size=size)
-            assert _close(alone, together), f"answers differ between batches of 1 and of {size}"
+        ways: list[tuple[str, Task, dict[str, Any]]] = [("a test that was stopped", task, {"stopped": True})]
+        if not getattr(method, "carries_state", False):
+            turned = replace(task, test=task.test.select(range(len(task.test))[::-1]))
+            ways += [*((f"batches of {n}", task, {"batch_size": n}) for n in (2, 5)), ("another order", turned, {})]
+        alone = _records(method, stream, task, len(stream) - 1, batch_size=1)
+        for way, same, how in ways:
+            found = {r["id"]: r for r in _records(method, stream, same, len(stream) - 1, **{"batch_size": 1} | how)}
+            assert _close({r["id"]: r for r in alone}, found), f"answers differ between batches of 1 and {way}"
 
 
 def _candidates_are_encoded_once_per_query(make: Make, stream: Stream) -> None:
@@ -334,12 +337,16 @@ def _run_until_finished(make: Make, stream: Stream, runtimes: Iterable[Runtime])
     raise AssertionError("a run that is stopped and resumed again and again makes no progress")
 
 
-def _records(method: Method, stream: Stream, task: Task, after: int, batch_size: int = 4) -> list[dict[str, Any]]:
-    query = stream.query(task, after=after)
+def _records(
+    method: Method, stream: Stream, task: Task, after: int, *, batch_size: int = 4, stopped: bool = False
+) -> list[dict[str, Any]]:
+    query, settings = stream.query(task, after=after), Evaluation(batch_size=batch_size)
     with tempfile.TemporaryDirectory() as folder, torch.set_grad_enabled(getattr(method, "adapts", False)):
-        runtime = _runtime(Path(folder))
-        settings = Evaluation(batch_size=batch_size)
-        evaluate(method, method.predictor(query), task, query, settings, runtime=runtime, after=after)
+        for stop in (True, False) if stopped else (False,):
+            runtime = _runtime(Path(folder))
+            runtime.stop_requested = stop
+            with contextlib.suppress(Interrupted):
+                evaluate(method, method.predictor(query), task, query, settings, runtime=runtime, after=after)
         return read_records(Path(folder) / "predictions" / f"{after}_{task.index}.jsonl")
 
 

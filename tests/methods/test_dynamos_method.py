@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from perdure.memory import Draws
 from perdure.methods.dynamos import Config, Dynamos
 from perdure.methods.dynamos_sgd import Config as SgdConfig
 from perdure.methods.dynamos_sgd import DynamosSgd
 from perdure.models import gated_resnet
 from perdure.run import run
 from perdure.runtime import Runtime
-from perdure.testing import tiny_stream
+from perdure.testing import CHECKS, check_method, tiny_stream
+from perdure.types import Query
 
 
 class Steps(Runtime):
@@ -101,16 +101,25 @@ def test_the_threshold_takes_effect_in_evaluation():
 
 
 def test_sampling_in_evaluation_uses_the_given_numbers():
-    class Zeros(Draws):
-        def uniforms(self, *shape, of):
-            assert of == "inference gates"
-            return torch.zeros(*shape, dtype=torch.float64)
-
     dynamos = method(warmup=0, inference="sample")
-    dynamos.draws = Zeros()
     dynamos.net.eval()
     with torch.no_grad():
-        assert dynamos.infer(torch.rand(2, 3, 8, 8)).actions.all()
+        assert dynamos.infer(torch.rand(2, 3, 8, 8), torch.zeros(2, dynamos.net.boundaries[-1])).actions.all()
+
+
+def test_drawn_gates_hang_on_the_image_and_the_runs_seed_alone():
+    """In batches of any size, in any order, and where a test is stopped and goes on."""
+    settings = {"warmup": 0, "inference": "sample", "batch_size": 2, "minibatch_size": 2}
+    allow = [name for name in CHECKS if name != "answers_do_not_depend_on_batch_mates"]
+    check_method(lambda: method(**settings), tiny_stream(size=8, train=2), allow=allow)
+    dynamos = method(**settings)
+    run(dynamos, tiny_stream(size=8, train=2), runtime=Runtime(device="cpu", quiet=True))
+    task = tiny_stream(size=8, train=2).tasks[0]
+    predict = dynamos.predictor(Query(kind="classify", candidates=tuple("abcdef")))
+    image = torch.stack([dynamos.preprocess(task.test[0], False)["image"]] * 2)
+    with torch.no_grad():
+        one, other = predict({"image": image, "seed": torch.tensor([3, 4])})
+    assert not torch.equal(one, other)
 
 
 def test_a_second_run_with_the_same_seed_is_identical():

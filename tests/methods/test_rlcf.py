@@ -18,7 +18,7 @@ from perdure.errors import DataError, RecipeError, WeightsError
 from perdure.evaluate import Evaluation, evaluate, read_records
 from perdure.models.clip.context import read_context
 from perdure.nn.test_time.prompts import MetaNet
-from perdure.run import run
+from perdure.run import run, seed_everything
 from perdure.runtime import Runtime
 from perdure.types import NO_EXAMPLES, Example, Query
 from tests.every_method import METHODS
@@ -26,7 +26,8 @@ from tests.every_method import METHODS
 NAMES = ("rlcf_prompt", "rlcf_encoder", "tpt_prompt", "tpt_encoder", "kd", "zero_shot")
 
 
-def fresh(name, **settings):
+def fresh(name, *, built_under=0, **settings):
+    seed_everything(built_under)
     return METHODS[name].make(**settings)
 
 
@@ -36,12 +37,12 @@ def shifted(**sizes):
     return replace(stream, tasks=tuple(replace(t, train=NO_EXAMPLES) for t in stream), shared_candidates=False)
 
 
-def answers(method, stream=None, batch_size=4, workers=0):
+def answers(method, stream=None, batch_size=4, workers=0, seed=0):
     """Scores of every example of the first task, by id."""
     from perdure.loading import ExampleBatches
 
     task = (stream or shifted()).tasks[0]
-    runtime = Runtime(device="cpu", quiet=True, workers=workers)
+    runtime = Runtime(device="cpu", quiet=True, workers=workers, seed=seed)
     method.learn(task, runtime)
     batches = ExampleBatches(
         task.test, method.preprocess, batch_size=batch_size, runtime=runtime, stage="test", training=False
@@ -165,7 +166,7 @@ def test_eighty_templates_are_averaged():
 @pytest.mark.parametrize("name", ["rlcf_prompt", "tpt_prompt"])
 def test_learned_class_vectors_answer_by_chance_before_and_by_the_seed(name):
     named, first = answers(fresh(name, steps=0)), answers(fresh(name, steps=0, learned_names=True))
-    again, other = (answers(fresh(name, steps=0, learned_names=True, seed=seed)) for seed in (0, 1))
+    again, other = (answers(fresh(name, steps=0, learned_names=True, built_under=seed)) for seed in (0, 1))
     assert all(torch.equal(first[i], again[i]) for i in first)
     assert any((first[i] - other[i]).abs().max() > 1e-3 for i in first)
     assert any((first[i] - named[i]).abs().max() > 1e-3 for i in first)
@@ -249,6 +250,13 @@ def test_one_class_is_answered_where_nothing_needs_to_be_sampled(name):
     assert all(row.shape == (1,) for row in answers(fresh(name), shifted(classes=1)).values())
 
 
+def test_another_seed_of_the_run_draws_other_views():
+    """Replicates of a method that draws at test time differ."""
+    one, same, other = (answers(fresh("tpt_encoder", lr=1e-2), seed=seed) for seed in (0, 0, 1))
+    assert all(torch.equal(one[i], same[i]) for i in one)
+    assert not any(torch.equal(one[i], other[i]) for i in one)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "zero_shot"])
 def test_one_view_is_enough_if_it_is_kept_and_an_error_if_not(name):
     config = registry.load("methods", name).Config
@@ -263,7 +271,7 @@ def test_names_with_commas_or_unknown_words_are_answered_and_broken_images_named
     predict = method.predictor(Query(kind="classify", candidates=("crane, bird", "zzqx", "Ünïcode_name")))
     pixels = np.zeros((20, 20, 3), np.uint8)
     item = method.preprocess(Example(id="a", inputs={"image": pixels}), False)
-    assert predict({"views": item["views"][None], "key": [item["key"]]}).shape == (1, 3)
+    assert predict({"views": item["views"][None], "seed": torch.tensor([0])}).shape == (1, 3)
     with pytest.raises(DataError, match=r"broken\.jpg"):
         method.preprocess(Example(id="b", inputs={"image": tmp_path / "broken.jpg"}), False)
 

@@ -319,11 +319,11 @@ def test_the_first_step_with_batch_norm_sees_all_views():
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
-def test_samples_from_the_distribution_depend_on_an_images_key_alone():
+def test_samples_from_the_distribution_depend_on_an_images_seed_alone():
     logits, table = torch.randn(2, 3, 5), rewards(2)
     settings = objectives.Reinforce(samples=2, sampling="distribution")
-    both = objectives.reinforce(table, settings, keys=[7, 8])(logits)
-    alone = objectives.reinforce(table[1:], settings, keys=[8])(logits[1:])
+    both = objectives.reinforce(table, settings, seeds=[7, 8])(logits)
+    alone = objectives.reinforce(table[1:], settings, seeds=[8])(logits[1:])
     torch.testing.assert_close(both[1:], alone)
 
 

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.errors import RecipeError
+from perdure.loading import ExampleBatches
 from perdure.models.clip.transform import ClipTransform
 from perdure.nn.test_time import augmix, losses, views
-from perdure.types import Example
+from perdure.runtime import Runtime
+from perdure.types import Example, Examples
 
 
 def peaked(*heights):
@@ -77,8 +79,17 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (45, 60, 3), dtype=np.uint8)
 TRANSFORM = ClipTransform(size=32)
 
 
-def made(name="one", **settings):
-    return views.preprocess(Example(id=name, inputs={"image": IMAGE}), TRANSFORM, **{"count": 6, **settings})
+def made(name="one", *, seed=0, **settings):
+    """One image's views as the loader of a test brings them."""
+
+    def preprocess(example, training):
+        return views.preprocess(example, TRANSFORM, **{"count": 6, **settings})
+
+    examples = Examples.of([Example(id=name, inputs={"image": IMAGE})])
+    runtime = Runtime(device="cpu", quiet=True, seed=seed)
+    batches = ExampleBatches(examples, preprocess, batch_size=1, runtime=runtime, stage="test", training=False)
+    ((batch, _),) = batches.epoch(0)
+    return {"views": batch["views"][0], "seed": int(batch["seed"])}
 
 
 @pytest.mark.parametrize("settings", [{}, {"kind": "hard"}, {"augmix": True}])
@@ -88,7 +99,7 @@ def test_views_depend_on_the_seed_and_the_id_alone(settings):
     torch.manual_seed(1)
     torch.rand(7)
     again = made(**settings)
-    assert torch.equal(first["views"], again["views"]) and first["key"] == again["key"]
+    assert torch.equal(first["views"], again["views"]) and first["seed"] == again["seed"]
     assert not torch.equal(first["views"], made("two", **settings)["views"])
     assert not torch.equal(first["views"], made(seed=1, **settings)["views"])
     assert first["views"].shape == (6, 3, 32, 32)

@@ -52,6 +52,7 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
     import torch
 
     from perdure import registry
+    from perdure.keys import example_seed
     from perdure.loading import to_device
     from perdure.nn.test_time.retrieval import NamedImage
     from perdure.runtime import Runtime
@@ -62,12 +63,12 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
     loaded = {role: stated.clip(weights).build() for role, weights in stated.weights(METHOD, models).items()}
     runtime = Runtime(device=device, quiet=True)
     query = Query(kind="retrieve", candidates=tuple(NamedImage(str(path)) for path in files))
-    found = []
+    found, seed = [], example_seed(runtime.seed, text)
     for one in (replace(config, steps=0), config):
         method = registry.load("methods", METHOD)(one, **loaded)
         method.learn(Task(index=0, name="own images", kind="retrieve"), runtime)
         item = method.preprocess(Example(id=text, inputs={"text": text}), False)
-        batch = to_device({"ids": item["ids"][None], "text": [text], "key": [item["key"]]}, runtime.device)
+        batch = to_device({"ids": item["ids"][None], "text": [text], "seed": torch.tensor([seed])}, runtime.device)
         found.append(method.predictor(query)(batch)[0].detach().cpu())
     assert all(torch.isfinite(row).all() for row in found)
     return found

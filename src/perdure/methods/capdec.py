@@ -59,8 +59,6 @@ class Config:
     """Most tokens of a caption."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.92
     """Share of the probability that `nucleus` draws from."""
-    seed: int = 0
-    """Of drawn captions."""
 
 
 class Capdec:
@@ -75,7 +73,7 @@ class Capdec:
         captioner.mapper.requires_grad_()
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return speaking.preprocess(self.clip, example, seed=self.config.seed)
+        return speaking.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.clip.to(runtime.device)

@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from perdure import rehearsal
+from perdure.draws import uniforms
 from perdure.memory import Draws, Memory
 from perdure.nn import gates, modularity, policy
 from perdure.nn.resnet import Gated, ResNet
@@ -161,18 +163,27 @@ class Dynamos:
             return rehearsal.predictor(self.net, query)
         self.net.eval()
         columns = slice(query.offset, query.offset + len(query.candidates))
-        infer: Callable[[Tensor], Gated] = self.infer
         on_cpu = next(self.net.parameters()).device.type == "cpu"
         if self.config.skip_channels and on_cpu and self.config.inference == "threshold":
-            infer = Skipping(self.net, threshold=self.config.threshold)
-        return lambda batch: infer(rehearsal.network_input(batch["image"], self.net)).logits[:, columns]
+            skipping = Skipping(self.net, threshold=self.config.threshold)
+            return lambda batch: skipping(rehearsal.network_input(batch["image"], self.net)).logits[:, columns]
 
-    def infer(self, x: Tensor) -> Gated:
-        """A pass in evaluation mode; the actions say which channels worked."""
+        def predict(batch: Batch) -> Tensor:
+            x = rehearsal.network_input(batch["image"], self.net)
+            drawn = None
+            if self.config.inference == "sample":
+                drawn = uniforms(batch["seed"].tolist(), self.net.boundaries[-1], of=("gates",), dtype=torch.float64)
+            return self.infer(x, drawn).logits[:, columns]
+
+        return predict
+
+    def infer(self, x: Tensor, uniforms: Tensor | None = None) -> Gated:
+        """A pass in evaluation mode; the actions say which channels worked.
+
+        Args:
+            uniforms: ``[images, gated channels]`` in [0, 1): channels are drawn with them. None: by the threshold.
+        """
         assert not self.net.training
-        uniforms = None
-        if self.config.inference == "sample":
-            uniforms = self._uniforms(len(x), of="inference gates")
         return self.net.gated(x, uniforms=uniforms, threshold=self.config.threshold)
 
     def modularity(self) -> dict[str, Any]:

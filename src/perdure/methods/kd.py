@@ -66,8 +66,6 @@ class Config:
     weights in memory an image. Moves no number. With momentum, and for ResNets, always 1."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Views encoded at a time. Moves no number."""
-    seed: int = 0
-    """Of views and samples: with an image's id it decides them."""
 
     def faults(self):
         yield from views.check(self.views, self.selection)
@@ -103,7 +101,7 @@ class Kd:
         prompts = classifier.prompts(config.template, query.candidates, clean=True)
         texts = teacher.encode_texts(prompts)
 
-        def prepare(pixels: Tensor, index: Tensor, keys: list[int]):
+        def prepare(pixels: Tensor, index: Tensor, seeds: list[int]):
             logits = teacher.logits(teacher.encode_views(pixels, index), texts)
             return [objectives.imitate(config.loss, row[None]) for row in logits]
 

@@ -63,8 +63,6 @@ class Config:
     """Average several reward models alike, instead of by confidence."""
     reward_confidences: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """One number a reward model; empty: the paper's, by architecture."""
-    seed: int = 0
-    """Of drawn captions."""
 
 
 class RlcfCaption:
@@ -96,7 +94,7 @@ class RlcfCaption:
         self.carries_state = config.momentum is not None
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return speaking.preprocess(self.clip, example, seed=self.config.seed)
+        return speaking.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.clip.to(runtime.device)
@@ -128,8 +126,8 @@ class RlcfCaption:
                 features = clip_reward.unit(self.clip.image_features(pixels))
             seen = self.reward.encode_images(pixels)
             return [
-                tuner.caption(features[i : i + 1], [f[i : i + 1] for f in seen], key=int(key))
-                for i, key in enumerate(batch["key"])
+                tuner.caption(features[i : i + 1], [f[i : i + 1] for f in seen], seed=seed)
+                for i, seed in enumerate(batch["seed"].tolist())
             ]
 
         return predict

@@ -78,8 +78,6 @@ class Config:
     weights in memory an image. Moves no number. With momentum, and for ResNets, always 1."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Views encoded at a time. Moves no number."""
-    seed: int = 0
-    """Of views and samples: with an image's id it decides them."""
 
     def faults(self):
         yield from views.check(self.views, self.selection)
@@ -125,9 +123,9 @@ class RlcfEncoder:
             sampling=config.sampling,
         )
 
-        def prepare(pixels: Tensor, index: Tensor, keys: list[int]):
+        def prepare(pixels: Tensor, index: Tensor, seeds: list[int]):
             table = reward.table(reward.encode_views(pixels, index), texts)
-            return [objectives.reinforce(row[None], settings, keys=[key]) for row, key in zip(table, keys)]
+            return [objectives.reinforce(row[None], settings, seeds=[seed]) for row, seed in zip(table, seeds)]
 
         return encoder_predictor(self.policy, prompts, self.tuned, config, prepare)
 

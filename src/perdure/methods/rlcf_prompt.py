@@ -38,12 +38,12 @@ class Config:
     context_file: Path | None = None
     """CoOp's or CoCoOp's `.pth.tar`, to begin with instead."""
     random_context: Annotated[int, Field(ge=0)] = 0
-    """So many random vectors to begin with instead (drawn from `seed`); 0: the words."""
+    """So many random vectors to begin with instead (drawn from the run's seed); 0: the words."""
     position: Literal["end", "middle", "front"] = "end"
     """Where the class name stands."""
     learned_names: bool = False
-    """Put a vector of its own in place of each class's name and tune it with the context. It is drawn from `seed` and
-    the name (spread 0.02), so that without a step answers are random."""
+    """Put a vector of its own in place of each class's name and tune it with the context. It is drawn from the
+    run's seed and the name (spread 0.02), so that without a step answers are random."""
     reward_template: str = "a photo of a {}."
     """Class prompt that the reward model reads; underscores of names become spaces."""
     steps: Annotated[int, Field(ge=0)] = 3
@@ -80,8 +80,6 @@ class Config:
     """Images adapted side by side, each with a context of its own. Moves no number."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Prompts, or views, encoded at a time. Moves no number."""
-    seed: int = 0
-    """Of views and samples: with an image's id it decides them."""
 
     def faults(self):
         yield from views.check(self.views, self.selection)
@@ -126,10 +124,10 @@ class RlcfPrompt:
             sampling=config.sampling,
         )
 
-        def answer(pixels: Tensor, keys: list[int]) -> Tensor:
+        def answer(pixels: Tensor, seeds: list[int]) -> Tensor:
             def prepare(index: Tensor):
                 return objectives.reinforce(
-                    reward.table(reward.encode_views(pixels, index), texts), settings, keys=keys
+                    reward.table(reward.encode_views(pixels, index), texts), settings, seeds=seeds
                 )
 
             return tuner.logits(pixels, prepare)

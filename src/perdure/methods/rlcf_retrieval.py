@@ -21,7 +21,6 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.errors import DataError
-from perdure.keys import key_seed
 from perdure.models.clip import Clip
 from perdure.nn import clip_reward
 from perdure.nn.test_time import objectives
@@ -73,8 +72,6 @@ class Config:
     at_once: Annotated[int, Field(ge=1)] = 1
     """Queries adapted side by side, each with weights of its own. Moves no number; faster on graphics cards and for
     small towers, and takes that many times the memory. With momentum or a tuned gallery queries go one by one."""
-    seed: int = 0
-    """Of samples drawn from the distribution."""
 
 
 class RlcfRetrieval:
@@ -96,11 +93,10 @@ class RlcfRetrieval:
         self.carries_state = config.momentum is not None
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        key = key_seed("retrieval", self.config.seed, example.id)
         if "text" in example.inputs:
             text = example.inputs["text"]
-            return {"ids": self.policy.tokenize([text], truncate="drop-eot")[0], "text": text, "key": key}
-        return {"image": self.policy.transform.pixels(example.inputs["image"]), "key": key}
+            return {"ids": self.policy.tokenize([text], truncate="drop-eot")[0], "text": text}
+        return {"image": self.policy.transform.pixels(example.inputs["image"])}
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.policy.to(runtime.device)
@@ -136,13 +132,13 @@ class RlcfRetrieval:
 
         def predict(batch: Batch) -> Tensor:
             rows = []
-            for begin in range(0, len(batch["key"]), at_once):
+            for begin in range(0, len(batch["seed"]), at_once):
                 items, asked = self._asked(batch, slice(begin, begin + at_once))
                 if config.objective == "ensemble":
                     rows.append(self._averaged(tuner, items, asked, gallery))
                     continue
-                keys = [int(key) for key in batch["key"][begin : begin + at_once]]
-                rows.append(tuner.logits(items, self._objective(asked, gallery, settings, keys)))
+                seeds = batch["seed"][begin : begin + at_once].tolist()
+                rows.append(tuner.logits(items, self._objective(asked, gallery, settings, seeds)))
             return torch.cat(rows)
 
         return predict
@@ -170,11 +166,11 @@ class RlcfRetrieval:
         return pixels, self.reward.encode_images(pixels)
 
     def _objective(
-        self, asked: list[Tensor], gallery: list[Tensor], settings: objectives.Reinforce, keys: list[int]
+        self, asked: list[Tensor], gallery: list[Tensor], settings: objectives.Reinforce, seeds: list[int]
     ) -> Objective:
         if self.config.objective == "kd":
             return objectives.imitate("kd", self.reward.logits(asked, gallery)[:, None])
-        return objectives.reinforce(self.reward.table(asked, gallery)[:, None], settings, keys=keys)
+        return objectives.reinforce(self.reward.table(asked, gallery)[:, None], settings, seeds=seeds)
 
     @torch.no_grad()
     def _averaged(

@@ -62,8 +62,6 @@ class Config:
     weights in memory an image. Moves no number. With momentum, and for ResNets, always 1."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Views encoded at a time. Moves no number."""
-    seed: int = 0
-    """Of views and samples: with an image's id it decides them."""
 
     def faults(self):
         yield from views.check(self.views, self.selection)
@@ -93,7 +91,7 @@ class TptEncoder:
         objectives.require_candidates(query.candidates)
         prompts = classifier.prompts(config.template, query.candidates, clean=True)
 
-        def prepare(pixels: Tensor, index: Tensor, keys: list[int]):
+        def prepare(pixels: Tensor, index: Tensor, seeds: list[int]):
             return [losses.average_entropy] * len(index)
 
         return encoder_predictor(self.policy, prompts, self.tuned, config, prepare)

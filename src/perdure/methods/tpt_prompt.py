@@ -35,12 +35,12 @@ class Config:
     context_file: Path | None = None
     """CoOp's or CoCoOp's `.pth.tar`, to begin with instead."""
     random_context: Annotated[int, Field(ge=0)] = 0
-    """So many random vectors to begin with instead (drawn from `seed`); 0: the words."""
+    """So many random vectors to begin with instead (drawn from the run's seed); 0: the words."""
     position: Literal["end", "middle", "front"] = "end"
     """Where the class name stands."""
     learned_names: bool = False
-    """Put a vector of its own in place of each class's name and tune it with the context. It is drawn from `seed` and
-    the name (spread 0.02), so that without a step answers are random."""
+    """Put a vector of its own in place of each class's name and tune it with the context. It is drawn from the
+    run's seed and the name (spread 0.02), so that without a step answers are random."""
     steps: Annotated[int, Field(ge=0)] = 1
     """Optimizer steps an image; 0 is zero-shot."""
     lr: Annotated[float, Field(ge=0)] = 5e-3
@@ -61,8 +61,6 @@ class Config:
     """Images adapted side by side, each with a context of its own. Moves no number."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Prompts, or views, encoded at a time. Moves no number."""
-    seed: int = 0
-    """Of views and samples: with an image's id it decides them."""
 
     def faults(self):
         yield from views.check(self.views, self.selection)
@@ -90,7 +88,7 @@ class TptPrompt:
         objectives.require_candidates(query.candidates)
         tuner = tuner_of(config, self.policy, query.candidates, self.context)
 
-        def answer(pixels: Tensor, keys: list[int]) -> Tensor:
+        def answer(pixels: Tensor, seeds: list[int]) -> Tensor:
             return tuner.logits(pixels, lambda index: losses.average_entropy)
 
         def predict(batch: Batch) -> Tensor:

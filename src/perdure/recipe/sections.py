@@ -29,6 +29,9 @@ class Evaluate:
     """Test examples at a time."""
     split: Literal["test", "validation"] = "test"
     """Which examples of a task are used."""
+    order: Literal["dataset", "shuffled"] = "dataset"
+    """Order of the test examples: the data set's, or one that hangs on the run's seed. It moves a number only for
+    methods that carry state from sample to sample (with `momentum`), and there it is the main noise."""
     start: bool = False
     """Also test before the first task is learned."""
     save_predictions: bool = True

@@ -50,7 +50,9 @@ def make_context(
 
 
 def context_of(config: Any, clip: Clip) -> Context:
-    """The context of a config's `context`, `position`, `context_file`, `random_context`, `learned_names`, `seed`."""
+    """The context of a config's `context`, `position`, `context_file`, `random_context`, `learned_names`.
+
+    What is random of it hangs on the seed that the method is made under (`run.seed_everything`)."""
     return make_context(
         clip,
         config.context,
@@ -58,7 +60,7 @@ def context_of(config: Any, clip: Clip) -> Context:
         file=config.context_file,
         random=config.random_context,
         learned_names=config.learned_names,
-        seed=config.seed,
+        seed=torch.initial_seed(),
     )
 
 

@@ -78,7 +78,7 @@ class CaptionTuner:
         features: Float[Tensor, "1 dim"],
         seen: Sequence[Float[Tensor, "1 dim"]],
         *,
-        key: int = 0,
+        seed: int = 0,
         trace: CaptionTrace | None = None,
     ) -> str:
         """The caption of one image.
@@ -86,14 +86,14 @@ class CaptionTuner:
         Args:
             features: unit feature that the mapper takes.
             seen: unit features of the image by the reward models.
-            key: decides what is drawn, with `nucleus`.
+            seed: decides what is drawn, with `nucleus`.
         """
         step = 0
 
         def loss() -> Tensor:
             nonlocal step
             step += 1
-            return self._loss(features, seen, (key, step), trace)
+            return self._loss(features, seen, (seed, step), trace)
 
         return self.episodes.run(loss, lambda: self._final(features), trace=trace)
 

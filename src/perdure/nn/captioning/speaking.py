@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.errors import RecipeError
-from perdure.keys import key_seed
 from perdure.nn import clip_classifier
 from perdure.nn.captioning.adapting import drawn
 from perdure.nn.clip_reward import unit
@@ -40,9 +39,9 @@ class Speaking(Protocol):
     def top_p(self) -> float: ...
 
 
-def preprocess(clip: Clip, example: Example, *, seed: int) -> Batch:
-    """One image as the loader brings it, and the key of what is drawn for it."""
-    return {"image": clip.transform.pixels(example.inputs["image"]), "key": key_seed("captions", seed, example.id)}
+def preprocess(clip: Clip, example: Example) -> Batch:
+    """One image as the loader brings it."""
+    return {"image": clip.transform.pixels(example.inputs["image"])}
 
 
 def predictor(clip: Clip, captioner: Captioner, settings: Speaking) -> Callable[[Batch], list[str]]:
@@ -56,7 +55,7 @@ def predictor(clip: Clip, captioner: Captioner, settings: Speaking) -> Callable[
             beams=settings.beams,
             most=settings.most_words,
             top_p=settings.top_p,
-            keys=[int(key) for key in batch["key"]],
+            seeds=batch["seed"].tolist(),
         )
 
     return predict
@@ -76,12 +75,12 @@ def captions_of(
     beams: int,
     most: int,
     top_p: float = 0.92,
-    keys: Sequence[int] = (),
+    seeds: Sequence[int] = (),
 ) -> list[str]:
     """One caption an image.
 
     Args:
-        keys: one an image, for `nucleus`.
+        seeds: one an image, for `nucleus`.
     """
     prefix = captioner.mapper(features)
     if decoding == "official":
@@ -91,8 +90,8 @@ def captions_of(
     else:
         settings: dict[str, Any] = {"do_sample": True, "top_p": top_p, "top_k": 0}
         found = [
-            drawn(captioner, one[None], (key, 0), samples=1, most=most, **settings)[0]
-            for one, key in zip(prefix, keys, strict=True)
+            drawn(captioner, one[None], (seed, 0), samples=1, most=most, **settings)[0]
+            for one, seed in zip(prefix, seeds, strict=True)
         ]
     return captioner.captions([captions[0] for captions in found])
 

@@ -83,7 +83,7 @@ class Settings(Protocol):
 
 
 Prepare = Callable[[Tensor, Int[Tensor, "images kept"], list[int]], Sequence[Objective]]
-"""Normalised views, indices of the selected ones, keys of the images -> one objective an image."""
+"""Normalised views, indices of the selected ones, seeds of the images -> one objective an image."""
 
 
 def encoder_predictor(
@@ -96,8 +96,8 @@ def encoder_predictor(
     """
     tuner = encoder_tuner(clip, classifier.encode_prompts(clip, prompts), tuned, settings)
 
-    def answer(pixels: Tensor, keys: list[int]) -> Tensor:
-        return tuner.logits(pixels, lambda index: prepare(pixels, index, keys))
+    def answer(pixels: Tensor, seeds: list[int]) -> Tensor:
+        return tuner.logits(pixels, lambda index: prepare(pixels, index, seeds))
 
     return lambda batch: views.in_parts(batch, clip.transform, tuner.at_once, answer)
 

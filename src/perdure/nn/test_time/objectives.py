@@ -1,7 +1,7 @@
 """What an episode minimises, made from the rewards or teacher logits of the selected views.
 
 Knows reward tables, sampling and losses. Does not know models. An `Objective` (see `losses`) serves several images
-at once; draws depend on an image's own key and step, never on its neighbours.
+at once; draws depend on an image's own seed and step, never on its neighbours.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perdure.draws import uniforms
 from perdure.errors import DataError
-from perdure.keys import key_seed
 from perdure.nn import clip_reward
 from perdure.nn.test_time import losses
 
@@ -51,12 +50,12 @@ def require_samples(samples: int, classes: int, sampling: Sampling) -> None:
 
 
 def reinforce(
-    table: Float[Tensor, "images views classes"], settings: Reinforce, *, keys: Sequence[int] = ()
+    table: Float[Tensor, "images views classes"], settings: Reinforce, *, seeds: Sequence[int] = ()
 ) -> losses.Objective:
     """Policy gradient on the scores of the selected views.
 
     Args:
-        keys: one an image, for sampling from the distribution.
+        seeds: one an image, for sampling from the distribution.
     """
     zero_sum = clip_reward.sums_to_zero(settings.baseline, settings.samples) and not settings.min_entropy
     step = 0
@@ -67,7 +66,8 @@ def reinforce(
         if settings.sampling == "top":
             index = losses.top_answers(detached, settings.samples)
         else:
-            index = losses.drawn_answers(detached, _uniforms(keys, step, detached.shape[1], settings.samples))
+            drawn = uniforms(seeds, detached.shape[1], settings.samples, of=("samples", step))
+            index = losses.drawn_answers(detached, drawn)
         step += 1
         scores = clip_reward.pick(table, index)
         reward = clip_reward.rewards(scores, baseline=settings.baseline, amplify=settings.amplify).to(logits.dtype)
@@ -80,11 +80,3 @@ def reinforce(
 def imitate(kind: losses.Distillation, teacher: Float[Tensor, "images views classes"]) -> losses.Objective:
     """Distillation from a teacher's logits of the selected views."""
     return lambda logits: losses.distill(kind, logits, teacher.to(logits.dtype))
-
-
-def _uniforms(keys: Sequence[int], step: int, views: int, samples: int) -> Tensor:
-    drawn = [
-        torch.rand(views, samples, generator=torch.Generator().manual_seed(key_seed("samples", key, step)))
-        for key in keys
-    ]
-    return torch.stack(drawn)

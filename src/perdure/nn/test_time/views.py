@@ -17,7 +17,6 @@ from torchvision.transforms.v2 import functional as V
 
 from perdure.errors import RecipeError
 from perdure.images import open_image
-from perdure.keys import key_seed
 from perdure.nn.test_time.augmix import augmix, draw_mix
 from perdure.nn.test_time.losses import count_selected
 from perdure.types import Batch, Example
@@ -38,28 +37,26 @@ class Transform(Protocol):
 
 
 def preprocess(
-    example: Example, transform: Transform, *, count: int, kind: Kind = "crop", augmix: bool = False, seed: int = 0
+    example: Example, transform: Transform, *, count: int, kind: Kind = "crop", augmix: bool = False
 ) -> Batch:
-    """``{"views": [count 3 size size], "key": int}``: views drawn from (seed, the example's id) alone.
+    """``{"views": [count 3 size size]}``, drawn from torch's global generator, which the loader seeds by the example.
 
     Pixels are uint8, with AugMix float32 in 0..255 (mixtures are not rounded); view 0 is the plain view.
     """
-    key = key_seed("views", seed, example.id)
     drawn = draw_views(
         example.inputs["image"],
         transform,
         count=count,
         kind=kind,
         mixed=augmix,
-        generator=torch.Generator().manual_seed(key),
+        generator=torch.default_generator,
     )
-    return {"views": drawn, "key": key}
+    return {"views": drawn}
 
 
 def preprocess_as(config: Any, example: Example, transform: Transform) -> Batch:
-    """`preprocess` with a config's `views`, `augment`, `augmix` and `seed`."""
-    how = {"count": config.views, "kind": config.augment, "augmix": config.augmix, "seed": config.seed}
-    return preprocess(example, transform, **how)
+    """`preprocess` with a config's `views`, `augment` and `augmix`."""
+    return preprocess(example, transform, count=config.views, kind=config.augment, augmix=config.augmix)
 
 
 def draw_views(
@@ -78,12 +75,12 @@ def draw_views(
 def in_parts(
     batch: Batch, transform: Transform, at_once: int, answer: Callable[[Tensor, list[int]], Tensor]
 ) -> Float[Tensor, "images classes"]:
-    """Answers to a batch of `preprocess`, a few images at a time: ``answer(normalised views, keys)``."""
-    keys = [int(key) for key in batch["key"]]
+    """Answers to a batch of `preprocess`, a few images at a time: ``answer(normalised views, their seeds)``."""
+    seeds = batch["seed"].tolist()
     parts = []
-    for begin in range(0, len(keys), at_once):
+    for begin in range(0, len(seeds), at_once):
         part = slice(begin, begin + at_once)
-        parts.append(answer(transform.normalize(batch["views"][part]), keys[part]))
+        parts.append(answer(transform.normalize(batch["views"][part]), seeds[part]))
     return torch.cat(parts)
 
 
