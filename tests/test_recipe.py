@@ -377,6 +377,7 @@ def test_differences_name_what_moves_numbers_and_nothing_else():
     old = recipe.load(write(GOOD))
     same = recipe.load("q.yaml", ["run.out=/x", "run.device=cpu", "run.workers=2", "run.name=b", "method.lr=0.001"])
     assert recipe.differences(old, same) == []
+    assert recipe.differences(old, recipe.load("q.yaml", ["evaluate.batch_size=7"])) == []
     new = recipe.load("q.yaml", ["method.lr=1", "stream.data.size=16", "run.precision=bf16"])
     assert recipe.differences(old, new) == [
         ("stream.data.size", 8, 16),

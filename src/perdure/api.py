@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, lock, recipe
+from perdure import checkpoint, device_memory, lock, recipe
 from perdure.errors import CheckpointError, RecipeError
 from perdure.evaluate import Evaluation
 from perdure.keys import key_seed
@@ -169,7 +169,7 @@ def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
         order=evaluate.order,
         save_predictions=evaluate.save_predictions,
     )
-    with stopping_on_signals(runtime):
+    with stopping_on_signals(runtime), device_memory.explained(asked, runtime):
         scores = run(
             built.method,
             built.stream,

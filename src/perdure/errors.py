@@ -8,6 +8,7 @@
     |- WeightsError              a checkpoint of a pretrained model cannot be used
     |- CheckpointError           a run's checkpoint is damaged, foreign or of another recipe
     |- BusyError                 another process runs in the same folder
+    |- DeviceMemoryError         a device's memory is too small for what was set
     |- TrainingError             training cannot go on (NaN loss, no sample of a class)
     '- Interrupted               the user or the scheduler asked to stop; exit code 130
 
@@ -74,6 +75,10 @@ class CheckpointError(PerdureError):
 
 class BusyError(PerdureError):
     """Another process is at work in a run's folder."""
+
+
+class DeviceMemoryError(PerdureError):
+    """A device's memory is too small for what was set."""
 
 
 class TrainingError(PerdureError):

@@ -80,6 +80,7 @@ class ExampleBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch | None, float]]:
         runtime = self.runtime
+        runtime.stage, runtime.batch_size = self.stage, self.batch_size
         parts = _parts(self, len(self.examples), epoch)[start:]
         mine = [[(int(i), epoch) for i in part[runtime.rank :: runtime.processes]] for part in parts]
         # in a sharded run a process without examples of its own goes along with another's, at no weight
@@ -138,6 +139,7 @@ class TensorBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch | None, float]]:
         runtime = self.runtime
+        runtime.stage, runtime.batch_size = self.stage, self.batch_size
         for part in _parts(self, len(self.examples), epoch)[start:]:
             positions = part[runtime.rank :: runtime.processes]
             index = positions.to(runtime.device)

@@ -222,6 +222,7 @@ def train(
     guard = Finite(steps, [p for net in nets for p in net.parameters()], cause=lambda: first_bad_layer(nets, images))
     order, of_epoch = torch.empty(0), -1
     for number in steps:
+        runtime.batch_size = batch_size
         epoch, within = divmod(number, len(cuts))
         if epoch != of_epoch:
             shuffled = data.cuts is None

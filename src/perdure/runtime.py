@@ -85,6 +85,8 @@ class Runtime:
             raise RecipeError("run.precision is fp16 with DeepSpeed", expected="float32 or bf16")
         self.task = -1
         """Index of the task being learned: a part of every key."""
+        self.stage, self.batch_size = "", 0
+        """Stage at work and the examples of its batches, for messages; 0 where it has none."""
         self.skipped: dict[str, str] = {}
         """Unreadable examples by id, with the reason."""
         self.stop_requested = False
@@ -267,6 +269,7 @@ class Steps:
         if self.finished:
             return
         runtime, saved = self.runtime, time.monotonic()
+        runtime.stage, runtime.batch_size = self.stage, 0
         agreement = Agreement(
             runtime.processes,
             lambda: (

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perdure import device_memory
 from perdure import recipe as recipes
 from perdure.recipe import Recipe
 from perdure.recipe.plan import largest_batch
@@ -70,7 +71,8 @@ def first_steps(asked: Recipe, stream: Stream, steps: int) -> Trial:
     method, _ = recipes.build_method(asked, settings.seed)
     runtime.task = task.index
     seed_torch(runtime.key("learn"))
-    method.learn(task, runtime)
+    with device_memory.explained(asked, runtime):
+        method.learn(task, runtime)
     return Trial(
         stages=runtime.stages,
         device=str(runtime.device),

@@ -29,6 +29,8 @@ SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
 NAMED_SECTIONS = frozenset({"stream", "models", "method"})
 NOT_A_CHANGE = frozenset({"out", "name", "device", "workers", "save_every", "trackers", "threads", "seeds"})
 """Settings of `run` that a run may be resumed with: they move no number."""
+COST_ONLY = frozenset({"accumulate", "at_once", "chunk", "generate_batch", "encode_batch_size"})
+"""The same for settings of methods, beside `evaluate.batch_size`: how much is worked on at once."""
 
 
 class Setting(NamedTuple):
@@ -182,16 +184,31 @@ def section_docs(cls: type) -> dict[str, str]:
 
 def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
     """Settings that move numbers and differ: dotted name, old value, new value (None where absent)."""
-    before, after = resolved(old), resolved(new)
-    names = [n for n in dict.fromkeys([*before, *after]) if n != "expect"]
-    changed = []
-    for name in names:
-        if name.startswith("run.") and name.removeprefix("run.") in NOT_A_CHANGE:
-            continue
-        was, now = (t[name].value if name in t else None for t in (before, after))
-        if was != now:
-            changed.append((name, was, now))
-    return changed
+    before, after = flat(resolved(old)), flat(resolved(new))
+    names = [n for n in dict.fromkeys([*before, *after]) if n.partition(".")[0] != "expect"]
+    pairs = [(name, before.get(name), after.get(name)) for name in names if not moves_no_number(name, after)]
+    return [(name, was, now) for name, was, now in pairs if was != now]
+
+
+def flat(table: Mapping[str, Setting]) -> dict[str, Any]:
+    """Values by dotted name, those within groups of settings too."""
+    found: dict[str, Any] = {}
+    for name, setting in table.items():
+        inner = setting.value if isinstance(setting.value, Mapping) else None
+        found |= {name: setting.value} if inner is None else {f"{name}.{key}": value for key, value in inner.items()}
+    return found
+
+
+def moves_no_number(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a run goes on to the same numbers, up to rounding, with another value of a setting (one of `flat`)."""
+    section, _, rest = name.partition(".")
+    if section == "run":
+        return rest in NOT_A_CHANGE
+    group, _, key = rest.rpartition(".")
+    by_token = settings.get(f"method.{group}.mean") == "token"  # a mean over the tokens of each part of a batch
+    return name == "evaluate.batch_size" or (
+        section == "method" and key in COST_ONLY and not (key == "accumulate" and by_token)
+    )
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
