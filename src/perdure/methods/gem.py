@@ -61,12 +61,15 @@ class Gem:
     def learn(self, task: Task, runtime: Runtime) -> None:
         parameters = list(self.net.parameters())
         past = self._past_tasks()
+        # One matrix for all steps: making it anew costs as much as a small network's gradients.
+        memories = gradients.vector(parameters).double().expand(len(past), -1).clone()
 
         def gradient(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            memories = [gradients.gradient(self._loss(*pair), parameters) for pair in past]
+            for row, pair in zip(memories, past):
+                row.copy_(gradients.gradient(self._loss(*pair), parameters))
             loss = self._loss(images, labels)
             g = gradients.gradient(loss, parameters)
-            return loss, project(g, torch.stack(memories), margin=self.config.margin) if memories else g
+            return loss, project(g, memories, margin=self.config.margin) if past else g
 
         data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
         rehearsal.learn_along(gradient, data, self.net, self.config, runtime=runtime)
@@ -86,10 +89,12 @@ class Gem:
         self.tasks = int(state["tasks"])
 
     def _past_tasks(self) -> list[tuple[Tensor, Tensor]]:
-        """Images and labels of each stored task."""
+        """Images and labels of each stored task; without augmentation as the network takes them."""
         stored = self.memory.everything()
         if stored is None:
             return []
+        if self.config.augment == "none":
+            stored |= {"image": rehearsal.network_input(stored["image"], self.net)}
         device = next(self.net.parameters()).device
         of = [stored["task"] == number for number in stored["task"].unique()]
         return [(stored["image"][mask].to(device), stored["label"][mask].to(device)) for mask in of]
