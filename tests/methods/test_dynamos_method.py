@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from perdure.errors import Interrupted
 from perdure.methods.dynamos import Config, Dynamos
 from perdure.methods.dynamos_sgd import Config as SgdConfig
 from perdure.methods.dynamos_sgd import DynamosSgd
 from perdure.models import gated_resnet
+from perdure.nn import skipping
 from perdure.run import run
 from perdure.runtime import Runtime
 from perdure.testing import CHECKS, check_method, tiny_stream
@@ -160,3 +162,41 @@ def test_without_replay_the_gates_are_looked_at_on_the_task_just_learned():
     assert len(runtime.values) == 2, "one a task"
     assert all(len(values["keep_ratio"]) == len(net.gates()) for values in runtime.values)
     assert not set(runtime.values[0]["classes"]) & set(runtime.values[1]["classes"])
+
+
+def path_of_inference(monkeypatch, chosen: list[str]) -> None:
+    """What measuring finds, one after another."""
+    found = iter(chosen)
+    monkeypatch.setattr(skipping, "fastest", lambda passes, x: (next(found), dict.fromkeys(passes, 0.0)))
+
+
+def test_the_path_by_name_is_the_one_that_answers_without_measuring(monkeypatch):
+    path_of_inference(monkeypatch, [])
+    asked = []
+    real = skipping.gated_pass
+    monkeypatch.setattr(skipping, "gated_pass", lambda net, path, **kw: (asked.append(path), real(net, path, **kw))[1])
+    for path in skipping.PATHS:
+        run(method(inference_path=path), tiny_stream(tasks=1, size=8), runtime=Steps())
+    assert asked == list(skipping.PATHS)
+
+
+def test_the_measured_path_is_kept_with_the_run_also_where_the_test_after_it_is_stopped(tmp_path, monkeypatch):
+    path_of_inference(monkeypatch, ["dense", "skipping", "folded"])
+    stream = tiny_stream(tasks=2, size=8)
+    dynamos = method(inference_path="auto")
+    assert dynamos.path == "folded", "nothing is measured yet"
+    predictor = dynamos.predictor
+    asked = []
+
+    def stopped_in_the_second_test(query):
+        asked.append(dynamos.path)
+        if asked == ["dense", "skipping"]:
+            raise Interrupted("stopped")
+        return predictor(query)
+
+    dynamos.predictor = stopped_in_the_second_test
+    with pytest.raises(Interrupted):
+        run(dynamos, stream, runtime=Runtime(device="cpu", quiet=True, out=tmp_path))
+    resumed = method(inference_path="auto")
+    run(resumed, stream, runtime=Runtime(device="cpu", quiet=True, out=tmp_path))
+    assert resumed.path == "skipping" == resumed.facts()["inference_path"]

@@ -7,7 +7,7 @@ import torch
 
 from perdure.models import gated_resnet
 from perdure.nn.resnet import ResNet
-from perdure.nn.skipping import Skipping
+from perdure.nn.skipping import PATHS, Skipping, fastest, gated_pass
 
 EVERYWHERE = tuple(f"stage{s}.block{b}.conv{c}" for s in (1, 2) for b in (0, 1) for c in (1, 2))
 
@@ -76,3 +76,42 @@ def test_a_layer_that_is_all_off_or_all_on(gate):
         columns = slice(net.boundaries[gate], net.boundaries[gate + 1])
         assert expected.actions[:, columns].mean() == (bias > 0)
         torch.testing.assert_close(Skipping(net, lanes=1, worth=0.0)(x).logits, expected.logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_gives_the_same_answers(path):
+    net, x = trained(), torch.rand(9, 3, 12, 10, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found, expected = gated_pass(net, path)(x), net.gated(x)
+    assert torch.equal(found.actions, expected.actions)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-5)
+
+
+class Clocked:
+    """Passes that take as long as they are told, on a clock of their own."""
+
+    def __init__(self, net: ResNet, **seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+        self.passes = {name: self.slow(name, gated_pass(net, name)) for name in PATHS}
+
+    def slow(self, name, run):
+        def call(x):
+            self.now += self.seconds[name]
+            return run(x)
+
+        return call
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_path_that_takes_the_least_time_is_chosen(path):
+    clocked = Clocked(trained(), **{name: 1.0 if name == path else 2.0 for name in PATHS})
+    chosen, seconds = fastest(clocked.passes, torch.rand(2, 3, 12, 10), clock=lambda: clocked.now)
+    assert chosen == path
+    assert seconds == clocked.seconds
+
+
+def test_a_path_with_other_answers_is_not_chosen_however_quick():
+    clocked = Clocked(trained(), folded=1.0, skipping=2.0, dense=3.0)
+    right = clocked.passes["folded"]
+    clocked.passes["folded"] = lambda x: right(x)._replace(logits=right(x).logits * 1.01)
+    assert fastest(clocked.passes, torch.rand(2, 3, 12, 10), clock=lambda: clocked.now)[0] == "skipping"

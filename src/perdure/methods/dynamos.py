@@ -22,11 +22,13 @@ from torch.nn import functional as F
 from perdure import rehearsal
 from perdure.draws import uniforms
 from perdure.memory import Draws, Memory
-from perdure.nn import gates, modularity, policy
+from perdure.nn import gates, modularity, policy, skipping
 from perdure.nn.resnet import Gated, ResNet
-from perdure.nn.skipping import Skipping
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
+
+MEASURED = 64
+"""Images on which `inference_path: auto` measures, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,11 @@ class Config:
     """Keep channels by probability, or draw them as in training."""
     threshold: Annotated[float, Field(ge=0)] = 0.5
     """Least keep probability of a kept channel: 0 keeps all, more than 1 none."""
-    skip_channels: bool = True
-    """In evaluation on a CPU, do not compute channels that are off: the same answers up to rounding, sooner."""
+    inference_path: Literal["folded", "skipping", "dense", "auto"] = "folded"
+    """How evaluation by `threshold` is computed; answers are the same up to rounding. `folded`: batch norm as a part of
+    the convolutions. `skipping`: so, without channels that are off where that saves more than it costs. `dense`: as in
+    training, then masked. `auto`: the fastest of them on images of the task just learned, measured after each task and
+    kept with the run; a run made again from the start may choose otherwise, and so differ by rounding."""
     augment: Literal["none", "crop_flip"] = "none"
     """Augmentation of current and replayed images."""
     replay_unfilled_slots: bool = False
@@ -85,6 +90,8 @@ class Dynamos:
         self.draws = Draws()
         self.tasks = 0
         """Tasks learned."""
+        self.chosen = {"path": torch.tensor(0)}
+        """Number of the path in `skipping.PATHS` that was the fastest."""
 
     preprocess = staticmethod(rehearsal.preprocess)
 
@@ -114,9 +121,16 @@ class Dynamos:
             stage="train",
             state={"net": self.net, "memory": self.memory},
         )
+        self._choose_path(data, runtime)
         self.tasks += 1
         if found := self.modularity():
             runtime.log("modularity", **found)
+
+    @property
+    def path(self) -> skipping.Path:
+        """How evaluation computes the network."""
+        asked = self.config.inference_path
+        return skipping.PATHS[int(self.chosen["path"])] if asked == "auto" else asked
 
     def losses(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Gated]:
         """All losses of a step, and the current images' pass through the gates.
@@ -163,16 +177,13 @@ class Dynamos:
             return rehearsal.predictor(self.net, query)
         self.net.eval()
         columns = slice(query.offset, query.offset + len(query.candidates))
-        on_cpu = next(self.net.parameters()).device.type == "cpu"
-        if self.config.skip_channels and on_cpu and self.config.inference == "threshold":
-            skipping = Skipping(self.net, threshold=self.config.threshold)
-            return lambda batch: skipping(rehearsal.network_input(batch["image"], self.net)).logits[:, columns]
+        if self.config.inference == "threshold":
+            infer = skipping.gated_pass(self.net, self.path, threshold=self.config.threshold)
+            return lambda batch: infer(rehearsal.network_input(batch["image"], self.net)).logits[:, columns]
 
         def predict(batch: Batch) -> Tensor:
             x = rehearsal.network_input(batch["image"], self.net)
-            drawn = None
-            if self.config.inference == "sample":
-                drawn = uniforms(batch["seed"].tolist(), self.net.boundaries[-1], of=("gates",), dtype=torch.float64)
+            drawn = uniforms(batch["seed"].tolist(), self.net.boundaries[-1], of=("gates",), dtype=torch.float64)
             return self.infer(x, drawn).logits[:, columns]
 
         return predict
@@ -196,15 +207,30 @@ class Dynamos:
 
     def facts(self) -> dict[str, Any]:
         found = self.modularity()
-        return {"modularity": found} if found else {}
+        path = {"inference_path": self.path} if self.config.inference == "threshold" else {}
+        return {"modularity": found, **path} if found else path
 
     def state_dict(self) -> dict[str, Any]:
-        return {"net": self.net.state_dict(), "memory": self.memory.state_dict(), "tasks": self.tasks}
+        state = {"net": self.net.state_dict(), "memory": self.memory.state_dict(), "tasks": self.tasks}
+        return {**state, "chosen": dict(self.chosen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         self.memory.load_state_dict(state["memory"])
         self.tasks = int(state["tasks"])
+        self.chosen = {name: value.clone() for name, value in state["chosen"].items()}
+
+    def _choose_path(self, data: rehearsal.Images, runtime: Runtime) -> None:
+        """Measure, once a task. A stage of its own, so that a resumed run keeps what was chosen, also where it was
+        stopped in the test that follows."""
+        if self.config.inference_path != "auto" or self.config.inference == "sample":
+            return
+        for _ in runtime.steps("inference path", total=1, state={"chosen": self.chosen}):
+            x = rehearsal.network_input(data.images[:MEASURED], self.net.eval())
+            passes = {p: skipping.gated_pass(self.net, p, threshold=self.config.threshold) for p in skipping.PATHS}
+            path, seconds = skipping.fastest(passes, x)
+            self.chosen["path"].fill_(skipping.PATHS.index(path))
+            runtime.log("inference path", chosen=path, **{f"seconds_{name}": s for name, s in seconds.items()})
 
     def _warming_up(self, at: rehearsal.At) -> bool:
         done = at.step if self.config.epochs == 1 else at.epoch
