@@ -40,6 +40,8 @@ class Tiny:
     def make(self, *, optional: bool = False, **settings: Any) -> Method:
         """A fresh method with fresh models; with those of its optional roles if asked to."""
         cls = registry.load("methods", self.name)
+        if optional and "reward_confidences" in cls.Config.__dataclass_fields__:  # the paper gives tiny models none
+            settings = {"reward_confidences": (3.0, 2.0, 1.0), **settings}
         told = registry.describe("methods", self.name)
         roles = [role for role in told.roles if optional or role not in told.optional_roles]
         return cls(cls.Config(**{**self.settings, **settings}), **{role: self.roles[role]() for role in roles})

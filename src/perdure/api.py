@@ -20,6 +20,7 @@ from perdure.errors import CheckpointError, RecipeError
 from perdure.evaluate import Evaluation
 from perdure.keys import key_seed
 from perdure.metrics import continual
+from perdure.placing import place
 from perdure.recipe import Built, Recipe
 from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
@@ -132,8 +133,7 @@ def reopen(folder: Path, *, device: str = "auto") -> Opened:
     method, models = recipe.build_method(asked, asked.run.seed)
     method.load_state_dict(saved["method"])
     runtime = Runtime(seed=asked.run.seed, device=device, precision=asked.run.precision, quiet=True, unreadable="skip")
-    for model in models.values():
-        model.to(runtime.device)
+    place(method, runtime)
     query = Query(**saved["query"] | {"candidates": tuple(saved["query"]["candidates"])})
     return Opened(folder=folder, recipe=asked, method=method, models=models, runtime=runtime, query=query)
 

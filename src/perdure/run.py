@@ -18,6 +18,7 @@ from perdure import checkpoint, demands
 from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate
 from perdure.keys import key_seed
+from perdure.placing import place
 from perdure.runtime import Runtime, seed_torch
 from perdure.types import Method, Query, Stream, Task
 
@@ -84,6 +85,7 @@ def run(
     _check(method, stream, evaluation)
     scores = Scores([task.name for task in stream], stream.tasks[0].metrics[0])
     done = _resume(method, scores, runtime)
+    place(method, runtime)
     if done is None:
         done = -1
         if start:

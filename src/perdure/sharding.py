@@ -20,14 +20,16 @@ from perdure.runtime import Runtime
 
 
 def place(model: nn.Module, blocks: Iterable[nn.Module], *, runtime: Runtime) -> None:
-    """Move `model` to the run's device; in a sharded run, each process keeps a part of its `blocks`' frozen weights.
+    """In a sharded run, each process keeps a part of the frozen weights of `blocks`, and the rest is on its device.
 
-    A block is whole only while it is at work. Call it again after `gather` to share out again. Every process must
-    then make the same passes through the model.
+    Without sharding the run has placed the model, and nothing happens. A block is whole only while it is at work. Call
+    it again after `gather` to share out again. Every process must then make the same passes through the model.
     """
+    if not runtime.sharded:
+        return
     if runtime.zero == 3:
         zero.share(blocks, runtime.device)
-    elif runtime.sharded and not runtime.zero:
+    elif not runtime.zero:
         _shard(list(blocks), runtime)
     model.to(runtime.device)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from perdure import device_memory
 from perdure import recipe as recipes
+from perdure.placing import place
 from perdure.recipe import Recipe
 from perdure.recipe.plan import largest_batch
 from perdure.runtime import Runtime, Steps, seed_torch
@@ -69,6 +70,7 @@ def first_steps(asked: Recipe, stream: Stream, steps: int) -> Trial:
     runtime.limit = steps
     task = shortened(stream.tasks[0], batches=steps, batch_size=largest_batch(asked))
     method, _ = recipes.build_method(asked, settings.seed)
+    place(method, runtime)
     runtime.task = task.index
     seed_torch(runtime.key("learn"))
     with device_memory.explained(asked, runtime):
@@ -111,9 +113,9 @@ class _Trying(Runtime):
         super().__init__(**settings)
         self.stages: list[Stage] = []
 
-    def steps(self, stage: str, *, total: int, state: Mapping[str, Any], every: str = "") -> Steps:
+    def steps(self, stage: str, *, total: int, state: Mapping[str, Any], label: str = "") -> Steps:
         self.stages.append(Stage(name=stage, parameters=_trained(state)))
-        steps = _FirstSteps(self, stage, total=total, state=state, label=every or stage)
+        steps = _FirstSteps(self, stage, total=total, state=state, label=label or stage)
         steps.record, steps.limit = self.stages[-1], self.limit
         return steps
 

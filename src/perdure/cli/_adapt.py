@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from perdure.cli import _stated as stated
 
 if TYPE_CHECKING:
+    from perdure.placing import place
     from perdure.runtime import Runtime
 
 
@@ -56,6 +57,7 @@ def adapt(
     unadapted = registry.load("methods", name)(replace(config, steps=0), **loaded)
     query = Query(kind="classify", candidates=tuple(classes))
     for one in (method, unadapted):
+        place(one, runtime)
         one.learn(
             Task(index=0, name="own images", kind="classify", candidates=query.candidates, train=NO_EXAMPLES), runtime
         )

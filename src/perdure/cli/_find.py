@@ -55,6 +55,7 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
     from perdure.keys import example_seed
     from perdure.loading import to_device
     from perdure.nn.test_time.retrieval import NamedImage
+    from perdure.placing import place
     from perdure.runtime import Runtime
     from perdure.types import Example, Query, Task
 
@@ -66,6 +67,7 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
     found, seed = [], example_seed(runtime.seed, text)
     for one in (replace(config, steps=0), config):
         method = registry.load("methods", METHOD)(one, **loaded)
+        place(method, runtime)
         method.learn(Task(index=0, name="own images", kind="retrieve"), runtime)
         item = method.preprocess(Example(id=text, inputs={"text": text}), False)
         batch = to_device({"ids": item["ids"][None], "text": [text], "seed": torch.tensor([seed])}, runtime.device)

@@ -76,8 +76,6 @@ class Capdec:
         return speaking.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.clip.to(runtime.device)
-        self.captioner.to(runtime.device)
         texts, _ = learning.flat(task.train.targets)
         if not texts:
             return

@@ -72,8 +72,6 @@ class Clipcap:
         return speaking.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.clip.to(runtime.device)
-        self.captioner.to(runtime.device)
         if not len(task.train):
             return
         images, captions = self._encoded(task, runtime)

@@ -73,9 +73,6 @@ class ClsEr:
     preprocess = staticmethod(rehearsal.preprocess)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        for net in (self.plastic, self.stable):
-            net.to(runtime.device)
-
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
             for net in (self.plastic, self.stable):
                 rehearsal.enter_training(net)

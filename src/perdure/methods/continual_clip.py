@@ -42,7 +42,7 @@ class ContinualClip:
         return classifier.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.clip.to(runtime.device)
+        """Nothing is learned."""
 
     def predictor(self, query: Query):
         config = self.config

@@ -70,7 +70,6 @@ class Finetune:
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         config = self.config
-        self.clip.to(runtime.device)
         classes = classifier.extend_classes(self.classes, task)
         first = task.offset if config.loss == "local" else 0
         names = task.candidates if config.loss == "local" else classes

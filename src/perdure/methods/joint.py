@@ -72,7 +72,6 @@ class Joint:
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         config = self.config
-        self.clip.to(runtime.device)
         classes = classifier.extend_classes(self.classes, task)
         examples = [*self.examples, *task.train]
         classifier.restore_parameters(self.parameters, self.initial)

@@ -92,8 +92,7 @@ class Kd:
         return views.preprocess_as(self.config, example, self.policy.transform)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.policy.to(runtime.device)
-        self.teacher.to(runtime.device)
+        """Nothing is learned."""
 
     def predictor(self, query: Query):
         config, teacher = self.config, self.teacher

@@ -65,7 +65,7 @@ class LoraLwf:
             return
         self.adapters.start(runtime)
         if self.tasks:
-            self._teacher = copy.deepcopy(self.llm.projector).requires_grad_(False).to(runtime.device)
+            self._teacher = copy.deepcopy(self.llm.projector).requires_grad_(False)
         parameters = self.adapters.parameters()
         tune(self.llm, parameters, task.train, self.loss, self.config.tuning, runtime=runtime)
         self.adapters.save_task(task, runtime)

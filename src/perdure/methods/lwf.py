@@ -77,7 +77,6 @@ class Lwf:
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         config, first = self.config, task.offset
-        self.clip.to(runtime.device)
         classes = classifier.extend_classes(self.classes, task)
         prompts = classifier.prompts(config.template, classes, clean=config.clean_names)
         ids = classifier.tokenize(self.clip, prompts, runtime.device)

@@ -49,7 +49,6 @@ class Prototype:
     def learn(self, task: Task, runtime: Runtime) -> None:
         classifier.require_every_class(task)
         classifier.extend_classes([""] * len(self.means), task)
-        self.clip.to(runtime.device)
         found = classifier.encode_images(self.clip, task.train, batch_size=self.config.batch_size, runtime=runtime)
         classifier.require_every_class(task, found["label"])
         means = classifier.class_means(found["feature"], found["label"], classifier.labels_of(task))

@@ -97,9 +97,7 @@ class RlcfCaption:
         return speaking.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.clip.to(runtime.device)
-        self.captioner.to(runtime.device)
-        self.reward.to(runtime.device)
+        """Nothing is learned."""
 
     def predictor(self, query: Query):
         config = self.config

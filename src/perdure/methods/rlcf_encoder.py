@@ -106,8 +106,7 @@ class RlcfEncoder:
         return views.preprocess_as(self.config, example, self.policy.transform)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.policy.to(runtime.device)
-        self.reward.to(runtime.device)
+        """Nothing is learned."""
 
     def predictor(self, query: Query):
         config, reward = self.config, self.reward

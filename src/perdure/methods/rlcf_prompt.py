@@ -107,8 +107,7 @@ class RlcfPrompt:
         return views.preprocess_as(self.config, example, self.policy.transform)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.policy.to(runtime.device)
-        self.reward.to(runtime.device)
+        """Nothing is learned."""
 
     def predictor(self, query: Query):
         config, reward = self.config, self.reward

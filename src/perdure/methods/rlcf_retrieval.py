@@ -99,8 +99,7 @@ class RlcfRetrieval:
         return {"image": self.policy.transform.pixels(example.inputs["image"])}
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.policy.to(runtime.device)
-        self.reward.to(runtime.device)
+        """Nothing is learned."""
 
     def predictor(self, query: Query):
         config = self.config

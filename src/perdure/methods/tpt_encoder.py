@@ -84,7 +84,7 @@ class TptEncoder:
         return views.preprocess_as(self.config, example, self.policy.transform)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.policy.to(runtime.device)
+        """Nothing is learned."""
 
     def predictor(self, query: Query):
         config = self.config

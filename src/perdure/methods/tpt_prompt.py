@@ -81,7 +81,7 @@ class TptPrompt:
         return views.preprocess_as(self.config, example, self.policy.transform)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.policy.to(runtime.device)
+        """Nothing is learned."""
 
     def predictor(self, query: Query):
         config = self.config

@@ -70,7 +70,7 @@ class ZeroShot:
         return {"image": self.policy.transform.pixels(example.inputs["image"])}
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.models.to(runtime.device)
+        """Nothing is learned."""
 
     def predictor(self, query: Query):
         objectives.require_candidates(query.candidates)

@@ -62,8 +62,6 @@ class ZeroShotAv:
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.seconds = self.config.clip_seconds or problem_of(task).clip_seconds
-        self.clip.to(runtime.device)
-        self.audio.to(runtime.device)
 
     def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
         clip, clap, config = self.clip, self.audio, self.config

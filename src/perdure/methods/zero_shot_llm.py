@@ -45,7 +45,7 @@ class ZeroShotLlm:
         return self.llm.collate(items)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        self.llm.to(runtime.device)
+        """Nothing is learned."""
 
     def predictor(self, query: Query):
         config = self.config

@@ -48,11 +48,6 @@ class ClipReward:
         assert models and len(models) == len(weights)
         self.models, self.weights, self.like = list(models), list(weights), like
 
-    def to(self, device: torch.device) -> None:
-        """Move the models."""
-        for clip in self.models:
-            clip.to(device)
-
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> list[Float[Tensor, "texts dim"]]:
         """Unit features, one tensor a model; over-long texts are cut."""

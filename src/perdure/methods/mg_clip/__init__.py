@@ -144,7 +144,6 @@ class MgClip:
     def learn(self, task: Task, runtime: Runtime) -> None:
         config, later = self.config, bool(self.classes)
         classifier.require_every_class(task)
-        self.clip.to(runtime.device)
         classes = classifier.extend_classes(self.classes, task)
         if later and config.reset != "never":
             lora.reset_lora(self.clip.model, self.initial, only_b=config.reset == "B")

@@ -100,7 +100,6 @@ class Rapf:
     def learn(self, task: Task, runtime: Runtime) -> None:
         config, first, device = self.config, task.offset, runtime.device
         classifier.require_every_class(task)
-        self.clip.to(device)
         classes = classifier.extend_classes(self.classes, task)
         features = classifier.encode_images(
             self.clip, task.train, batch_size=config.encode_batch_size, runtime=runtime, unit=False

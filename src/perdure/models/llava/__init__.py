@@ -97,6 +97,9 @@ class Llava(nn.Module):
         max_length: tokens of a training conversation, the image's included.
     """
 
+    sharded_by_stage = True
+    """In a sharded run `sharding.place` places it, for a stage says which weights are trained and stay whole."""
+
     def __init__(self, model: Any, tokenizer: Any, *, max_length: int = 2048) -> None:
         super().__init__()
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
@@ -201,7 +204,7 @@ class Llava(nn.Module):
         gather(self.blocks)
 
         def answer(batch: Batch) -> list[str]:
-            if self.model.device != batch["input_ids"].device:
+            if self.model.device != batch["input_ids"].device:  # sharded, and no stage has placed it yet
                 self.to(batch["input_ids"].device)
             lengths = batch["attention_mask"].sum(1)
             order = lengths.argsort(stable=True)

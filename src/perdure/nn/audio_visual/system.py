@@ -67,8 +67,7 @@ class System:
         return statistics_of(self.clip, self.pixel_statistics)
 
     def open(self, runtime: Runtime) -> None:
-        """Both towers on the run's device, the cache where the run has it."""
-        self.to(runtime.device)
+        """The cache, where the run has it."""
         if self.cache is not None:
             self.cache.open(runtime.out)
 
@@ -76,11 +75,6 @@ class System:
         """Log what the cache has done since it was opened."""
         if self.cache is not None:
             runtime.log("front_ends", **self.cache.counts, bytes=int(self.cache.used))
-
-    def to(self, device: torch.device) -> None:
-        """Move both towers."""
-        self.clip.to(device)
-        self.clap.to(device)
 
     def new_parts(self, problem: Problem) -> dict[str, nn.Module]:
         """Fresh parts of the readout."""
