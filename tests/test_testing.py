@@ -96,7 +96,12 @@ class DrawsForEachExample(Toy):
 
     def predictor(self, query):
         inner = super().predictor(query)
-        return lambda batch: inner({"x": batch["x"] + uniforms(batch["seed"].tolist(), 1, of=("noise",))})
+
+        def predict(batch):
+            noise = uniforms(batch["seed"].tolist(), 1, of=("noise",)).to(batch["x"].device)
+            return inner({"x": batch["x"] + noise})
+
+        return predict
 
 
 class KeepsAnObject(Toy):
