@@ -227,7 +227,9 @@ class Dynamos:
             return
         for _ in runtime.steps("inference path", total=1, state={"chosen": self.chosen}):
             x = rehearsal.network_input(data.images[:MEASURED], self.net.eval())
-            passes = {p: skipping.gated_pass(self.net, p, threshold=self.config.threshold) for p in skipping.PATHS}
+            passes: dict[skipping.Path, skipping.Pass] = {
+                path: skipping.gated_pass(self.net, path, threshold=self.config.threshold) for path in skipping.PATHS
+            }
             path, seconds = skipping.fastest(passes, x)
             self.chosen["path"].fill_(skipping.PATHS.index(path))
             runtime.log("inference path", chosen=path, **{f"seconds_{name}": s for name, s in seconds.items()})
