@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "perdure"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-LAYER_0 = {"types", "errors", "nearest", "json_text", "demands"}
+LAYER_0 = {"types", "errors", "nearest", "text_files", "demands"}
 LAYER_1 = {
     *("registry", "config", "setting_faults", "runtime", "progress", "checkpoint", "losses", "memory", "nn", "metrics"),
     *("source_settings", "keys", "sharding", "zero", "loading", "training", "images", "augment", "rehearsal"),

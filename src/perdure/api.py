@@ -26,6 +26,7 @@ from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
 from perdure.run import Scores, checkpoint_file, run
 from perdure.runtime import Runtime
+from perdure.text_files import lines
 from perdure.types import Query
 
 LEFTOVERS = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json")
@@ -271,7 +272,7 @@ def _device_name(runtime: Runtime) -> str:
 def _wall_seconds(events: Path) -> float:
     """Time from the first to the last event of each session, summed: the pauses between them do not count."""
     total, begin, last = 0.0, None, None
-    for line in events.read_text(encoding="utf-8").splitlines() if events.exists() else ():
+    for line in lines(events.read_text(encoding="utf-8")) if events.exists() else ():
         try:
             event = json.loads(line)
         except ValueError:

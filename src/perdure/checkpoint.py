@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from perdure.errors import CheckpointError
-from perdure.json_text import to_json
+from perdure.text_files import to_json
 
 FORMAT = "perdure-1"
 

@@ -18,11 +18,11 @@ from perdure import metrics
 from perdure.checkpoint import write_text
 from perdure.collectives import Agreement
 from perdure.errors import DataError, Interrupted, RecipeError
-from perdure.json_text import to_json
 from perdure.keys import key_seed
 from perdure.loading import ExampleBatches
 from perdure.progress import Progress
 from perdure.runtime import Runtime, seed_torch
+from perdure.text_files import lines, to_json
 from perdure.types import Batch, Examples, Predictions, Query, Task
 
 Record = dict[str, Any]
@@ -177,10 +177,10 @@ class _Part:
 def read_records(path: Path) -> list[Record]:
     """Records of a JSON-lines file up to the first line that is torn."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines(path.read_text(encoding="utf-8", errors="replace")):
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     return records
 

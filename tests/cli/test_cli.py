@@ -218,7 +218,7 @@ def test_show_tells_how_far_a_run_has_come(folder):
     assert "30.00 (2 examples)" in shown and "60.00 (3 examples)" in shown and "90.00" not in shown
     (run / "scores.json").write_text("{")
     done = perdure("show", str(run), cwd=folder)
-    assert (done.returncode, "scores.json: is not JSON" in done.stderr) == (2, True)
+    assert (done.returncode, "scores.json: this is no JSON" in done.stderr) == (2, True)
 
 
 def test_a_copy_keeps_comments_and_brings_a_schema_that_accepts_it(folder):

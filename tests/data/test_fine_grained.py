@@ -64,7 +64,7 @@ def test_a_missing_or_broken_file_says_what_to_do(tmp_path):
         fine_grained.read(fine_grained.Config(set="eurosat", root=tmp_path))
     config = split(tmp_path, "eurosat", {})
     (tmp_path / "eurosat" / "split_zhou_EuroSAT.json").write_text("{")
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="this is no JSON"):
         fine_grained.read(config)
 
 

@@ -1,6 +1,7 @@
 """Metrics of captions and retrieval: numbers that can be followed by hand, and pycocoevalcap's own."""
 
 import math
+import os
 import string
 
 import numpy as np
@@ -146,6 +147,52 @@ def test_java_absent_is_said_and_the_fallback_is_labelled(monkeypatch):
         metrics.compute("spice", rows())
     table = metrics.compute("caption_scores", rows())
     assert table["ptb_tokenizer"] == 0.0 and "meteor" not in table and table["bleu_1"] == pytest.approx(100)
+
+
+needs_java = pytest.mark.skipif(caption_words.default_tokenizer() != "ptb", reason="needs pycocoevalcap and Java")
+
+
+@needs_java
+@pytest.mark.slow
+def test_meteor_reads_numbers_in_any_locale(monkeypatch):
+    expected = metrics.compute("meteor", rows())
+    assert expected == pytest.approx(100)
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
+    monkeypatch.setenv("_JAVA_OPTIONS", "-Duser.language=tr -Duser.country=TR")
+    assert metrics.compute("meteor", rows()) == expected
+    assert caption_words.tokenize(["AN IGLOO IS"], "ptb") == ["an igloo is"]
+
+
+@needs_java
+@pytest.mark.slow
+def test_an_empty_caption_has_no_words():
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    records = [
+        {"id": "a", "image_id": 1, "caption": "", "references": ["a bird", "a small bird sings"]},
+        {"id": "b", "image_id": 2, "caption": "two men on a bench", "references": ["two men sit on a bench"]},
+    ]
+    truth, made = {r["id"]: r["references"] for r in records}, {r["id"]: [r["caption"]] for r in records}
+    table = metrics.compute("caption_scores", records)
+    expected = Bleu(4).compute_score(truth, made, verbose=0)[0]
+    assert [table[f"bleu_{k}"] / 100 for k in (1, 2, 3)] == pytest.approx(expected[:3])
+    assert table["meteor"] / 100 == pytest.approx(Meteor().compute_score(truth, made)[0])
+
+
+def test_a_java_program_that_never_answers_is_ended_and_named(tmp_path, monkeypatch):
+    (tmp_path / "java").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(caption_words, "SECONDS", 0.1)
+    with pytest.raises(DataError, match="METEOR gave no answer within"):
+        caption_words.meteor(["a cat"], [["a cat"]])
+
+
+def test_a_single_image_has_no_cider_for_all_its_words_are_in_every_document():
+    assert metrics.compute("cider", rows()) is None
+    assert metrics.compute("caption_scores", rows())["cider"] is None
+    assert metrics.compute("cider", [*rows(), *rows(references=["two dogs"])]) > 0
 
 
 def test_corenlp_absent_is_said():

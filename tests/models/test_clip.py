@@ -319,7 +319,7 @@ def _other_width(folder):
     ("spoil", "said"),
     [
         (_other_model, "'bert'"),
-        (lambda f: (f / "config.json").write_text("{"), "not JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "this is no JSON"),
         (lambda f: (f / "model.safetensors").unlink(), "no weights"),
         (lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "cannot be loaded"),

@@ -144,9 +144,9 @@ def test_lists_are_looked_through_relative_to_themselves(tree, form):
         ("a.csv", "path,lable\n", "Is it 'lable'"),
         ("a.csv", "path,label\n", "lists no image"),
         ("a.csv", b"\xff\xfe\x00", "is not CSV in UTF-8"),
-        ("a.jsonl", "{", "a.jsonl:1: is not JSON"),
+        ("a.jsonl", "{", "a.jsonl, line 1: this is no JSON"),
         ("a.jsonl", "[1]\n", "is no JSON object"),
-        ("a.jsonl", b"\xff", "is not UTF-8"),
+        ("a.jsonl", b"\xff", "no UTF-8 text"),
         ("a.txt", "x", "is no list of images"),
     ],
 )
@@ -198,3 +198,10 @@ def test_a_data_set_without_images_is_refused():
     sounds = Dataset(name="sounds", kind="classify", train=Examples.of([Example(id="a", inputs={"audio": 1})]))
     with pytest.raises(DataError, match="sounds has no images"):
         check(sounds)
+
+
+def test_two_classes_of_one_name_are_counted_apart():
+    image = np.zeros((4, 4, 3), np.uint8)
+    examples = [Example(id=str(i), inputs={"image": image + i}, target=i) for i in range(3)]
+    data = Dataset(name="birds", kind="classify", candidates=("crane", "owl", "crane"), train=Examples.of(examples))
+    assert check(data).counts == {"train": {"crane (label 0)": 1, "owl": 1, "crane (label 2)": 1}}

@@ -50,7 +50,7 @@ def test_what_cannot_be_scored_is_refused(run, tmp_path):
     with pytest.raises(RecipeError, match="no 'predicted', which `accuracy` needs"):
         score(file)
     file.write_text('{"id": "a"\n')
-    with pytest.raises(DataError, match="line 1 is no record"):
+    with pytest.raises(DataError, match="line 1: this is no JSON"):
         score(file)
     with pytest.raises(DataError, match="no predictions are kept here"):
         score(write_run(tmp_path / "bare", matrix=[[1.0]]))

@@ -176,5 +176,5 @@ def test_missing_and_torn_parts_are_noted_and_damaged_ones_refused(tmp_path):
     ]
     assert len(run.events) == 2 and run.seed is None
     (folder / "scores.json").write_text('{"tasks": [')
-    with pytest.raises(DataError, match=r"scores\.json: damaged JSON"):
+    with pytest.raises(DataError, match=r"scores\.json: this is no JSON"):
         load.read(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from perdure.cli import _stated as stated
+from perdure.text_files import lines, read_text
 
 if TYPE_CHECKING:
     from perdure.placing import place
@@ -76,7 +77,7 @@ def read_classes(text: str) -> list[str]:
         path = Path(text[1:]).expanduser()
         if not path.is_file():
             raise DataError("no such file", where=str(path), expected="a class name on each line")
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [line.strip() for line in lines(read_text(path))]
     else:
         found = [name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row]
     names = [name for name in found if name]

@@ -15,6 +15,7 @@ import typer
 
 from perdure.cli import _complete
 from perdure.cli._layout import columns, width
+from perdure.text_files import read_json
 
 EXAMPLES = """
 perdure show mg_clip/cifar100
@@ -115,11 +116,4 @@ def _last(rows: Sequence[Mapping[str, Any]], done: int) -> dict[str, str]:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    from perdure.errors import DataError
-
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"is not JSON ({error})", where=str(file)) from error
+    return read_json(file) if file.is_file() else {}

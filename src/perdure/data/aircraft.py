@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from perdure.text_files import lines, read_text
 from perdure.types import Dataset
 
 LAYOUT = "variants.txt, images_variant_{train,val,test}.txt and images/<id>.jpg"
@@ -56,7 +57,7 @@ def _lines(path: Path) -> list[str]:
     from perdure.data import class_folders
 
     class_folders.require_file(path, layout=LAYOUT, todo=TODO)
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in lines(read_text(path)) if line.strip()]
 
 
 def _listing(root: Path, name: str, variants: list[str]):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from perdure.text_files import lines, read_text
 from perdure.types import Dataset
 
 SEGMENTS = 10
@@ -81,7 +82,7 @@ def _annotations(path: Path, names: list[str]) -> list[dict[str, Any]]:
     from perdure.errors import DataError
 
     rows = []
-    for number, line in enumerate(clips.read_text(path, todo=TODO).splitlines(), 1):
+    for number, line in enumerate(lines(read_text(path, todo=TODO)), 1):
         cells = line.strip().split("&")
         if not line.strip() or cells[0] == "Category":
             continue

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perdure.errors import DataError
+from perdure.text_files import lines, read_text
 from perdure.types import Dataset, Example, Examples
 
 
@@ -25,13 +26,7 @@ class Config:
 def read(config: Config) -> Dataset:
     """One training example a line that is not empty; its target is a list of this one caption."""
     path = config.path.expanduser()
-    if not path.is_file():
-        raise DataError("there is no such file", where=str(path))
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"this is no UTF-8 text ({error.reason})", where=str(path)) from None
-    texts = [(i, line.rsplit("\t", 1)[-1].strip()) for i, line in enumerate(lines)]
+    texts = [(i, line.rsplit("\t", 1)[-1].strip()) for i, line in enumerate(lines(read_text(path)))]
     made = [Example(id=f"{path.name}/{i}", inputs={"text": text}, target=[text]) for i, text in texts if text]
     if not made:
         raise DataError("there are no captions", where=str(path))

@@ -10,7 +10,6 @@ An Example has ``inputs={"image": Path}``; its target is its list of captions.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import DataError
+from perdure.text_files import read_json
 from perdure.types import Dataset, Example, Examples
 
 MOST_WORDS = 50
@@ -36,23 +36,13 @@ class Captioned:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; DataError if it is absent or damaged."""
-    if not path.is_file():
-        raise DataError("there is no such file", where=str(path), todo="Check the data's root.")
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"this is no JSON ({error})", where=str(path)) from None
-
-
 def read_captions(path: Path) -> list[Captioned]:
     """The images of an annotation file of any of the three layouts, in the file's order.
 
     Raises:
         DataError: another layout, an image without captions, an image twice with other captions beside a list.
     """
-    content = read_json(path)
+    content = read_json(path, todo="Check the data's root.")
     images = content.get("images", content.get("data")) if isinstance(content, Mapping) else None
     if isinstance(content, list):
         found = list(_pairs(content, path))

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from perdure.errors import DataError, UnreadableExample
+from perdure.text_files import lines, read_text
 from perdure.types import Example, Examples
 
 OnMissing = Literal["stop", "skip"]
@@ -98,30 +99,20 @@ def missing_clips(clips: Sequence[str], total: int, *, where: str) -> DataError:
     )
 
 
-def read_text(path: Path, *, todo: str = "") -> str:
-    """A text file, or a DataError that names it."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError("no such file", where=str(path), todo=todo) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read ({error})", where=str(path)) from None
-
-
 def read_table(path: Path, columns: Sequence[str], *, separator: str = "\t", todo: str = "") -> list[dict[str, str]]:
     """Rows of a text table with a head, as dicts; its head must hold `columns`.
 
     Raises:
         DataError: no such file, another head, or a row of another width; the line is named.
     """
-    lines = [line for line in read_text(path, todo=todo).splitlines() if line.strip()]
-    head = lines[0].split(separator) if lines else []
+    filled = [line for line in lines(read_text(path, todo=todo)) if line.strip()]
+    head = filled[0].split(separator) if filled else []
     if lacking := [column for column in columns if column not in head]:
         raise DataError(
             f"its head is {head}", where=f"{path}, line 1", expected=f"columns {', '.join(columns)}; lacks {lacking[0]}"
         )
     rows = []
-    for number, line in enumerate(lines[1:], 2):
+    for number, line in enumerate(filled[1:], 2):
         cells = line.split(separator)
         if len(cells) < len(head):
             raise DataError(f"{len(cells)} cells", where=f"{path}, line {number}", expected=f"{len(head)} cells")
@@ -134,7 +125,7 @@ def class_names(labels: Path, published: Sequence[str]) -> list[str]:
     file = labels / "categories.txt"
     if not file.is_file():
         return list(published)
-    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    names = [line.strip() for line in lines(read_text(file)) if line.strip()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"the class {twice[0]!r} is there twice", where=str(file))
     return names

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from perdure.text_files import lines, read_text
 from perdure.types import Dataset
 
 TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
@@ -79,7 +80,7 @@ def _table(path: Path) -> dict[str, str]:
 
     class_folders.require_file(path, layout=LAYOUT, todo=TODO)
     rows: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(lines(read_text(path)), start=1):
         if not line.strip():
             continue
         key, _, value = line.strip().partition(" ")

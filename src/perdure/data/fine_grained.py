@@ -8,12 +8,12 @@ FGVC-Aircraft, the tenth, has lists of its own: `aircraft`. Class names are thos
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from perdure.text_files import read_json
 from perdure.types import Dataset
 
 PLACES = {
@@ -87,10 +87,7 @@ def _layout(config: Config) -> str:
 def _content(path: Path) -> dict[str, list[list[Any]]]:
     from perdure.errors import DataError
 
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"not JSON ({error})", where=str(path), todo="Copy it again.") from None
+    content = read_json(path, todo="Copy it again.")
     if not isinstance(content, dict) or "test" not in content:
         raise DataError("no 'test' in it", where=str(path), expected="train, val and test, each a list")
     return content

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from perdure.text_files import lines, read_text
 from perdure.types import Dataset
 
 LAYOUT = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG"
@@ -63,7 +64,7 @@ def _listed(root: Path, table: Path, label_of: dict[str, int]):
 
     class_folders.require_file(table, layout="lines of `path label`", todo="Set the path of the list file.")
     listing = class_folders.Listing(root=root)
-    for number, line in enumerate(table.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(lines(read_text(table)), start=1):
         if not line.strip():
             continue
         path, _, label = line.strip().rpartition(" ")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from perdure.text_files import read_json
 from perdure.types import Dataset
 
 SEGMENTS = 10
@@ -66,13 +67,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: no such file, no JSON, or a record without a field; the record is named.
     """
-    from perdure.data import clips
     from perdure.errors import DataError
 
-    try:
-        rows = json.loads(clips.read_text(path, todo=TODO))
-    except ValueError as error:
-        raise DataError(f"not JSON ({error})", where=str(path)) from None
+    rows = read_json(path, todo=TODO)
     fields = ("video_id", "question_id", "type", "question_content", "templ_values", "anser")
     result = []
     for number, row in enumerate(rows):

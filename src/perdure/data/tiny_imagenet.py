@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from perdure.text_files import lines, read_text
 from perdure.types import Dataset
 
 LAYOUT = "train/<wnid>/[images/]*.JPEG, and val/<wnid>/*.JPEG or val/images/*.JPEG with val/val_annotations.txt"
@@ -65,7 +66,7 @@ def _annotated(root: Path, wnids: list[str]):
     table = class_folders.require_file(root / "val" / "val_annotations.txt", layout=LAYOUT, todo=TODO)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     labels: dict[str, int] = {}
-    for number, line in enumerate(table.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(lines(read_text(table)), start=1):
         if not line.strip():
             continue
         file, _, rest = line.partition("\t")

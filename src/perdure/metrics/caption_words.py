@@ -10,13 +10,17 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from perdure.errors import DataError, MissingExtra
+from perdure.text_files import lines
 
 Tokenizer = Literal["ptb", "fallback"]
+SECONDS = 600.0
+"""Time that a Java program has, and a tenth of a second more a caption."""
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
@@ -66,16 +70,13 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     # The tool reads a line a text, so that a line break within one would shift all that follow.
-    lines = [" ".join(text.split()) for text in texts]
+    flat = [" ".join(text.split()) for text in texts]
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    made = subprocess.run(command, input="\n".join(lines).encode(), capture_output=True, check=False)
-    found = made.stdout.decode().split("\n")
-    if made.returncode or len(found) < len(lines):
-        said = made.stderr.decode(errors="replace").strip().split("\n")[-1]
-        raise DataError(f"Stanford's tokenizer failed ({said})", todo="Set PERDURE_TOKENIZER=fallback.")
-    removed = PUNCTUATION
-    return [" ".join(w for w in line.rstrip().split(" ") if w and w not in removed) for line in found[: len(lines)]]
+    command = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    found = _java(command, flat, tool="Stanford's tokenizer", todo="Set PERDURE_TOKENIZER=fallback.")
+    if len(found) < len(flat):
+        raise DataError(f"Stanford's tokenizer gave {len(found)} lines for {len(flat)} captions")
+    return [" ".join(w for w in line.rstrip().split(" ") if w and w not in PUNCTUATION) for line in found[: len(flat)]]
 
 
 def fallback(text: str) -> str:
@@ -89,10 +90,17 @@ def fallback(text: str) -> str:
 def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
     """METEOR 1.5 of the set and of each caption, by its Java program, on tokenised text."""
     require("METEOR")
-    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.meteor import meteor as module
 
-    truth = {i: list(r) for i, r in enumerate(references)}
-    return Meteor().compute_score(truth, {i: [c] for i, c in enumerate(candidates)})
+    jar = Path(module.__file__).with_name(module.METEOR_JAR)
+    command = ["-jar", "-Xmx2G", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    rows = ([*r, c] for c, r in zip(candidates, references, strict=True))
+    pairs = [" ||| ".join(["SCORE", *(text.replace("|||", "") for text in row)]) for row in rows]
+    counts = _java(command, pairs, tool="METEOR")
+    numbers = [float(line) for line in _java(command, [" ||| ".join(["EVAL", *counts])], tool="METEOR")]
+    if len(numbers) != len(pairs) + 1:
+        raise DataError(f"METEOR gave {len(numbers)} numbers for {len(pairs)} captions")
+    return numbers[-1], numbers[:-1]
 
 
 def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -109,8 +117,48 @@ def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> flo
             "stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar into that folder.",
         )
     truth: dict[int, list[Any]] = {i: list(r) for i, r in enumerate(references)}
-    score, _ = module.Spice().compute_score(truth, {i: [c] for i, c in enumerate(candidates)})
+    with _english():
+        score, _ = module.Spice().compute_score(truth, {i: [c] for i, c in enumerate(candidates)})
     return float(score)
+
+
+def _java(arguments: Sequence[str], given: Sequence[str], *, tool: str, todo: str = "") -> list[str]:
+    """The lines that a Java program prints for these lines.
+
+    Raises:
+        DataError: it fails, or gives no answer within its time.
+    """
+    limit = SECONDS + 0.1 * len(given)
+    text = "".join(f"{line}\n" for line in given).encode()
+    environment = {**os.environ, **_environment()}
+    try:
+        made = subprocess.run(
+            ["java", *arguments], input=text, capture_output=True, check=False, timeout=limit, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise DataError(f"{tool} gave no answer within {limit:.0f} seconds", todo=todo) from None
+    if made.returncode:
+        said = made.stderr.decode(errors="replace").strip().split("\n")[-1]
+        raise DataError(f"{tool} failed ({said})", todo=todo)
+    return lines(made.stdout.decode())
+
+
+@contextmanager
+def _english() -> Iterator[None]:
+    """The environment of `_environment` for programs that others start."""
+    before = dict(os.environ)
+    os.environ.update(_environment())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _environment() -> dict[str, str]:
+    """English numbers and letters whatever the user's locale: these options have the last word in Java."""
+    own = os.environ.get("_JAVA_OPTIONS", "")
+    return {"_JAVA_OPTIONS": f"{own} -Duser.language=en -Duser.country=US".strip(), "LC_ALL": "C.UTF-8"}
 
 
 def require(tool: str) -> None:

@@ -53,9 +53,9 @@ def coco_results(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def cider(records: Iterable[Record]) -> float | None:
-    """CIDEr-D; None of no records, as all of these."""
+    """CIDEr-D; None of no records, as all of these, and of a single image, whose words are all in every document."""
     found = _tokenised(records)
-    return 100 * _mean(scores.cider_d(*found)) if found else None
+    return _cider(*found) if found else None
 
 
 def bleu_1(records: Iterable[Record]) -> float | None:
@@ -96,7 +96,7 @@ def caption_scores(records: Iterable[Record]) -> dict[str, Any]:
     whole, _ = scores.bleu(*found)
     table: dict[str, Any] = {f"bleu_{k}": 100 * value for k, value in enumerate(whole, 1)}
     table["rouge_l"] = 100 * _mean(scores.rouge_l(*found))
-    table["cider"] = 100 * _mean(scores.cider_d(*found))
+    table["cider"] = _cider(*found)
     if words.default_tokenizer() == "ptb":
         table["meteor"] = 100 * float(words.meteor(*found)[0])
     return table | {"ptb_tokenizer": float(words.chosen_tokenizer() == "ptb")}
@@ -128,6 +128,10 @@ def _bleu(records: Iterable[Record], order: int) -> float | None:
     return 100 * scores.bleu(*found)[0][order - 1] if found else None
 
 
+def _cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float | None:
+    return 100 * _mean(scores.cider_d(captions, references)) if len(captions) > 1 else None
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(sum(values) / len(values))
 
@@ -151,5 +155,5 @@ def _words(captions: tuple[str, ...], references: tuple[tuple[str, ...], ...], t
     """Both sides through the tokenizer in one go; several metrics read the same records."""
     flat = [*captions, *(text for texts in references for text in texts)]
     split = iter(words.tokenize(flat, tokenizer))
-    made = tuple(next(split) or "." for _ in captions)
+    made = tuple(next(split) for _ in captions)
     return made, tuple(tuple(next(split) for _ in texts) for texts in references)

@@ -5,13 +5,13 @@ Knows upstream's ``merge.jsonl`` and CoIN's annotation layouts. Knows no models 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from perdure.errors import DataError
+from perdure.text_files import read_json, read_json_lines
 
 
 def read_predictions(path: str | Path) -> list[dict[str, Any]]:
@@ -19,20 +19,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
 
     Raises DataError that names file and line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError("there is no such file", where=str(path), expected="one JSON object a line")
-    lines = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"this is no JSON ({error.msg})", where=where) from None
-        lines.append(_prediction(row, where))
-    return lines
+    return [_prediction(row, f"{path}, line {number}") for number, row in read_json_lines(Path(path))]
 
 
 def read_annotations(path: str | Path, scorer: str) -> dict[str, Any]:
@@ -91,16 +78,6 @@ def join(
         return [_record(p["id"], p, targets[p["id"]]) for p in predictions]
     known = [_record(i, by_id.get(i), target) for i, target in targets.items()]
     return known + [_record(i, by_id[i], None) for i in dict.fromkeys(unknown)]
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; DataError if it is absent or damaged."""
-    if not path.is_file():
-        raise DataError("there is no such file", where=str(path))
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"this is no JSON ({error})", where=str(path)) from None
 
 
 def _record(identity: str, prediction: Mapping[str, Any] | None, target: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from perdure.errors import DataError
 from perdure.images import open_image
 from perdure.metrics import caption_scores, captioning
 from perdure.nn.captioning.features import store
+from perdure.text_files import read_json_lines
 
 if TYPE_CHECKING:
     from perdure.models.clip import Clip
@@ -105,13 +106,8 @@ def write_coco(path: Path, out: Path) -> list[Path]:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Records of captions from a run's folder of predictions."""
-    if not path.is_file():
-        raise DataError("there is no such file", where=str(path))
-    try:
-        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    except ValueError as error:
-        raise DataError(f"a line is no JSON ({error})", where=str(path)) from None
-    if not records or "caption" not in records[0]:
+    records = [record for _, record in read_json_lines(path)]
+    if not records or not all(isinstance(record, dict) and "caption" in record for record in records):
         raise DataError("these are no records of captions", where=str(path), expected="predictions/*.jsonl of a run")
     return records
 

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from perdure.errors import DataError
+from perdure.text_files import lines
 
 
 class EndpointError(DataError):
@@ -162,7 +163,7 @@ class Endpoint:
             raw = answer.read()
         try:
             text = json.loads(raw)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise RequestFailed(f"the reply is no chat completion: {raw[:80]!r}") from None
         if not isinstance(text, str):
             raise RequestFailed("the reply holds no text")
@@ -190,14 +191,14 @@ class Journal:
         """`path`: None keeps replies in memory only."""
         self.path = path
         self.replies: dict[str, str] = {}
-        lines = path.read_text("utf-8").splitlines() if path is not None and path.is_file() else []
-        for line in lines:
+        kept = lines(path.read_text("utf-8", errors="replace")) if path is not None and path.is_file() else []
+        for line in kept:
             try:
                 entry = json.loads(line)
                 self.replies[entry["key"]] = entry["text"]
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # the last line of a pass that was killed
-        self._torn = path is not None and bool(lines) and not path.read_bytes().endswith(b"\n")
+        self._torn = path is not None and bool(kept) and not path.read_bytes().endswith(b"\n")
 
     def add(self, key: str, text: str) -> None:
         """Keep a reply, at once."""

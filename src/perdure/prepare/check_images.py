@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from perdure import images
 from perdure.data import class_folders, image_folder
 from perdure.errors import DataError, UnreadableExample
 from perdure.nearest import nearest
+from perdure.text_files import read_json_lines
 from perdure.types import Dataset
 
 FIRST = 10
@@ -111,13 +111,14 @@ def check(dataset: Dataset, *, decode: bool = False) -> CheckReport:
         DataError: the data set has no images.
     """
     items, counts = [], {}
+    names = _distinct(dataset.candidates)
     for split in ("train", "validation", "test"):
         examples = getattr(dataset, split)
         if not len(examples):
             continue
-        counts[split] = dict.fromkeys(dataset.candidates, 0)
+        counts[split] = dict.fromkeys(names, 0)
         for example in examples:
-            label = _label(example.target, dataset.candidates)
+            label = _label(example.target, names)
             counts[split][label] = counts[split].get(label, 0) + 1
             if "image" in example.inputs:
                 items.append(_Item(split, label, example.id, example.inputs["image"]))
@@ -312,6 +313,12 @@ def _differing(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
             yield f"{split}: class {name} of train is missing" + (f" (nearest: {near})" if near else "")
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """A name a label: ImageNet has two classes called crane."""
+    times = Counter(names)
+    return [name if times[name] == 1 else f"{name} (label {label})" for label, name in enumerate(names)]
+
+
 def _label(target: Any, candidates: Sequence[str]) -> str:
     if isinstance(target, int) and 0 <= target < len(candidates):
         return candidates[target]
@@ -346,17 +353,7 @@ def _require_columns(path: Path, columns: Sequence[str]) -> None:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8 text ({error})", where=str(path)) from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"is not JSON ({error})", where=f"{path}:{number}") from None
+    for number, row in read_json_lines(path):
         if not isinstance(row, dict):
             raise DataError("is no JSON object", where=f"{path}:{number}", expected='{"path": ..., "label": ...}')
         yield number, row

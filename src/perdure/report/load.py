@@ -8,12 +8,13 @@ append-only event log, a note; a folder that holds none of the parts is not a ru
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from perdure.errors import DataError
+from perdure.text_files import lines, read_json
 
 PARTS = ("scores.json", "card.json", "recipe.yaml", "events.jsonl")
 
@@ -115,12 +116,7 @@ def _is_row(row: Any, file: Path) -> bool:
 def _json(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"damaged JSON ({error})", where=str(file), todo="Run the same recipe again; it resumes and rewrites it."
-        ) from None
+    found = read_json(file, todo="Run the same recipe again; it resumes and rewrites it.")
     if not isinstance(found, dict):
         raise DataError(f"holds a {type(found).__name__}", where=str(file), expected="a JSON object")
     return found
@@ -146,11 +142,10 @@ def json_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
     if not file.exists():
         return [], 0
     events, torn = [], 0
-    lines: Iterable[str] = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in lines:
+    for line in lines(file.read_text(encoding="utf-8", errors="replace")):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict):
             events.append(event)

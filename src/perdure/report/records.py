@@ -5,7 +5,6 @@ Knows the files ``predictions/<after>_<asked>.jsonl``. Does not know models or d
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from perdure import metrics
 from perdure.errors import DataError, RecipeError
 from perdure.report import load, tables
+from perdure.text_files import read_json_lines
 
 
 def score(what: Path, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -80,13 +80,9 @@ def _compute(name: str, records: list[dict[str, Any]], file: Path) -> Any:
 
 def _records(file: Path) -> list[dict[str, Any]]:
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
+    for number, record in read_json_lines(file):
         if not isinstance(record, dict):
-            raise DataError(f"line {number} is no record", where=str(file), expected="one JSON object a line")
+            raise DataError("this is no record", where=f"{file}, line {number}", expected="one JSON object a line")
         found.append(record)
     if not found:
         raise DataError("holds no records", where=str(file))

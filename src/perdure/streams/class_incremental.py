@@ -8,7 +8,6 @@ A class's new label is its place in the order: with [2, 0, 1] the original class
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from perdure.config import Named
 from perdure.errors import DataError, RecipeError
 from perdure.nearest import nearest
 from perdure.streams import selection
+from perdure.text_files import read_json
 from perdure.types import Dataset, Stream, Task
 
 PUBLISHED = {
@@ -174,12 +174,7 @@ def _listed(order: str, dataset: Dataset) -> tuple[str, Any]:
             expected=f"default, numeric, random, {', '.join(short or shipped)}, or a .json file",
             todo=f"Did you mean `{near}`?" if near else "",
         )
-    try:
-        return str(path), json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot be read ({error.strerror})", where=str(path), expected="a class order") from None
-    except ValueError as error:
-        raise RecipeError(f"is not JSON ({error})", where=str(path), expected="a list of labels or names") from None
+    return str(path), read_json(path, error=RecipeError, todo="Name a JSON file with a list of labels or class names.")
 
 
 def _permutation(listed: Any, dataset: Dataset, *, where: str) -> list[int]:

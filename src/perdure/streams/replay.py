@@ -20,6 +20,7 @@ from perdure import registry
 from perdure.config import Named
 from perdure.errors import DataError, RecipeError
 from perdure.streams import selection
+from perdure.text_files import read_json
 from perdure.types import Dataset, Stream
 
 
@@ -75,12 +76,7 @@ def load(path: Path) -> _ClassIncremental | _Domain | _Settings:
     from pydantic import TypeAdapter, ValidationError
 
     path = Path(path).expanduser()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot be read ({error.strerror})", where=str(path), expected="a manifest") from None
-    except ValueError as error:
-        raise _no_manifest(path, f"is not JSON ({error})") from None
+    content = read_json(path, error=RecipeError, todo="Give the card.json of a run.")
     if isinstance(content, dict) and isinstance(content.get("manifest"), dict):
         content = content["manifest"]
     kind = _KINDS.get(content.get("stream")) if isinstance(content, dict) else None

@@ -5,7 +5,6 @@ Knows pixels and the settings in ``preprocessor_config.json``. Does not know mod
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from perdure import text_files
 from perdure.errors import WeightsError
 from perdure.images import open_image
 
@@ -87,10 +87,7 @@ def from_folder(folder: Path, *, size: int) -> ClipTransform:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder, or a WeightsError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"not JSON ({error})", where=str(path)) from None
+    content = text_files.read_json(path, error=WeightsError)
     if not isinstance(content, dict):
         raise WeightsError("not a JSON object", where=str(path))
     return content
