@@ -1,5 +1,7 @@
 """Batches: order, keys, shards, workers and unreadable examples change no result that they should not."""
 
+import os
+
 import pytest
 import torch
 
@@ -45,6 +47,21 @@ def test_augmentation_depends_on_the_sample_not_on_batches_or_workers():
     assert one == by_label(batches(batch_size=3)[1])
     assert one == by_label(batches(workers=2)[1])
     assert one != by_label(batches()[1], epoch=1)
+
+
+def in_process(example, training):
+    return {"x": torch.tensor([float(os.getpid())]), "label": example.target}
+
+
+def test_workers_stay_for_all_epochs_also_after_one_that_was_left():
+    _, loader = batches(in_process, batch_size=2, workers=2)
+    next(iter(loader.epoch(0)))
+    processes = [{x[0] for x in by_label(loader, epoch).values()} for epoch in (1, 2)]
+    assert processes[0] == processes[1] and len(processes[0]) == 2 and float(os.getpid()) not in processes[0]
+    _, loader = batches(batch_size=2, workers=2)
+    next(iter(loader.epoch(0)))
+    for epoch in (1, 2):
+        assert by_label(loader, epoch) == by_label(batches()[1], epoch)
 
 
 def test_starting_in_the_middle_of_an_epoch_gives_the_rest_of_it():

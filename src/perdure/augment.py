@@ -32,8 +32,8 @@ def crop_and_flip(
     """
     count, channels, height, width = images.shape
     device = images.device
-    offsets = (uniforms[:, :2] * (2 * padding + 1)).long().to(device)
-    mirrored = (uniforms[:, 2] < 0.5).to(device)[:, None]
+    offsets = (uniforms[:, :2] * (2 * padding + 1)).long().to(device, non_blocking=True)
+    mirrored = (uniforms[:, 2] < 0.5).to(device, non_blocking=True)[:, None]
     rows = offsets[:, :1] + torch.arange(height, device=device)
     across = torch.arange(width, device=device)
     columns = offsets[:, 1:2] + torch.where(mirrored, across.flip(0), across)

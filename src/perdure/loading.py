@@ -73,6 +73,8 @@ class ExampleBatches:
         self.drop_last = drop_last
         self._prepare = _Prepare(examples, preprocess, training, (runtime.seed, runtime.task, stage))
         self._collate = _Collate(collate or _Stack(examples), runtime.unreadable == "skip")
+        self._keys = _Keys()
+        self._loading: DataLoader | None = None
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.examples), self.batch_size)
@@ -99,16 +101,33 @@ class ExampleBatches:
             yield batch, len(own) / len(part) if batch is not None else 0.0
 
     def _loader(self, keys: list[list[tuple[int, int]]]) -> DataLoader:
-        workers = min(self.runtime.workers, len(keys))
-        return DataLoader(
-            self._prepare,
-            batch_sampler=keys,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=self._collate,
-            pin_memory=self.runtime.device.type == "cuda",
-            multiprocessing_context=_context() if workers else None,
-            generator=torch.Generator(),  # else the loader would draw from the global one, wherever it stands
-        )
+        """One for all epochs: workers stay, and the next epoch's first batches come without starting them again."""
+        self._keys.batches = keys
+        if self._loading is None:
+            workers = min(self.runtime.workers, len(keys))
+            self._loading = DataLoader(
+                self._prepare,
+                batch_sampler=self._keys,  # type: ignore[arg-type]
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                collate_fn=self._collate,
+                pin_memory=self.runtime.device.type == "cuda",
+                multiprocessing_context=_context() if workers else None,
+                generator=torch.Generator(),  # else the loader would draw from the global one, wherever it stands
+            )
+        return self._loading
+
+
+class _Keys:
+    """The batches of the present epoch, as the loader takes them: (position, epoch) of each example."""
+
+    batches: Sequence[list[tuple[int, int]]] = ()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 class TensorBatches:
@@ -142,7 +161,7 @@ class TensorBatches:
         runtime.stage, runtime.batch_size = self.stage, self.batch_size
         for part in _parts(self, len(self.examples), epoch)[start:]:
             positions = part[runtime.rank :: runtime.processes]
-            index = positions.to(runtime.device)
+            index = positions.to(runtime.device, non_blocking=True)
             batch = {name: tensor[index] for name, tensor in self.tensors.items()} | {"position": positions}
             yield (batch, len(positions) / len(part)) if len(positions) else (None, 0.0)
 

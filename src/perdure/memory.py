@@ -95,7 +95,7 @@ class Memory:
 
     def take(self, slots: Int[Tensor, " samples"]) -> Columns:
         """The samples in these slots."""
-        return {name: column[slots.to(column.device)] for name, column in self.columns.items()}
+        return {name: column[slots.to(column.device, non_blocking=True)] for name, column in self.columns.items()}
 
     def everything(self) -> Columns | None:
         """All samples in the order of slots; None if there is none."""
@@ -158,8 +158,8 @@ class Memory:
             if column.device != value.device:  # restored from a file
                 column = self.columns[name] = column.to(value.device)
             if slots:
-                index = torch.tensor(slots, device=column.device)
-                picked = value.detach()[torch.tensor(rows, device=value.device)]
+                index = torch.tensor(slots).to(column.device, non_blocking=True)
+                picked = value.detach()[torch.tensor(rows).to(value.device, non_blocking=True)]
                 column.index_copy_(0, index, picked.to(column.dtype))
         self.written[slots] = True
 

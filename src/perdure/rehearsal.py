@@ -23,7 +23,7 @@ from perdure.loading import ONE_SIZE, ExampleBatches
 from perdure.memory import Draws, Memory
 from perdure.nn import gradients
 from perdure.runtime import Runtime
-from perdure.training import Finite, clear_gradients
+from perdure.training import Finite, clear_gradients, in_one_launch
 from perdure.types import Batch, Example, Query, Task
 
 
@@ -228,7 +228,7 @@ def train(
             shuffled = data.cuts is None
             order = runtime.permutation(count, stage, epoch) if shuffled else torch.arange(count)
             of_epoch = epoch
-        index = order[ends[within] - cuts[within] : ends[within]].to(data.labels.device)
+        index = order[ends[within] - cuts[within] : ends[within]].to(data.labels.device, non_blocking=True)
         images = data.images[index]
         values = step(images, data.labels[index], At(step=number, epoch=epoch, index=index))
         guard.check(values["loss"], number)
@@ -284,7 +284,7 @@ def agreeing_gradient(
 
 def sgd(net: nn.Module, lr: float) -> torch.optim.SGD:
     """Plain SGD over all parameters: no momentum, no weight decay."""
-    return torch.optim.SGD(net.parameters(), lr=lr)
+    return torch.optim.SGD(net.parameters(), lr=lr, fused=in_one_launch(net.parameters()))
 
 
 def enter_training(net: nn.Module) -> None:

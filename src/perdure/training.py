@@ -6,7 +6,7 @@ Knows parameters, losses and batches. Does not know methods, models or tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -157,10 +157,16 @@ def make_optimizer(groups: Sequence[Group], settings: Fit) -> torch.optim.Optimi
         }
         for group in groups
     ]
+    fused = in_one_launch(p for group in groups for p in group.parameters.values())
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(lists, lr=settings.lr, momentum=settings.momentum)
+        return torch.optim.SGD(lists, lr=settings.lr, momentum=settings.momentum, fused=fused)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(lists, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return kind(lists, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def in_one_launch(parameters: Iterable[Tensor]) -> bool | None:
+    """Whether an optimizer steps all parameters by one kernel: on CUDA; None leaves it to torch."""
+    return True if all(p.is_cuda for p in parameters) else None
 
 
 def clear_gradients(optimizer: torch.optim.Optimizer) -> None:

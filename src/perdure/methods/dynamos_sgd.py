@@ -99,7 +99,7 @@ class DynamosSgd:
         x = rehearsal.view(images, c.augment, self.draws, self.net)
         if self.tasks == 0 and (at.step if c.epochs == 1 else at.epoch) < c.warmup:
             return {"loss": F.cross_entropy(self.net(x), labels)}
-        uniforms = self.draws.uniforms(len(x), self.net.boundaries[-1], of="gates").to(x.device)
+        uniforms = self.draws.uniforms(len(x), self.net.boundaries[-1], of="gates").to(x.device, non_blocking=True)
         terms = policy.terms(
             *self.net.gated(x, uniforms=uniforms),
             labels,

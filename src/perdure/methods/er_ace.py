@@ -75,6 +75,7 @@ class ErAce:
             return values
 
         data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
+        self.newest = self.newest.to(data.labels.device)
         keep = {"memory": self.memory, "newest": {"label": self.newest}}
         rehearsal.learn(loss, data, self.net, self.config, runtime=runtime, keep=keep)
         self.tasks += 1
@@ -82,7 +83,7 @@ class ErAce:
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The loss with its two terms."""
         logits = self.net(self._view(images))
-        self.newest.copy_(torch.maximum(self.newest, labels.max().to(self.newest.device)))
+        self.newest.copy_(torch.maximum(self.newest, labels.max()))
         if self.tasks > 0 or self.config.task_free:
             logits = mask_absent(logits, labels, newest=self.newest)
         current = F.cross_entropy(logits, labels)
@@ -120,7 +121,7 @@ def mask_absent(logits: Tensor, labels: Tensor, *, newest: Tensor) -> Tensor:
     """
     classes = torch.arange(logits.shape[1], device=logits.device)
     present = (classes[:, None] == labels[None, :]).any(dim=1)
-    return logits.masked_fill(~(present | (classes >= newest.to(logits.device))), MASKED)
+    return logits.masked_fill(~(present | (classes >= newest)), MASKED)
 
 
 class CosineHead(nn.Module):

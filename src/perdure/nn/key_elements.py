@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -109,6 +110,11 @@ class Elements:
     def from_state(cls, state: dict[str, Any]) -> Elements:
         return cls(**{**state, "shape": tuple(state["shape"])})
 
+    @cached_property
+    def spans(self) -> list[list[int]]:
+        """First position of each tile and the one after its last: read from the device once, not in every step."""
+        return self.row_ends[:, :: self.shape[0]].tolist()
+
     @property
     def stored_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.row_ends, self.columns, self.counts))
@@ -196,7 +202,7 @@ def _tiles(elements: Elements, height: int | None = None) -> Iterator[_Tile]:
     outputs, inputs = elements.shape
     height = height or outputs
     starts = [*range(0, outputs, height), outputs]
-    cuts = elements.row_ends[:, starts].tolist()
+    cuts = elements.spans if height == outputs else elements.row_ends[:, starts].tolist()
     for t, ends in enumerate(elements.row_ends):
         columns = slice(t * elements.tile, min(inputs, (t + 1) * elements.tile))
         for start, stop, first, last in zip(starts, starts[1:], cuts[t], cuts[t][1:]):

@@ -93,7 +93,10 @@ def _columns(scores: Tensor, problem: Problem, query: Query, *, fill: float) -> 
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:
-    return {name: value[rows.to(value.device)] if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return {
+        name: value[rows.to(value.device, non_blocking=True)] if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 def _row(answers: Any, place: int) -> Any:

@@ -239,7 +239,7 @@ class _WithOldClasses:
     def _replay(self, chosen: Tensor, epoch: int, step: int) -> dict[str, Tensor]:
         if not self.n_replay:
             return {}
-        labels = chosen.to(self.means.device)
+        labels = chosen.to(self.means.device, non_blocking=True)
         drawn = self._draw(labels, self.n_replay, "replay", epoch, step)
         return {"replay": drawn, "replay_label": labels.repeat_interleave(self.n_replay)}
 
@@ -253,4 +253,4 @@ class _WithOldClasses:
     def _draw(self, labels: Tensor, each: int, *key: Any) -> Tensor:
         shape = (len(labels), each, self.means.shape[1])
         noise = self.batches.runtime.normal(shape, *key, dtype=self.means.dtype)
-        return sample(self.means, self.factors, labels, noise.to(self.means.device))
+        return sample(self.means, self.factors, labels, noise.to(self.means.device, non_blocking=True))

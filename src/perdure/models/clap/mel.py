@@ -93,7 +93,7 @@ class FrontEnd:
         return -(-(self.window // 2) // self.hop)
 
     def _decibels(self, power: Float[Tensor, "... frequencies"]) -> Float[Tensor, "... mels"]:
-        filters = self.filters().to(power.device, power.dtype)
+        filters = self.filters().to(power.device, power.dtype, non_blocking=True)
         return 10 * torch.log10((power @ filters).clamp_min(1e-10))
 
     def filters(self) -> Float[Tensor, "frequencies mels"]:
@@ -144,7 +144,7 @@ def _power(padded: Tensor, window: int, hop: int) -> Tensor:
     A product with the windowed Fourier matrix rather than an FFT: bands 100 dB below the loudest are rounding noise
     in float32, and this way it is the noise that the published front end makes.
     """
-    basis = _fourier(window).to(padded.device, padded.dtype)
+    basis = _fourier(window).to(padded.device, padded.dtype, non_blocking=True)
     real, imaginary = F.conv1d(padded[:, None], basis, stride=hop).chunk(2, dim=1)
     return (real**2 + imaginary**2).transpose(1, 2)
 

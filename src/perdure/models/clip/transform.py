@@ -60,8 +60,7 @@ class ClipTransform:
 
     def normalize(self, pixels: UInt8[Tensor, "... 3 height width"]) -> Float[Tensor, "... 3 height width"]:
         """``(pixels / 255 - mean) / std`` in float32, on the device of `pixels`."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        mean, std = (torch.tensor(v).view(3, 1, 1).to(pixels.device, non_blocking=True) for v in (self.mean, self.std))
         return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
 

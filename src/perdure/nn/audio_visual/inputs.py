@@ -217,7 +217,7 @@ def normalized_pixels(
     frames: UInt8[Tensor, "frames 3 size size"], statistics: Statistics
 ) -> Float[Tensor, "frames 3 size size"]:
     """Less the mean of a channel, over its deviation."""
-    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in statistics)
+    mean, std = (torch.tensor(v).view(3, 1, 1).to(frames.device, non_blocking=True) for v in statistics)
     return (frames.float() / 255 - mean) / std
 
 
