@@ -1,5 +1,6 @@
 """fit: schedules, clipping, accumulation, and stages that resume."""
 
+import importlib.util
 import json
 import math
 
@@ -142,3 +143,13 @@ def test_bf16_autocast_trains_float32_weights():
     losses = fit(runtime(precision="bf16"), net, Fit(lr=0.1, epochs=20), batch_size=10)
     assert net.weight.dtype == torch.float32
     assert losses[-1] < losses[0]
+
+
+def test_a_step_looks_for_no_package_on_disk(monkeypatch):
+    r, net = runtime(), linear()
+    fit(r, net, Fit(lr=0.1))  # what the first step imports
+    looked = []
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: (looked.append(name), find(name, *more))[1])
+    fit(r, net, Fit(lr=0.1, epochs=2, clip_norm=1.0))
+    assert looked == []

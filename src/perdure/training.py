@@ -170,7 +170,7 @@ def in_one_launch(parameters: Iterable[Tensor]) -> bool | None:
 
 
 def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """As its `zero_grad`, without what that does for profilers: a tenth of the step of a small network."""
+    """As its `zero_grad`, without what that does for profilers: some percent of the step of a small network."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None

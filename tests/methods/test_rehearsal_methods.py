@@ -188,3 +188,16 @@ def plainly(method, images, labels):
     loss = loss + method.config.alpha * F.mse_loss(method.net(replay["image"] / 255), replay["logits"])
     again = method.memory.draw(4, method.draws)
     return loss + method.config.beta * F.cross_entropy(method.net(again["image"] / 255), again["label"])
+
+
+@pytest.mark.parametrize("name", ["sgd", "cls_er", "dynamos", "dynamos_sgd", "icarl", "si"])
+def test_the_modules_of_a_network_in_training_mode_are_not_walked_through_at_every_step(name):
+    method = make(name)()
+    nets = [item for item in vars(method).values() if isinstance(item, torch.nn.Module)]
+    walks = []
+    for net in nets:
+        real = net.train
+        net.train = lambda mode=True, real=real: (walks.append(mode), real(mode))[1]
+    run(method, testing.tiny_stream(tasks=2, train=40, size=8), runtime=Runtime(device="cpu", quiet=True))
+    assert len(walks) <= 8 * len(nets), "some a task, for 10 steps and more"
+    assert any(walks)
