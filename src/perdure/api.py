@@ -133,7 +133,14 @@ def reopen(folder: Path, *, device: str = "auto") -> Opened:
     saved = checkpoint.load(file)
     method, models = recipe.build_method(asked, asked.run.seed)
     method.load_state_dict(saved["method"])
-    runtime = Runtime(seed=asked.run.seed, device=device, precision=asked.run.precision, quiet=True, unreadable="skip")
+    runtime = Runtime(
+        seed=asked.run.seed,
+        device=device,
+        precision=asked.run.precision,
+        matmul=asked.run.matmul,
+        quiet=True,
+        unreadable="skip",
+    )
     place(method, runtime)
     query = Query(**saved["query"] | {"candidates": tuple(saved["query"]["candidates"])})
     return Opened(folder=folder, recipe=asked, method=method, models=models, runtime=runtime, query=query)
@@ -192,6 +199,7 @@ def make_runtime(asked: Recipe, folder: Path | None, *, quiet: bool = False) -> 
         seed=settings.seed,
         device=settings.device,
         precision=settings.precision,
+        matmul=settings.matmul,
         out=folder,
         save_every=settings.save_every,
         unreadable=settings.unreadable,
@@ -237,6 +245,7 @@ def _card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder:
         **(method.facts() if hasattr(method, "facts") else {}),
         "skipped": runtime.skipped,
         "processes": runtime.processes,
+        "matmul": _matmul(runtime),
     }
     manifest = dict(built.stream.manifest)
     data = manifest.get("data", {})
@@ -267,6 +276,14 @@ def _device_name(runtime: Runtime) -> str:
     if runtime.device.type == "cuda":
         return torch.cuda.get_device_name(runtime.device)
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _matmul(runtime: Runtime) -> str:
+    """How float32 numbers were multiplied: what the setting allows and the device can."""
+    import torch
+
+    can = runtime.device.type == "cuda" and torch.cuda.get_device_capability(runtime.device) >= (8, 0)
+    return "tf32" if can and torch.get_float32_matmul_precision() != "highest" else "float32"
 
 
 def _wall_seconds(events: Path) -> float:

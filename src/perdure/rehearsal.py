@@ -216,7 +216,7 @@ def train(
         raise RecipeError(what, where="method.epochs", expected="1", todo="Set method.epochs=1.")
     cuts = data.cuts or batch_sizes(count, batch_size)
     ends = np.cumsum(cuts)
-    steps = runtime.steps(stage, total=epochs * len(cuts), state=state)
+    steps = runtime.steps(stage, total=epochs * len(cuts), state={**state, **runtime.new_scaler()})
     nets = [item for item in state.values() if isinstance(item, nn.Module)]
     images = data.images[:1]
     guard = Finite(steps, [p for net in nets for p in net.parameters()], cause=lambda: first_bad_layer(nets, images))
@@ -251,7 +251,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, runtime: Runtime) ->
         return
     clear_gradients(optimizer)
     runtime.backward(loss)
-    optimizer.step()
+    runtime.step(optimizer)
 
 
 def descend_along(g: Tensor, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:

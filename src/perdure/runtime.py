@@ -22,9 +22,9 @@ from perdure.collectives import Agreement
 from perdure.errors import CheckpointError, Interrupted, MissingExtra, PerdureError, RecipeError
 from perdure.events import Events
 from perdure.keys import key_seed
+from perdure.precision import Matmul, Precision, require, set_matmul
 from perdure.progress import Progress
 
-Precision = Literal["float32", "bf16", "fp16"]
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 
@@ -45,6 +45,7 @@ class Runtime:
         seed: all randomness derives from it and from keys.
         device: ``auto`` (accelerate's choice), ``cpu``, ``cuda`` or ``cuda:1``.
         precision: autocast of forward passes; weights stay as they were loaded.
+        matmul: products of float32 numbers in full, or (`high`) in TF32 where the device can.
         out: the run's folder; None keeps nothing on disk.
         save_every: seconds between mid-task checkpoints.
         unreadable: what to do with an example that cannot be decoded: ``stop`` or ``skip``.
@@ -60,6 +61,7 @@ class Runtime:
         seed: int = 0,
         device: str = "auto",
         precision: Precision = "float32",
+        matmul: Matmul = "highest",
         out: Path | None = None,
         save_every: float = 300.0,
         unreadable: Literal["stop", "skip"] = "stop",
@@ -72,6 +74,8 @@ class Runtime:
             torch.set_num_threads(threads)
         self.seed, self.precision, self.workers, self.unreadable = seed, precision, workers, unreadable
         self.out, self.save_every, self.quiet = out, save_every, quiet
+        require(precision, device)
+        set_matmul(matmul)
         self.accelerator = _accelerator(device, precision, out, trackers)
         self.device: torch.device = self.accelerator.device
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -142,8 +146,25 @@ class Runtime:
             return zero.PartedOptimizer(optimizer, clip_norm=clip_norm, device=self.device), {}
         if self.accelerator.scaler is None:  # accelerate's wrapper looks for packages on disk at every step
             return optimizer, {}
+        scaler = self.new_scaler()
+        return self.accelerator.prepare_optimizer(optimizer), scaler
+
+    def new_scaler(self) -> dict[str, Any]:
+        """What a stage that steps by `step` must save: in fp16 a fresh scaler of losses, else nothing."""
+        if self.accelerator.scaler is None:
+            return {}
         self.accelerator.scaler = torch.amp.GradScaler(self.device.type)
-        return self.accelerator.prepare_optimizer(optimizer), {"scaler": self.accelerator.scaler}
+        return {"scaler": self.accelerator.scaler}
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step of an optimizer that `prepare` has not seen, after `backward`: unscaled, and left out where a
+        gradient has overflowed, in fp16."""
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
 
     def release(self, optimizer: Any) -> None:
         """Give the memory back that `prepare` took; the parameters stay as they are."""

@@ -206,15 +206,21 @@ def features(
 ) -> dict[str, Tensor]:
     """Run a frozen `encode` over all examples once: name -> [examples, ...] on the CPU, in the examples' order.
 
-    The pass is shared over processes. Unreadable examples are left out; ``position`` says which are there.
+    The pass is shared over processes. Unreadable examples are left out; ``position`` says which are there. What
+    autocast made is given as float32: what is done with features needs more digits than making them.
     """
+
+    def whole(value: Tensor) -> Tensor:
+        half = value.dtype in (torch.bfloat16, torch.float16)
+        return value.float() if half and runtime.precision != "float32" else value
+
     rows: list[dict[str, Tensor]] = []
     with torch.no_grad():
         for batch, _ in batches.epoch(0):
             if batch is not None:
                 with runtime.autocast():
                     out = encode(batch)
-                rows.append({n: v.detach().cpu() for n, v in out.items()} | {"position": batch["position"]})
+                rows.append({n: whole(v.detach()).cpu() for n, v in out.items()} | {"position": batch["position"]})
     rows = runtime.gather(rows)
     if not rows:
         raise TrainingError("there is no example to encode", where=f"stage {batches.stage}")

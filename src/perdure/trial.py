@@ -62,6 +62,7 @@ def first_steps(asked: Recipe, stream: Stream, steps: int) -> Trial:
         seed=settings.seed,
         device=settings.device,
         precision=settings.precision,
+        matmul=settings.matmul,
         unreadable=settings.unreadable,
         workers=settings.workers,
         threads=settings.threads,

@@ -51,7 +51,10 @@ class Run:
     device: str = "auto"
     """`auto` takes a GPU where there is one; or `cpu`, `mps`, `cuda`, `cuda:1`."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
-    """Autocast of forward passes; weights stay as they were loaded."""
+    """Autocast of forward passes; weights stay as they were loaded. fp16 needs a GPU."""
+    matmul: Literal["highest", "high"] = "highest"
+    """Products of float32 numbers on a GPU: in full, so that a GPU gives a CPU's numbers up to rounding, or in TF32
+    (`high`), several times as fast with three digits. bf16 and fp16 do not need it."""
     out: Path = Path("runs")
     """Folder of all runs."""
     workers: Annotated[int, Field(ge=0)] = 0

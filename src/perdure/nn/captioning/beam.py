@@ -50,7 +50,9 @@ def beam_search(advance: Advance, images: int, settings: Beam, *, device: torch.
     first_row = torch.arange(images, device=device)[:, None] * beams
     rows = None
     for _ in range(settings.most):
-        log_p = advance(ids[:, -1], rows).log_softmax(-1).view(images, beams, -1)
+        logits = advance(ids[:, -1], rows)
+        # Sums of log-probabilities need more than half precision.
+        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).view(images, beams, -1)
         if total is None:  # all beams are alike at first; only one of them may go on
             total = torch.full((images, beams), -1e9, dtype=log_p.dtype, device=device)
             total[:, 0] = 0

@@ -3,7 +3,8 @@
 Knows parameters, a loss and an answer as functions. Does not know what they compute: retrieval queries and captions
 are adapted to by the same few lines. Each part of the parameters takes its step as soon as the backward pass has made
 its gradients, while they are in the processor's cache, and gives them up: a fresh 0.35 GB of them in every step cost
-more than the arithmetic of one image.
+more than the arithmetic of one image. Within autocast its cache of low-precision weights is emptied whenever weights
+move; in float16 losses are scaled, since small gradients would vanish.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from perdure.nn.test_time.half import loss_scale, unscale
 from perdure.nn.test_time.prompt_tuning import Steps, Trace
 
 Answer = TypeVar("Answer")
@@ -27,11 +29,19 @@ class Episodes:
         state: tensors that an episode may change, by name; put back in place after each.
         tuned: what the optimizer moves: parts of `state`, or leaves that the caller fills before each episode.
         slow: where episodes start, if that changes from sample to sample.
+        stacked: the first axis of `tuned` is one of samples, side by side.
     """
 
     def __init__(
-        self, state: Mapping[str, Tensor], tuned: Mapping[str, Tensor], steps: Steps, *, slow: SlowStart | None = None
+        self,
+        state: Mapping[str, Tensor],
+        tuned: Mapping[str, Tensor],
+        steps: Steps,
+        *,
+        slow: SlowStart | None = None,
+        stacked: bool = False,
     ) -> None:
+        self.stacked = stacked
         self.state, self.tuned, self.steps, self.slow = dict(state), dict(tuned), steps, slow
         self.first = {n: t.detach().clone() for n, t in self.state.items()}
         self.parts = [
@@ -80,17 +90,33 @@ class Episodes:
         with torch.enable_grad():
             value = loss()
         kept: dict[int, Tensor | None] | None = {} if trace is not None and trace.keep_gradients else None
-        if value.requires_grad:
+        if value.requires_grad and (scale := loss_scale(value.device)) != 1:
+            self._step_scaled(value.sum(), scale, kept)
+        elif value.requires_grad:
             with _stepping(self.parts, kept):
                 value.sum().backward()
+            torch.clear_autocast_cache()
         if trace is not None and kept is not None:
             trace.gradients.append({n: kept.get(id(p)) for n, p in self.tuned.items()})  # type: ignore[arg-type]
         return value.detach()
+
+    def _step_scaled(self, value: Tensor, scale: float, kept: dict[int, Tensor | None] | None) -> None:
+        """A step in float16, of all parts at once: whether a gradient has overflowed shows at the end."""
+        (value * scale).backward()
+        gradients = {id(p): p.grad for p in self.tuned.values() if p.grad is not None}
+        unscale(list(gradients.values()), scale, stacked=self.stacked)
+        if kept is not None:
+            kept.update(gradients)
+        for optimizer in self.parts:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        torch.clear_autocast_cache()
 
     @torch.no_grad()
     def _fill(self, values: Mapping[str, Tensor]) -> None:
         if self.state:
             torch._foreach_copy_([t.data for t in self.state.values()], [values[n] for n in self.state])
+        torch.clear_autocast_cache()
 
 
 class SlowStart:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from perdure.nn.test_time.half import loss_scale, unscale
 from perdure.nn.test_time.losses import Objective, select_views, take_views
 from perdure.nn.test_time.prompts import Context, ContextPrompts, name_vectors, shifted
 
@@ -79,10 +80,13 @@ def tune_prompts(
         with torch.enable_grad():
             leaf = texts.detach().requires_grad_()
             losses = objective(scale * images @ leaf.transpose(-1, -2))
-            (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+            scaled = loss_scale(losses.device)
+            (gradient,) = torch.autograd.grad(losses.sum() * scaled, leaf, allow_unused=True)
             tuned.grad = torch.zeros_like(tuned)
             if gradient is not None:
                 prompts.backward(tuned, gradient)
+            if scaled != 1:
+                unscale([tuned.grad], scaled, stacked=True)
         if trace is not None:
             trace.losses.append(losses.detach())
             if trace.keep_gradients:

@@ -174,7 +174,7 @@ class SideBySide:
             self.stacked[name].requires_grad_()
         tuned = {n: self.stacked[n] for n in tuner.tuned}
         self.episodes = Episodes(
-            self.stacked, tuned if self.rows is None else {**tuned, "rows": self.rows}, tuner.steps
+            self.stacked, tuned if self.rows is None else {**tuned, "rows": self.rows}, tuner.steps, stacked=True
         )
         self.score = _Score(tuner)
 

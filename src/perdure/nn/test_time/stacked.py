@@ -19,6 +19,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from perdure.nn.test_time.half import loss_scale, unscale
 from perdure.nn.test_time.losses import Objective
 from perdure.nn.test_time.prompt_tuning import Steps
 
@@ -81,8 +82,12 @@ def adapt_together(
             losses = torch.stack([objective(own[None])[0] for objective, own in zip(objectives, logits, strict=True)])
         optimizer.zero_grad(set_to_none=True)
         if losses.requires_grad:
-            losses.sum().backward()
+            scale = loss_scale(losses.device)
+            (losses.sum() * scale).backward()
+            if scale != 1:
+                unscale([w.grad for w in weights.values() if w.grad is not None], scale, stacked=True)
         optimizer.step()
+        torch.clear_autocast_cache()
     return {name: tensor.detach() for name, tensor in weights.items()}
 
 
