@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import av
@@ -17,9 +18,24 @@ SAMPLE = Path(__file__).resolve().parents[3] / "shared/data/av_samples/LLP_BjCEu
 
 
 def video(
-    path: Path, *, seconds: int = 3, rate: int = 44100, layout: str | None = "stereo", tone: float = 440.0, fps: int = 8
+    path: Path,
+    *,
+    seconds: int = 3,
+    rate: int = 44100,
+    layout: str | None = "stereo",
+    tone: float = 440.0,
+    fps: int = 8,
+    starts: tuple[int, int] = (0, 0),
 ) -> Path:
-    """Frame n is grey n; the sound is a tone of amplitude 0.5 (None: no sound track)."""
+    """Frame n is grey n; the sound is a tone of amplitude 0.5 (None: no sound track). `starts`: seconds at which
+    picture and sound begin."""
+
+    def mux(packet: av.Packet, start: int) -> None:
+        if start and packet.dts is not None:
+            ticks = round(start / packet.time_base)
+            packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
+        container.mux(packet)
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         pictures = container.add_stream("mpeg4", rate=fps)
@@ -30,9 +46,9 @@ def video(
         for i in range(seconds * fps):
             grey = np.full((16, 32, 3), 40 + 60 * (i // fps), dtype=np.uint8)
             for packet in pictures.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")):
-                container.mux(packet)
+                mux(packet, starts[0])
         for packet in pictures.encode():
-            container.mux(packet)
+            mux(packet, starts[0])
         if sound is not None:
             channels = 2 if layout == "stereo" else 1
             time = np.arange(seconds * rate) / rate
@@ -40,7 +56,7 @@ def video(
             frame = av.AudioFrame.from_ndarray(wave, format="s16", layout=layout)  # type: ignore[arg-type]
             frame.rate = rate
             for packet in [*sound.encode(frame), *sound.encode()]:
-                container.mux(packet)
+                mux(packet, starts[1])
     return path
 
 
@@ -96,6 +112,53 @@ def test_a_folder_without_videos_and_two_videos_of_one_name_are_refused(tmp_path
         (tmp_path / f"a.{suffix}").touch()
     with pytest.raises(DataError, match="the same name"):
         prepare_videos(tmp_path, tmp_path / "out")
+
+
+def test_sound_that_starts_later_is_silent_until_then(tmp_path):
+    frames, wave, _ = decode(video(tmp_path / "a.mkv", starts=(0, 2)), seconds=4)
+    assert not wave[:63000].any() and np.abs(wave[65000:96000]).max() > 0.3
+    assert [round((float(np.asarray(f).mean()) - 40) / 60) for f in frames[:3]] == [0, 1, 2]
+
+
+def test_a_picture_that_starts_later_stands_still_until_then(tmp_path):
+    frames, wave, _ = decode(video(tmp_path / "a.mkv", starts=(2, 0)), seconds=5)
+    assert [round((float(np.asarray(f).mean()) - 40) / 60) for f in frames] == [0, 0, 0, 1, 2]
+    assert np.abs(wave[:30000]).max() > 0.3
+
+
+def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """A video of 16 x 8 pixels, bright in the upper left quarter, with a display matrix (a, b, c, d)."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8, options={"qscale": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        picture = np.zeros((32, 64, 3), np.uint8)
+        picture[:16, :32] = 255
+        for _ in range(8):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    a, b, c, d = (65536 * v for v in matrix)
+    data, plain = path.read_bytes(), struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    at = data.index(plain, data.index(b"tkhd"))
+    path.write_bytes(data[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[at + 36 :])
+    return path
+
+
+@pytest.mark.parametrize(
+    "matrix", [(s, 0, 0, t) for s in (1, -1) for t in (1, -1)] + [(0, s, t, 0) for s in (1, -1) for t in (1, -1)]
+)
+def test_frames_are_turned_as_they_are_to_be_shown(tmp_path, matrix):
+    frames, _, _ = decode(turned(tmp_path / "phone.mp4", matrix), seconds=1)
+    a, b, c, d = matrix
+    assert frames[0].size == ((64, 32) if a else (32, 64))
+    shown = np.asarray(frames[0].convert("L")) > 128
+    # the bright quarter's middle, seen from the picture's, is at (-1, -1) and is sent to (a x + c y, b x + d y)
+    right, low = -a - c > 0, -b - d > 0
+    height, width = shown.shape
+    quarter = shown[height // 2 :] if low else shown[: height // 2]
+    quarter = quarter[:, width // 2 :] if right else quarter[:, : width // 2]
+    assert quarter.mean() > 0.9 and shown.mean() < 0.3
 
 
 def test_a_real_video():

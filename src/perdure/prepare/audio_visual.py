@@ -11,19 +11,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from perdure.errors import DataError, MissingExtra
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 SUFFIXES = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".3gp"])
 RATE = 32_000
+DELAY = 0.1
+"""Seconds by which streams may start apart and still be taken for simultaneous: codecs state delays of their own."""
 REPORT = "prepared.json"
 
 
@@ -132,6 +138,9 @@ def prepare_one(video: Path, *, base: Path, out: Path, seconds: int, start: floa
 def decode(video: Path, *, seconds: int, start: float = 0.0) -> tuple[list[Any], np.ndarray, bool]:
     """One frame from the middle of each second, mono sound at 32 kHz, and whether the video is long enough.
 
+    Frames are turned as they are to be shown. Seconds count from where the picture or the sound starts, whichever is
+    first.
+
     Returns:
         PIL images; float32 ``[seconds * 32000]`` in -1..1; false if frames or sound had to be filled up.
 
@@ -143,13 +152,46 @@ def decode(video: Path, *, seconds: int, start: float = 0.0) -> tuple[list[Any],
     with av.open(str(video)) as container:
         if not container.streams.video:
             raise ValueError("there is no picture")
-        frames, whole = _frames(container, seconds, start)
+        lag = _lag(container)  # has read the first packets
     with av.open(str(video)) as container:
-        wave, length = _sound(container, seconds, start) if container.streams.audio else (None, 0)
+        frames, whole = _frames(container, seconds, start + min(lag, 0))
+    with av.open(str(video)) as container:
+        wave, length = _sound(container, seconds, start - max(lag, 0)) if container.streams.audio else (None, 0)
     samples = np.zeros(seconds * RATE, dtype=np.float32)
     if wave is not None:
         samples[: len(wave)] = wave
     return frames, samples, whole and (wave is None or length >= (seconds - 0.2) * RATE)
+
+
+def _lag(container: Any) -> float:
+    """Seconds by which the sound starts after the picture (negative: before it)."""
+    if not container.streams.audio:
+        return 0.0
+    starts: dict[str, float] = {}
+    for packet in container.demux(video=0, audio=0):
+        if packet.pts is not None and packet.stream.type not in starts:
+            starts[packet.stream.type] = float(packet.pts * packet.time_base)
+        if len(starts) == 2:
+            break
+    lag = starts["audio"] - starts["video"] if len(starts) == 2 else 0.0
+    return lag if abs(lag) >= DELAY else 0.0
+
+
+def upright(frame: Any) -> Image.Image:
+    """A frame as its display matrix says it is to be shown: phones store it as the sensor lies.
+
+    The matrix sends (x, y) to (a x + c y, b x + d y); quarter turns and mirrors occur."""
+    from PIL import Image
+
+    image, turn = frame.to_image(), Image.Transpose
+    stored = frame.side_data.get("DISPLAYMATRIX")
+    if stored is None:
+        return image
+    a, b, _, c, d = struct.unpack("<5i", bytes(stored)[:20])
+    if abs(b) > abs(a):
+        image, a, d = image.transpose(turn.TRANSPOSE), c, b
+    image = image.transpose(turn.FLIP_LEFT_RIGHT) if a < 0 else image
+    return image.transpose(turn.FLIP_TOP_BOTTOM) if d < 0 else image
 
 
 def _frames(container: Any, seconds: int, start: float) -> tuple[list[Any], bool]:
@@ -162,7 +204,7 @@ def _frames(container: Any, seconds: int, start: float) -> tuple[list[Any], bool
         time = float(frame.time if frame.time is not None else 0.0)
         first = time if first is None else first
         while len(taken) < seconds and latest is not None and time - first > wanted[len(taken)]:
-            taken.append(latest.to_image())
+            taken.append(upright(latest))
         if len(taken) == seconds:
             return taken, True
         latest = frame
@@ -172,11 +214,11 @@ def _frames(container: Any, seconds: int, start: float) -> tuple[list[Any], bool
     if ended < start:
         raise ValueError(f"it ends after {ended:.1f} s")
     whole = len(taken) == seconds or ended >= wanted[-1] - 0.5
-    return [*taken, *[latest.to_image()] * (seconds - len(taken))], whole
+    return [*taken, *[upright(latest)] * (seconds - len(taken))], whole
 
 
 def _sound(container: Any, seconds: int, start: float) -> tuple[np.ndarray, int]:
-    """Mono samples from `start` on, at most as many as asked for."""
+    """Mono samples from `start` on, at most as many as asked for; silence before its beginning."""
     import av
 
     resampler = av.AudioResampler(format="fltp", rate=RATE)  # channels are averaged here: FFmpeg would add power
@@ -192,7 +234,8 @@ def _sound(container: Any, seconds: int, start: float) -> tuple[np.ndarray, int]
     if count < end:
         parts += [rest.to_ndarray().mean(0) for rest in resampler.resample(None)]
     wave = np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
-    wave = np.nan_to_num(wave[round(start * RATE) : end]).clip(-1, 1).astype(np.float32)
+    wave = np.concatenate([np.zeros(round(max(-start, 0.0) * RATE)), wave[round(max(start, 0.0) * RATE) : max(end, 0)]])
+    wave = np.nan_to_num(wave[: seconds * RATE]).clip(-1, 1).astype(np.float32)
     return wave, len(wave)
 
 
