@@ -7,7 +7,8 @@ Does not know methods, models or streams.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +89,13 @@ def _order(count: int, task: Task, settings: Evaluation, runtime: Runtime) -> Se
     return torch.randperm(count, generator=generator).tolist()
 
 
+@contextmanager
+def predicting(method: Any, runtime: Runtime) -> Iterator[None]:
+    """How every predictor is made and asked: in the run's precision, with gradients where the method adapts."""
+    with torch.set_grad_enabled(getattr(method, "adapts", False)), runtime.autocast():
+        yield
+
+
 def _predict(
     method: Any,
     predict: Callable[[Batch], Predictions],
@@ -116,7 +124,7 @@ def _predict(
         for batch, _ in batches.epoch(0):
             if batch is not None:
                 seed_torch(key_seed("predict", *batch["seed"].tolist()))
-                with torch.set_grad_enabled(getattr(method, "adapts", False)), runtime.autocast():
+                with predicting(method, runtime):
                     predictions = predict(batch)
                 chosen = [examples[i] for i in batch["position"].tolist()]
                 new = metrics.records(query.kind, predictions, chosen, query, task=label)

@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from perdure import checkpoint, demands
 from perdure.errors import CheckpointError, Interrupted
-from perdure.evaluate import Evaluation, evaluate
+from perdure.evaluate import Evaluation, evaluate, predicting
 from perdure.keys import key_seed
 from perdure.placing import place
 from perdure.runtime import Runtime, seed_torch
@@ -130,7 +128,7 @@ def _test(
     for task in asked:
         query = stream.query(task, after=after)
         if query not in predictors:
-            with torch.set_grad_enabled(getattr(method, "adapts", False)), runtime.autocast():
+            with predicting(method, runtime):
                 predictors[query] = method.predictor(query)
         values, n = evaluate(method, predictors[query], task, query, evaluation, runtime=runtime, after=after)
         scores.add(after=after, asked=task.index, n=n, values=values)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from perdure import api, recipe
 from perdure.cli import main
+from perdure.methods.mg_clip import MgClip
 from perdure.run import checkpoint_file
 
 pytestmark = pytest.mark.slow
@@ -54,6 +56,23 @@ def test_predict_answers_readable_files_names_the_others_and_exits_1(run, pictur
     assert code == 1
     assert "broken.png" in err
     assert "Traceback" not in err
+
+
+def test_predict_answers_in_the_precision_that_the_run_was_tested_in(run, pictures, capsys, tmp_path, monkeypatch):
+    half = tmp_path / "half"
+    shutil.copytree(run, half)
+    (half / "recipe.yaml").write_text(recipe.to_yaml(recipe.load(run / "recipe.yaml", ["run.precision=bf16"])))
+    seen = []
+    made = MgClip.predictor
+
+    def watched(self, query):
+        predict = made(self, query)
+        return lambda batch: (seen.append(torch.is_autocast_enabled("cpu")), predict(batch))[1]
+
+    monkeypatch.setattr(MgClip, "predictor", watched)
+    for folder, expected in ((run, False), (half, True)):
+        assert perdure(capsys, "predict", folder, pictures / "0.png")[0] == 0
+        assert seen.pop() is expected
 
 
 def test_predict_writes_csv(run, pictures, capsys):

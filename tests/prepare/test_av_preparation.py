@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -29,13 +30,6 @@ def video(
 ) -> Path:
     """Frame n is grey n; the sound is a tone of amplitude 0.5 (None: no sound track). `starts`: seconds at which
     picture and sound begin."""
-
-    def mux(packet: av.Packet, start: int) -> None:
-        if start and packet.dts is not None:
-            ticks = round(start / packet.time_base)
-            packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
-        container.mux(packet)
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         pictures = container.add_stream("mpeg4", rate=fps)
@@ -45,18 +39,21 @@ def video(
             sound.layout = layout  # type: ignore[assignment]
         for i in range(seconds * fps):
             grey = np.full((16, 32, 3), 40 + 60 * (i // fps), dtype=np.uint8)
-            for packet in pictures.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")):
-                mux(packet, starts[0])
+            shown = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            shown.pts, shown.time_base = i + starts[0] * fps, Fraction(1, fps)
+            for packet in pictures.encode(shown):
+                container.mux(packet)
         for packet in pictures.encode():
-            mux(packet, starts[0])
+            container.mux(packet)
         if sound is not None:
             channels = 2 if layout == "stereo" else 1
             time = np.arange(seconds * rate) / rate
             wave = np.repeat(16000 * np.sin(2 * np.pi * tone * time), channels).astype(np.int16)[None]
             frame = av.AudioFrame.from_ndarray(wave, format="s16", layout=layout)  # type: ignore[arg-type]
             frame.rate = rate
+            frame.pts, frame.time_base = starts[1] * rate, Fraction(1, rate)
             for packet in [*sound.encode(frame), *sound.encode()]:
-                mux(packet, starts[1])
+                container.mux(packet)
     return path
 
 

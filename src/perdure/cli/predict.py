@@ -135,8 +135,7 @@ def _images(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _answers(opened: Any, files: Sequence[Path], top: int) -> list[dict[str, Any]]:
     """One object a readable file: ``{"file", "answers": [{"class", "score"}]}``, with the method's own scores."""
-    import torch
-
+    from perdure.evaluate import predicting
     from perdure.loading import ExampleBatches
     from perdure.types import Example
 
@@ -152,7 +151,7 @@ def _answers(opened: Any, files: Sequence[Path], top: int) -> list[dict[str, Any
         collate=getattr(method, "collate", None),
     )
     rows: list[dict[str, Any]] = []
-    with torch.set_grad_enabled(getattr(method, "adapts", False)):
+    with predicting(method, opened.runtime):
         predict = method.predictor(query)
         for batch, _ in batches.epoch(0):
             if batch is None:
