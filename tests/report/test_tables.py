@@ -7,7 +7,7 @@ import pytest
 from fake_runs import falling, write_run
 
 from perdure.errors import DataError
-from perdure.report import load, tables
+from perdure.report import load, markdown, tables
 from perdure.report.published import published
 
 
@@ -79,6 +79,30 @@ def test_a_clear_paired_difference_has_a_winner(tmp_path):
     assert found.winner == best == "b"
 
 
+def test_seeds_that_do_not_differ_count_as_one_and_win_nothing(tmp_path):
+    found, best = compared(tmp_path, (10.0, 10.0, 10.0), (16.67, 16.67, 16.67))
+    assert found.winner is None and best is None
+    same, other = (
+        tables.groups([one_task(tmp_path / f"{m}{s}", v, method=m, seed=s) for s in range(3)])[0]
+        for m, v in (("c", 16.67), ("d", 50.0))
+    )
+    ((_, summary),) = same.summaries.items()
+    assert (summary.n, summary.spread, summary.low) == (1, None, None)
+    said = tables.warnings([same, other])
+    assert "c: deterministic: seeds do not differ; 3 runs count as one." in said
+    assert "**" not in markdown.score_table([same, other])
+
+
+def test_equal_scores_of_unequal_answers_are_replicates(tmp_path):
+    runs = [one_task(tmp_path / str(s), 50.0, seed=s) for s in range(3)]
+    for run in runs:
+        (run.folder / "predictions").mkdir()
+        (run.folder / "predictions" / "0_0.jsonl").write_text(f'{{"id": "a", "label": {run.seed}}}\n')
+    (group,) = tables.groups(runs)
+    ((_, summary),) = group.summaries.items()
+    assert not group.deterministic and (summary.n, summary.spread) == (3, 0.0)
+
+
 def test_two_seeds_have_no_winner_however_clear(tmp_path):
     found, best = compared(tmp_path, (10.0, 11.0), (90.0, 91.0))
     assert found.winner is None and best is None and "needs 3" in found.reason
@@ -97,8 +121,8 @@ def test_three_pairs_of_one_sign_convince_the_bootstrap_but_not_the_verdict(tmp_
 
 
 def test_only_shared_seeds_are_compared(tmp_path):
-    left = tables.groups([one_task(tmp_path / f"a{s}", 50.0, method="a", seed=s) for s in (0, 1)])
-    right = tables.groups([one_task(tmp_path / f"b{s}", 60.0, method="b", seed=s) for s in (1, 2)])
+    left = tables.groups([one_task(tmp_path / f"a{s}", 50.0 + s, method="a", seed=s) for s in (0, 1)])
+    right = tables.groups([one_task(tmp_path / f"b{s}", 60.0 + s, method="b", seed=s) for s in (1, 2)])
     (number,) = left[0].summaries
     assert tables.compare(number, left[0], right[0]).seeds == [1]
 

@@ -7,6 +7,7 @@ append-only event log, a note; a folder that holds none of the parts is not a ru
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -84,6 +85,14 @@ def read(folder: Path) -> Run:
         events=events,
         notes=notes,
     )
+
+
+def records_digest(folder: Path) -> str:
+    """Of the names and bytes of all kept records; of nothing where none were kept."""
+    digest = hashlib.sha256()
+    for file in sorted((folder / "predictions").glob("*.jsonl")):
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def is_run(folder: Path) -> bool:

@@ -2,10 +2,10 @@
 
 Knows which runs are seeds of one experiment, and the statistics of small samples. Does not know HTML or figures.
 
-Statistics: the mean over seeds, the sample standard deviation, and from three seeds on a 95 % interval by
-Student's t. Two methods are compared by paired differences, seed by seed. A difference is called decided only
-if at least three seeds are shared and both its intervals, bootstrap and t, exclude 0: with three pairs the
-bootstrap alone is too sure of itself.
+Runs of several seeds that agree in every record count as one: there the method draws nothing. Statistics: the mean
+over seeds, the sample standard deviation, and from three seeds on a 95 % interval by Student's t. Two methods are
+compared by paired differences, seed by seed. A difference is called decided only if at least three seeds are shared
+and both its intervals, bootstrap and t, exclude 0: with three pairs the bootstrap alone is too sure of itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from perdure.metrics import METRICS, continual
+from perdure.report import load
 from perdure.report.card import identity
 from perdure.report.load import Run, flatten
 
@@ -107,6 +108,8 @@ class Group:
     numbers: dict[Number, dict[int, float]]
     """Number -> {seed: value}."""
     summaries: dict[Number, Summary]
+    deterministic: bool = False
+    """Its seeds do not differ in a single record: they count as one."""
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
@@ -238,6 +241,8 @@ def warnings(together: Sequence[Group]) -> list[str]:
         twice = sorted({s for s in seeds if s is not None and seeds.count(s) > 1})
         if twice:
             said.append(f"{group.label}: seed {', '.join(map(str, twice))} occurs more than once and counts once.")
+        if group.deterministic:
+            said.append(f"{group.label}: deterministic: seeds do not differ; {len(group.runs)} runs count as one.")
         said += [f"{run.name}: {note}." for run in group.runs for note in run.notes]
     if len({tuple(run.tasks) for run in runs}) > 1:
         said.append("The runs do not have the same tasks.")
@@ -271,8 +276,18 @@ def _group(label: str, runs: list[Run]) -> Group:
         for number, value in run_numbers(run).items():
             seed = run.seed if run.seed is not None else -1 - position
             numbers.setdefault(number, {}).setdefault(seed, value)
+    same = _are_one(runs)
+    if same:
+        numbers = {number: dict(list(values.items())[:1]) for number, values in numbers.items()}
     summaries = {number: summarize(list(values.values())) for number, values in numbers.items()}
-    return Group(label=label, runs=runs, numbers=numbers, summaries=summaries)
+    return Group(label=label, runs=runs, numbers=numbers, summaries=summaries, deterministic=same)
+
+
+def _are_one(runs: Sequence[Run]) -> bool:
+    """Whether runs of several seeds have equal scores and, where they kept them, equal records."""
+    if len({run.seed for run in runs}) < 2 or any(run.rows != runs[0].rows for run in runs):
+        return False
+    return len({load.records_digest(run.folder) for run in runs}) == 1
 
 
 def _labels(together: Sequence[Sequence[Run]]) -> list[str]:
