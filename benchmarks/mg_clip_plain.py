@@ -1,7 +1,9 @@
-"""MG-CLIP by the plain schedule: what `benchmarks/mg_clip.py` compares ours with.
+"""MG-CLIP by the published schedule: what `benchmarks/mg_clip.py` compares ours with.
 
-Every training step encodes the prompts of all classes seen at all 77 positions; every epoch of the visual classifier
-runs the image tower again; every evaluation batch encodes all prompts again. Losses, orders and optimizers are those of
+Every training step encodes the prompts of all classes seen at all 77 positions. Every batch of the pass for the class
+means encodes the prompts seen and those of all classes, every batch of the visual classifier's epochs those seen, and
+drops them; every one of these epochs runs the image tower again. Every evaluation batch encodes the prompts seen and
+those of all classes. Attention is two products and a softmax. Losses, orders and optimizers are those of
 `perdure.methods.mg_clip`. Knows torch and Hugging Face's CLIPModel. Saves nothing.
 """
 
@@ -26,8 +28,10 @@ from perdure.types import Example, Task
 class Plain:
     """MG-CLIP without any saving: the same losses, orders and optimizers, written out."""
 
-    def __init__(self, clip: Clip, config: Config, runtime: Runtime) -> None:
-        self.clip, self.config, self.runtime = clip, config, runtime
+    def __init__(self, clip: Clip, config: Config, runtime: Runtime, everything: Sequence[str]) -> None:
+        self.clip, self.config, self.runtime, self.everything = clip, config, runtime, everything
+        if clip.dtype == torch.float32:  # its softmax is float32 whatever the rest is
+            clip.model.set_attn_implementation("eager")
         lora.add_clip_lora(clip.model, r=config.lora_rank)
         self.rows = torch.zeros(0, clip.dim, dtype=clip.dtype)
         self.names: list[str] = []
@@ -36,8 +40,9 @@ class Plain:
         pixels = self.clip.transform.normalize(batch["image"]).to(self.clip.dtype)
         return F.normalize(self.clip.model.get_image_features(pixels).pooler_output, dim=1)
 
-    def texts(self) -> Tensor:
-        ids = self.clip.tokenize([self.config.template.format(name) for name in self.names])
+    def texts(self, names: Sequence[str] = ()) -> Tensor:
+        """Of these classes, or of those seen so far."""
+        ids = self.clip.tokenize([self.config.template.format(name) for name in names or self.names])
         return F.normalize(self.clip.model.get_text_features(ids).pooler_output, dim=1)
 
     def batches(self, examples: Sequence[Example], stage: str, *, training: bool, size: int = 0) -> ExampleBatches:
@@ -78,6 +83,7 @@ class Plain:
         with torch.no_grad():
             for batch, _ in self.batches(task.train, "means", training=False).epoch(0):
                 found.append(self.images(batch))
+                self.texts(), self.texts(self.everything)
                 labels.append(batch["label"])
         features, label = torch.cat(found), torch.cat(labels)
         means = torch.stack([features[label == y].mean(0) for y in classifier.labels_of(task)])
@@ -90,6 +96,7 @@ class Plain:
             for batch, _ in self.batches(task.train, "visual", training=True, size=size).epoch(epoch):
                 with torch.no_grad():
                     features = self.images(batch)
+                    self.texts()
                 scores = F.normalize(features, dim=1) @ F.normalize(weight, dim=1).T
                 loss = F.cross_entropy(scores[:, task.offset :], batch["label"] - task.offset)
                 optimizer.zero_grad()
@@ -103,6 +110,7 @@ class Plain:
         scores = []
         for batch, _ in self.batches(examples, "test", training=False).epoch(0):
             features = self.images(batch)
+            self.texts(self.everything)
             text = (self.clip.scale * features @ self.texts().T).softmax(1).softmax(1)
             visual = (features @ F.normalize(self.rows, dim=1).T).softmax(1)
             scores.append((text + 4 * visual) / 5)

@@ -4,7 +4,8 @@
 
 The plain schedule does what common rehearsal code does: PIL transforms image by image (crop, mirror, tensor,
 normalize), one buffer insert a sample, replayed images transformed one by one, gates pooled over whole maps,
-torch's default layout. Same networks, same batch sizes (32 current, 32 replayed, 32 x 32 pixels). The bare step is
+torch's default layout. Same networks, same batch sizes: those published for CIFAR (32 current, 32 replayed, 32 x 32
+pixels, cropped and mirrored), for Dynamos those published for SVHN (16 and 16, as they are). The bare step is
 the network's arithmetic (three forward passes for DER++) and the optimizer on tensors that are there, in our layout.
 All variants run in turns in one process; the fastest round counts. Seconds are CPU seconds of the process with
 one thread (other jobs on the machine hardly matter), wall seconds with more.
@@ -33,11 +34,11 @@ from perdure.memory import Draws
 from perdure.models import gated_resnet, resnet18
 from perdure.nn import policy
 from perdure.nn.modularity import multiply_accumulates
-from perdure.nn.skipping import Skipping
+from perdure.nn.skipping import Skipping, gated_pass
 from perdure.runtime import Runtime
 from perdure.types import Example, Examples, Task
 
-BATCH = 32
+BATCH, DYNAMOS_BATCH = 32, 16
 CLASSES = 10
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
 CHANNELS = 256
@@ -61,6 +62,7 @@ class SmallCnn(nn.Sequential):
 
 NETS = {
     "small CNN": SmallCnn,
+    "ResNet-18 nf=64": lambda: resnet18.load(resnet18.Config(width=64, seed=0, mean=MEAN, std=STD)),
     "ResNet-18 nf=20": lambda: resnet18.load(resnet18.Config(width=20, seed=0, mean=MEAN, std=STD)),
     "TinyResNet-18 nf=32": lambda: tiny(),
 }
@@ -76,20 +78,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6, help="steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--nets", nargs="*", choices=list(NETS), default=list(NETS))
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--out", type=Path, help="a file; what it holds of other parts stays")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
     timing = Timing(clock, options.steps, options.rounds)
-    result = {
+    known = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    result = known | {
         "machine": processor(),
         "torch": torch.__version__,
         "threads": options.threads,
         "seconds": "CPU" if options.threads == 1 else "wall",
-        "training": [row for name in NETS for row in training(name, timing)],
-        "gates": gates(timing),
-        "overhead": overhead(timing),
-        "inference": inference(timing),
+        **{name: PARTS[name](timing, options.nets) for name in options.only},
     }
     text = json.dumps(result, indent=1)
     print(text)
@@ -153,11 +155,13 @@ def training(net: str, timing: Timing) -> list[dict]:
 
 def gates(timing: Timing) -> list[dict]:
     """Dynamos beside DER++ on the plain network of the same size; gates pooled by moments and over maps."""
-    task = make_task(BATCH * timing.steps)
-    derpp = make_method("derpp", tiny())
-    dynamos, over_maps = (make_method("dynamos", gated_resnet.load(gated_resnet.Config(seed=0))) for _ in range(2))
+    task = make_task(DYNAMOS_BATCH * timing.steps)
+    how: dict = {"batch": DYNAMOS_BATCH, "augment": "none"}
+    derpp = make_method("derpp", tiny(), **how)
+    nets = [gated_resnet.load(gated_resnet.Config(seed=0)) for _ in range(3)]
+    dynamos, over_maps = (make_method("dynamos", net, **how) for net in nets[:2])
     over_maps.net.set_pooling("map")
-    plain = Plain("dynamos", gated_resnet.load(gated_resnet.Config(seed=0)))
+    plain = Plain("dynamos", nets[2], **how)
     for method in (derpp, dynamos, over_maps):
         fill(method, task)
     plain.learn(task)
@@ -169,7 +173,7 @@ def gates(timing: Timing) -> list[dict]:
             "plain schedule": lambda: plain.learn(task),
         }
     )
-    images = BATCH * timing.steps
+    images = DYNAMOS_BATCH * timing.steps
     found = [{"variant": name, "images_per_second": round(images / t, 1)} for name, t in times.items()]
     return [*found, {"variant": "dynamos step / derpp step", "ratio": round(times["dynamos"] / times["derpp"], 3)}]
 
@@ -226,7 +230,7 @@ def inference(timing: Timing) -> list[dict]:
             "published": lambda x=x: published.gated(x),
             "dense": lambda x=near: net.gated(x),
             "skipping": functools.partial(Skipping(net), near),
-            "folded": functools.partial(Skipping(net, worth=float("inf")), near),
+            "folded": functools.partial(gated_pass(net, "folded"), near),
             "plain": lambda x=near: net(x),
         }
         with torch.inference_mode():
@@ -290,13 +294,13 @@ def make_task(count: int, size: int = 32) -> Task:
     return Task(index=0, name="bench", kind="classify", candidates=names, train=Examples.of(made))
 
 
-def make_method(name: str, net: nn.Module):
+def make_method(name: str, net: nn.Module, *, batch: int = BATCH, augment: str = "crop_flip"):
     cls = registry.load("methods", name)
-    settings: dict = {"lr": 0.001, "batch_size": BATCH}
+    settings: dict = {"lr": 0.001, "batch_size": batch}
     if name != "sgd":
-        settings |= {"minibatch_size": BATCH, "buffer_size": 200}
+        settings |= {"minibatch_size": batch, "buffer_size": 200}
     settings |= {"warmup": 0} if name == "dynamos" else {}
-    augment = "none" if isinstance(net, Linear) else "crop_flip"
+    augment = "none" if isinstance(net, Linear) else augment
     return cls(cls.Config(**settings, augment=augment), net=net)
 
 
@@ -354,21 +358,17 @@ class Bare:
 class Plain:
     """Rehearsal image by image, as it is commonly written."""
 
-    def __init__(self, name: str, net: nn.Module) -> None:
-        self.name, self.net = name, net.train()
+    def __init__(self, name: str, net: nn.Module, *, batch: int = BATCH, augment: str = "crop_flip") -> None:
+        self.name, self.net, self.batch = name, net.train(), batch
         if hasattr(net, "set_pooling"):
             net.set_pooling("map")
         self.optimizer = torch.optim.SGD(net.parameters(), lr=0.001)
-        self.augment = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
-            ]
-        )
-        self.again = transforms.Compose([transforms.ToPILImage(), self.augment])
-        self.to_tensor = transforms.ToTensor()
+        self.to_tensor: Callable = transforms.ToTensor()
+        self.augment, self.again = self.to_tensor, torch.clone
+        if augment == "crop_flip":
+            crop = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+            self.augment = transforms.Compose([*crop, self.to_tensor, transforms.Normalize(MEAN, STD)])
+            self.again = transforms.Compose([transforms.ToPILImage(), self.augment])
         if getattr(net, "mean", None) is not None:  # here images are normalized one by one
             net.mean = net.std = None
         self.slots: list[tuple] = []
@@ -376,8 +376,8 @@ class Plain:
 
     def learn(self, task: Task) -> None:
         order = torch.randperm(len(task.train)).tolist()
-        for start in range(0, len(order), BATCH):
-            self.step([task.train[i] for i in order[start : start + BATCH]])
+        for start in range(0, len(order), self.batch):
+            self.step([task.train[i] for i in order[start : start + self.batch]])
 
     def step(self, examples: list[Example]) -> None:
         pictures = [Image.fromarray(e.inputs["image"]) for e in examples]
@@ -424,7 +424,7 @@ class Plain:
         return out, terms.cross_entropy + 0.5 * terms.policy + 0.3 * terms.prototype
 
     def draw(self):
-        chosen = np.random.choice(len(self.slots), min(BATCH, len(self.slots)), replace=False)
+        chosen = np.random.choice(len(self.slots), min(self.batch, len(self.slots)), replace=False)
         images = torch.stack([self.again(self.slots[i][0]) for i in chosen])
         columns = [[self.slots[i][k] for i in chosen] for k in (1, 2, 3)]
         gate = torch.stack(columns[2]) if columns[2][0] is not None else None
@@ -438,6 +438,14 @@ class Plain:
             elif (slot := np.random.randint(0, self.seen + 1)) < 200:
                 self.slots[slot] = item
             self.seen += 1
+
+
+PARTS: dict[str, Callable[[Timing, list[str]], list[dict]]] = {
+    "training": lambda timing, nets: [row for name in nets for row in training(name, timing)],
+    "gates": lambda timing, nets: gates(timing),
+    "overhead": lambda timing, nets: overhead(timing),
+    "inference": lambda timing, nets: inference(timing),
+}
 
 
 if __name__ == "__main__":
