@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
@@ -119,28 +121,11 @@ def apply(image: Pixels, step: Step) -> Pixels:
 
 
 def affine(image: Pixels, matrix: Sequence[float]) -> Pixels:
-    """PIL's affine transform: output pixel (x, y) is the input at (ax + by + c, dx + ey + f), bilinear; black outside.
-
-    A source point counts as inside up to the image's edge, where the last row or column is repeated.
-    """
-    _, height, width = image.shape
-    a, b, c, d, e, f = (float(v) for v in matrix)
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64) + 0.5, torch.arange(width, dtype=torch.float64) + 0.5, indexing="ij"
-    )
-    x, y = a * x + b * y + c, d * x + e * y + f
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    x, y = x - 0.5, y - 0.5
-    left, top = x.floor().long(), y.floor().long()
-    right_share, lower_share = (x - left).float(), (y - top).float()
-    columns = [i.clamp(0, width - 1) for i in (left, left + 1)]
-    rows = [i.clamp(0, height - 1) for i in (top, top + 1)]
-    flat = image.reshape(3, -1).float()
-    corner = [
-        [flat[:, (row * width + column).reshape(-1)].view(3, height, width) for column in columns] for row in rows
-    ]
-    upper, lower = (one + (other - one) * right_share for one, other in corner)
-    return ((upper + (lower - upper) * lower_share) * inside).clamp(0, 255).to(torch.uint8)
+    """PIL's affine transform: output pixel (x, y) is the input at (ax + by + c, dx + ey + f), bilinear, else black."""
+    height, width = image.shape[-2:]
+    opened = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    moved = opened.transform((width, height), Image.Transform.AFFINE, tuple(matrix), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(moved)).permute(2, 0, 1)
 
 
 def _rotate(image: Pixels, degrees: int) -> Pixels:
