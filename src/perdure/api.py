@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, device_memory, lock, recipe
+from perdure import checkpoint, device_memory, devices, lock, recipe
 from perdure.errors import CheckpointError, RecipeError
 from perdure.evaluate import Evaluation
 from perdure.keys import key_seed
@@ -259,23 +259,13 @@ def _card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder:
         stream=manifest,
         seeds={"seed": asked.run.seed, "torch": key_seed(asked.run.seed, "build")},
         precision=asked.run.precision,
-        device=_device_name(runtime),
+        device=devices.full_name(runtime.device),
         wall_seconds=_wall_seconds(folder / "events.jsonl"),
         peak_memory=runtime.peak_memory(),
         origins={name: setting.origin for name, setting in settings.items()},
         facts=facts,
         repository=Path.cwd(),
     )
-
-
-def _device_name(runtime: Runtime) -> str:
-    import platform
-
-    import torch
-
-    if runtime.device.type == "cuda":
-        return torch.cuda.get_device_name(runtime.device)
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _matmul(runtime: Runtime) -> str:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from perdure import checkpoint, demands
+from perdure.devices import seed_torch
 from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate, predicting
 from perdure.keys import key_seed
 from perdure.placing import place
-from perdure.runtime import Runtime, seed_torch
+from perdure.runtime import Runtime
 from perdure.types import Method, Query, Stream, Task
 
 Plan = Callable[[Stream, int], Sequence[Task]]

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from perdure import checkpoint, collectives, events, zero
+from perdure import checkpoint, collectives, devices, events, zero
 from perdure.collectives import Agreement
+from perdure.devices import seed_torch
 from perdure.errors import CheckpointError, Interrupted, MissingExtra, PerdureError, RecipeError
 from perdure.events import Events
 from perdure.keys import key_seed
@@ -28,22 +29,13 @@ from perdure.progress import Progress
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 
-def seed_torch(seed: int) -> None:
-    """Seed torch's global generators of the CPU and of the GPUs in use.
-
-    `torch.manual_seed` does the same, but formats stack traces for devices that are not there: 4 ms, too much for
-    every sample."""
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(seed)
-
-
 class Runtime:
     """Device, precision, processes, randomness, log and stages of one run.
 
     Args:
         seed: all randomness derives from it and from keys.
-        device: ``auto`` (accelerate's choice), ``cpu``, ``cuda`` or ``cuda:1``.
+        device: ``auto`` (the best there is), ``cpu``, ``cuda``, ``cuda:1``, ``xpu`` or ``mps``. Among several processes
+            each has its own, which accelerate chooses.
         precision: autocast of forward passes; weights stay as they were loaded.
         matmul: products of float32 numbers in full, or (`high`) in TF32 where the device can.
         out: the run's folder; None keeps nothing on disk.
@@ -215,9 +207,8 @@ class Runtime:
         """Peak bytes: resident set of this process and, on a GPU, torch's allocations."""
         scale = 1 if sys.platform == "darwin" else 1024
         peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
-        if self.device.type == "cuda":
-            peak["gpu"] = torch.cuda.max_memory_allocated(self.device)
-        return peak
+        gpu = devices.peak_memory(self.device)
+        return peak if gpu is None else peak | {"gpu": gpu}
 
     # -- log --------------------------------------------------------------------------------------------
 
@@ -368,24 +359,37 @@ def _accelerator(device: str, precision: Precision, out: Path | None, trackers: 
     for name in trackers:
         check_tracker(name)
     mixed = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise RecipeError(
-                f"run.device is {device}",
-                expected="a CUDA device, but torch sees none",
-                todo="Set run.device=cpu.",
-            )
-        if device != "cuda":
-            torch.cuda.set_device(device)
+    cpu = _choose(device)
     # accelerate keeps one global state a process; a second run in the same process may want another precision.
     AcceleratorState._reset_state(reset_partial_state=False)
     with patch_environment(ACCELERATE_USE_DEEPSPEED="false"):  # it would own the loop; `zero` takes its part of it
         return Accelerator(
-            cpu=device == "cpu",
+            cpu=cpu,
             mixed_precision=mixed,
             log_with=list(trackers) or None,
             project_dir=str(out) if out and trackers else None,
         )
+
+
+def _choose(asked: str) -> bool:
+    """Tell accelerate the device that was asked for; whether it is the CPU.
+
+    Among several processes accelerate gives each its own, of the kind asked for."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    if asked == "auto" and parse_flag_from_env("ACCELERATE_USE_CPU"):
+        asked = "cpu"
+    state = PartialState(cpu=asked == "cpu")
+    if state.num_processes == 1:  # of itself it keeps the device of a process's first run, and knows no index
+        state.device = devices.chosen(asked)
+    kind = torch.device(state.device or "cpu").type
+    if asked not in ("auto", kind) and state.num_processes > 1:
+        raise RecipeError(
+            f"run.device is {asked} in {state.num_processes} processes, each of which has its own",
+            expected=f"auto or {kind}",
+        )
+    return kind == "cpu"
 
 
 def check_tracker(name: str) -> None:

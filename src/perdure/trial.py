@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from perdure import device_memory
 from perdure import recipe as recipes
+from perdure.devices import seed_torch
 from perdure.placing import place
 from perdure.recipe import Recipe
 from perdure.recipe.plan import largest_batch
-from perdure.runtime import Runtime, Steps, seed_torch
+from perdure.runtime import Runtime, Steps
 from perdure.types import Examples, Stream, Task
 
 

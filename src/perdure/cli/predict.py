@@ -38,7 +38,7 @@ def command(
     top: Annotated[int, typer.Option("--top", min=1, help="answers for each file")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="comma-separated values")] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
     method: Annotated[str, typer.Option("--method", help="instead of a run: adapt to each image by this method")] = "",
     classes: Annotated[str, typer.Option("--classes", help='with --method: "a,b,c", or @FILE')] = "",
     model: Annotated[list[str] | None, typer.Option("--model", help="with --method or --find: ROLE=WEIGHTS")] = None,

@@ -111,7 +111,7 @@ def features(
     root: Annotated[Path | None, typer.Option("--root", help="its folder (of caption_texts: the file)")] = None,
     weights: Annotated[str, typer.Option("--weights", help="CLIP")] = "openai/clip-vit-base-patch16",
     texts_only: Annotated[bool, typer.Option("--texts-only", help="captions alone: what CapDec needs")] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
 ) -> None:
     """Make CLIP features of training images and captions once, for ClipCap and CapDec."""
     from perdure.config import Named
@@ -132,7 +132,7 @@ def clipscore(
     images: Annotated[Path, typer.Option("--images", help="folder that the records' ids start from")],
     weights: Annotated[str, typer.Option("--weights", help="CLIP")] = "openai/clip-vit-base-patch32",
     out: Annotated[Path | None, typer.Option("--out", help="records with the scores [beside FILE]")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
 ) -> None:
     """Add CLIPScore and RefCLIPScore to saved captions; then `perdure score` averages them."""
     from perdure.prepare import captions
@@ -155,11 +155,10 @@ def coco_results(
 
 
 def _clip(weights: str, device: str) -> Any:
-    import torch
-
+    from perdure import devices
     from perdure.models import clip
 
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = devices.chosen(device, where="--device")
     return clip.load(clip.Config(weights=weights)).to(where)
 
 

@@ -25,7 +25,7 @@ class LocalChat:
     batch_size: int = 8
     max_new_tokens: int = 256
     device: str = "auto"
-    """`auto`: cuda where there is one, else cpu."""
+    """`auto`: the best there is; or its name."""
     _sees: bool | None = field(default=None, repr=False)
     _loaded: Any = field(default=None, repr=False)
 
@@ -106,8 +106,9 @@ class LocalChat:
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is not None:
             return self._loaded
-        import torch
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+        from perdure import devices
 
         if self.sees:
             processor, kind = self._read(AutoProcessor), AutoModelForImageTextToText
@@ -118,7 +119,7 @@ class LocalChat:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        device = devices.chosen(self.device, where="--device")
         self._loaded = processor, self._read(kind, dtype="auto").to(device).eval()
         return self._loaded
 

@@ -49,7 +49,7 @@ class Run:
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Several runs, one for each seed, instead of `seed`."""
     device: str = "auto"
-    """`auto` takes a GPU where there is one; or `cpu`, `mps`, `cuda`, `cuda:1`."""
+    """`auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`, `xpu`, `mps`, refused if it is not there."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Autocast of forward passes; weights stay as they were loaded. fp16 needs a GPU."""
     matmul: Literal["highest", "high"] = "highest"
@@ -71,8 +71,8 @@ class Run:
     def faults(self) -> Iterator[tuple[str, str]]:
         if not re.fullmatch(r"[\w.+=-]+", self.name) or set(self.name) == {"."}:
             yield "name", "expected letters, digits and . _ + = - (it names a folder)"
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            yield "device", f"expected auto, cpu, mps, cuda or cuda:1, found '{self.device}'"
+        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", self.device):
+            yield "device", f"expected auto, cpu, cuda, cuda:1, xpu, xpu:1 or mps, found '{self.device}'"
         for seed in self.seeds:
             if self.seeds.count(seed) > 1:
                 yield "seeds", f"seed {seed} is given twice"

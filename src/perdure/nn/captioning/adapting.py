@@ -155,10 +155,9 @@ def drawn(
     captioner: Captioner, prefix: Tensor, key: tuple[int, int], *, samples: int, most: int, **settings: Any
 ) -> list[list[list[int]]]:
     """Captions drawn by transformers' generation, the same for the same key."""
+    from perdure.devices import forked_rng, seed_torch
     from perdure.keys import key_seed
-    from perdure.runtime import seed_torch
 
-    devices = [prefix.device] if prefix.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with forked_rng(prefix.device):
         seed_torch(key_seed("captions", *key))
         return captioner.generate(prefix, num_return_sequences=samples, max_new_tokens=most, **settings)
