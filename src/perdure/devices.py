@@ -1,6 +1,6 @@
 """The devices that torch sees here: chosen by name or refused, named for a card, seeded, and their peak memory.
 
-Knows torch's CPU, CUDA, XPU and MPS. Does not know runs, processes or models.
+Knows torch's CPU, CUDA, XPU and MPS, and what accelerate keeps of them. Does not know runs or models.
 """
 
 from __future__ import annotations
@@ -42,6 +42,31 @@ def chosen(name: str, *, where: str = "run.device") -> torch.device:
     if device.index is not None:
         _module(device).set_device(device)
     return device
+
+
+def set_for_accelerate(asked: str) -> bool:
+    """Tell accelerate the device that was asked for; whether it is the CPU.
+
+    Among several processes accelerate gives each its own, of the kind asked for.
+
+    Raises:
+        RecipeError: it is not there, or is not what the processes were given.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    if asked == "auto" and parse_flag_from_env("ACCELERATE_USE_CPU"):
+        asked = "cpu"
+    state = PartialState(cpu=asked == "cpu")
+    if state.num_processes == 1:  # of itself it keeps the device of a process's first run, and knows no index
+        state.device = chosen(asked)
+    kind = torch.device(state.device or "cpu").type
+    if asked not in ("auto", kind) and state.num_processes > 1:
+        raise RecipeError(
+            f"run.device is {asked} in {state.num_processes} processes, each of which has its own",
+            expected=f"auto or {kind}",
+        )
+    return kind == "cpu"
 
 
 def full_name(device: torch.device) -> str:

@@ -359,7 +359,7 @@ def _accelerator(device: str, precision: Precision, out: Path | None, trackers: 
     for name in trackers:
         check_tracker(name)
     mixed = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    cpu = _choose(device)
+    cpu = devices.set_for_accelerate(device)
     # accelerate keeps one global state a process; a second run in the same process may want another precision.
     AcceleratorState._reset_state(reset_partial_state=False)
     with patch_environment(ACCELERATE_USE_DEEPSPEED="false"):  # it would own the loop; `zero` takes its part of it
@@ -369,27 +369,6 @@ def _accelerator(device: str, precision: Precision, out: Path | None, trackers: 
             log_with=list(trackers) or None,
             project_dir=str(out) if out and trackers else None,
         )
-
-
-def _choose(asked: str) -> bool:
-    """Tell accelerate the device that was asked for; whether it is the CPU.
-
-    Among several processes accelerate gives each its own, of the kind asked for."""
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    if asked == "auto" and parse_flag_from_env("ACCELERATE_USE_CPU"):
-        asked = "cpu"
-    state = PartialState(cpu=asked == "cpu")
-    if state.num_processes == 1:  # of itself it keeps the device of a process's first run, and knows no index
-        state.device = devices.chosen(asked)
-    kind = torch.device(state.device or "cpu").type
-    if asked not in ("auto", kind) and state.num_processes > 1:
-        raise RecipeError(
-            f"run.device is {asked} in {state.num_processes} processes, each of which has its own",
-            expected=f"auto or {kind}",
-        )
-    return kind == "cpu"
 
 
 def check_tracker(name: str) -> None:
