@@ -135,4 +135,5 @@ def attend(
     queries: Float[Tensor, "*frames queries dim"], tokens: Float[Tensor, "frames tokens dim"]
 ) -> Float[Tensor, "frames queries dim"]:
     """For each query the tokens averaged by ``softmax(queries @ tokens.T)``, without scaling."""
-    return (queries @ tokens.transpose(1, 2)).softmax(2) @ tokens
+    heads = queries.expand(len(tokens), -1, -1)[:, None], tokens[:, None], tokens[:, None]
+    return F.scaled_dot_product_attention(*heads, scale=1.0)[:, 0]

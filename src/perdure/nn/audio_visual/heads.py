@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perdure.nn.audio_visual.adapter import attend
+
 
 class FeatureAdapter(nn.Module):
     """CLIP-Adapter: ``ratio * relu(W2 relu(W1 x)) + (1 - ratio) * x``, without biases."""
@@ -79,7 +81,7 @@ class AnswerHead(nn.Module):
         videos = len(question)
         heard = F.normalize(self.audio_in(audio), dim=2)
         seen = F.normalize(self.visual_in(visual), dim=2)
-        grounded = (seen @ heard.transpose(1, 2)).softmax(2) @ heard
+        grounded = attend(seen, heard)
         seen = self.grounding(torch.tanh(torch.cat([visual, grounded], dim=2)))
         heard, seen = (x.reshape(videos, -1, x.shape[2]) for x in (heard, seen))
         asked = self.question(question)
