@@ -16,6 +16,7 @@ from PIL import Image
 from perdure import registry
 from perdure.errors import DataError, RecipeError, WeightsError
 from perdure.evaluate import Evaluation, evaluate, read_records
+from perdure.models.clip import Clip
 from perdure.models.clip.context import read_context
 from perdure.nn.test_time.prompts import MetaNet
 from perdure.run import run, seed_everything
@@ -172,6 +173,48 @@ def test_learned_class_vectors_answer_by_chance_before_and_by_the_seed(name):
     assert any((first[i] - named[i]).abs().max() > 1e-3 for i in first)
     tuned = answers(fresh(name, lr=1e-2, learned_names=True))
     assert any((first[i] - tuned[i]).abs().max() > 1e-3 for i in first)
+
+
+NAMED = ("brown_cat", "dog")
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The prompts that any CLIP tokenizes from now on."""
+    texts, tokenize = [], Clip.tokenize
+    monkeypatch.setattr(
+        Clip, "tokenize", lambda clip, given, **how: texts.extend(given) or tokenize(clip, given, **how)
+    )
+    return texts
+
+
+@pytest.mark.parametrize("name", ["rlcf_encoder", "tpt_encoder", "kd", "zero_shot"])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"template": "a photo of a {}."}, "a photo of a brown cat."),
+        ({"template": "a photo of a {}.", "clean_names": False}, "a photo of a brown_cat."),
+        ({"template": "a_photo_of_a {}."}, "a_photo_of_a brown cat."),
+    ],
+)
+def test_underscores_of_names_become_spaces_unless_asked_otherwise_and_those_of_the_template_stay(
+    name, settings, said, read
+):
+    more = {"samples": 2} if name == "rlcf_encoder" else {}
+    fresh(name, **settings, **more).predictor(Query(kind="classify", candidates=NAMED))
+    assert set(read) == {said, said.replace("brown cat", "dog").replace("brown_cat", "dog")}
+
+
+@pytest.mark.parametrize("name", ["rlcf_prompt", "tpt_prompt"])
+def test_a_prompt_learner_reads_names_and_contexts_with_spaces(name, read):
+    more = {"samples": 2} if name == "rlcf_prompt" else {}
+    fresh(name, context="a_photo", **more).predictor(Query(kind="classify", candidates=NAMED))
+    assert read and not [text for text in read if "_" in text]
+
+
+def test_a_learned_context_reads_no_underscores_and_says_so():
+    settings = registry.load("methods", "zero_shot").Config(context_file=Path("ctx.pth.tar"), clean_names=False)
+    assert [where for where, _ in settings.faults()] == ["clean_names"]
 
 
 # -- contexts from files ------------------------------------------------------------------------------------

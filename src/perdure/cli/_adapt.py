@@ -16,7 +16,6 @@ from perdure.cli import _stated as stated
 from perdure.text_files import lines, read_text
 
 if TYPE_CHECKING:
-    from perdure.placing import place
     from perdure.runtime import Runtime
 
 
@@ -49,6 +48,7 @@ def adapt(
     _require_adapting(name)
     config = stated.settings(name, settings)
     weights = stated.weights(name, models)
+    from perdure.placing import place
     from perdure.runtime import Runtime
     from perdure.types import NO_EXAMPLES, Query, Task
 
@@ -175,12 +175,15 @@ def _rows(method: Any, unadapted: Any, query: Any, files: Sequence[Path], top: i
 
 def _reward(method: Any, query: Any) -> Any:
     """The reward of every class for the plain view of each image; None where a method has no reward model."""
+    from perdure.nn import clip_classifier as classifier
+
     reward = getattr(method, "reward", None) or getattr(method, "teacher", None)
     if reward is None:
         return None
     config = method.config
     template = getattr(config, "reward_template", None) or config.template
-    texts = reward.encode_texts([template.format(name.replace("_", " ")) for name in query.candidates])
+    prompts = classifier.prompts(template, query.candidates, clean=getattr(config, "clean_names", True))
+    texts = reward.encode_texts(prompts)
     normalize = method.policy.transform.normalize
     return lambda batch: reward.table(reward.encode_images(normalize(batch["views"][:, 0])), texts)
 

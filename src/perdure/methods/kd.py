@@ -34,7 +34,9 @@ class Config:
     """`kd`: cross-entropy with the teacher (`kd_plain`: less its entropy). `dkd`: target and others apart. `atkd`:
     logits scaled by their mean, as in the published code; `atkd_std`: by their spread; `atkd2`: layer-normalised."""
     template: str = "a photo of a {}."
-    """Class prompt; underscores of names become spaces."""
+    """Prompt of a class; `{}` stands for its name. The published scripts say `a_photo_of_a {}.`"""
+    clean_names: bool = True
+    """Put spaces for the underscores of class names."""
     tune: Literal["all", "norm"] = "all"
     """Parameters of the image tower that move: all, or those of its normalisation layers."""
     prior_strength: Annotated[float, Field(ge=0)] | None = None
@@ -97,7 +99,7 @@ class Kd:
     def predictor(self, query: Query):
         config, teacher = self.config, self.teacher
         objectives.require_candidates(query.candidates)
-        prompts = classifier.prompts(config.template, query.candidates, clean=True)
+        prompts = classifier.prompts(config.template, query.candidates, clean=config.clean_names)
         texts = teacher.encode_texts(prompts)
 
         def prepare(pixels: Tensor, index: Tensor, seeds: list[int]):

@@ -32,7 +32,9 @@ class Config:
     """Settings of RLCF on the image encoder; the defaults are the paper's for ImageNet and its variants."""
 
     template: str = "a photo of a {}."
-    """Class prompt; underscores of names become spaces."""
+    """Prompt of a class; `{}` stands for its name. The published scripts say `a_photo_of_a {}.`"""
+    clean_names: bool = True
+    """Put spaces for the underscores of class names."""
     tune: Literal["all", "norm"] = "all"
     """Parameters of the image tower that move: all, or those of its normalisation layers."""
     prior_strength: Annotated[float, Field(ge=0)] | None = None
@@ -112,7 +114,7 @@ class RlcfEncoder:
         config, reward = self.config, self.reward
         objectives.require_candidates(query.candidates)
         objectives.require_samples(config.samples, len(query.candidates), config.sampling)
-        prompts = classifier.prompts(config.template, query.candidates, clean=True)
+        prompts = classifier.prompts(config.template, query.candidates, clean=config.clean_names)
         texts = reward.encode_texts(prompts)
         settings = objectives.Reinforce(
             samples=config.samples,

@@ -30,7 +30,9 @@ class Config:
     """Settings of TPT's loss on the image encoder."""
 
     template: str = "a photo of a {}."
-    """Class prompt; underscores of names become spaces."""
+    """Prompt of a class; `{}` stands for its name. The published scripts say `a_photo_of_a {}.`"""
+    clean_names: bool = True
+    """Put spaces for the underscores of class names."""
     tune: Literal["all", "norm"] = "all"
     """Parameters of the image tower that move: all, or those of its normalisation layers."""
     prior_strength: Annotated[float, Field(ge=0)] | None = None
@@ -89,7 +91,7 @@ class TptEncoder:
     def predictor(self, query: Query):
         config = self.config
         objectives.require_candidates(query.candidates)
-        prompts = classifier.prompts(config.template, query.candidates, clean=True)
+        prompts = classifier.prompts(config.template, query.candidates, clean=config.clean_names)
 
         def prepare(pixels: Tensor, index: Tensor, seeds: list[int]):
             return [losses.average_entropy] * len(index)

@@ -38,13 +38,15 @@ class Config:
     templates: Literal["one", "imagenet80"] = "one"
     """`template` alone, or the mean feature of CLIP's 80 templates for ImageNet."""
     clean_names: bool = True
-    """Put spaces for the underscores of class names."""
+    """Put spaces for the underscores of class names; off in the published ensemble of several CLIPs."""
     context_file: Path | None = None
     """A learned context in place of the template: CoOp's or CoCoOp's `.pth.tar`."""
 
     def faults(self):
         if self.context_file is not None and self.templates != "one":
             yield "templates", "a learned context takes the place of templates; drop one of the two"
+        if self.context_file is not None and not self.clean_names:
+            yield "clean_names", "a learned context reads names with spaces for underscores; drop one of the two"
 
 
 class ZeroShot:
