@@ -139,7 +139,7 @@ def test_seeds_twice_a_bad_folder_name_and_a_bad_device_are_faults():
     found = faults(GOOD + "run: {seeds: [1, 1], name: a/b, device: gpu}")
     assert "seed 1 is given twice" in found
     assert "it names a folder" in found
-    assert "expected auto, cpu, mps, cuda or cuda:1, found 'gpu'" in found
+    assert "expected auto, cpu, cuda, cuda:1, xpu, xpu:1 or mps, found 'gpu'" in found
 
 
 @pytest.mark.parametrize(
@@ -261,6 +261,17 @@ def test_overrides_are_yaml_and_come_last():
     assert loaded.method.settings["lr"] == 5e-4
     assert loaded.seeds == (3, 4)
     assert loaded.stream.settings["data"] == {"name": "digits", "size": 16}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3,4", (3, 4)), ("[3,4]", (3, 4)), ("0,1,2", (0, 1, 2))])
+def test_a_list_needs_no_brackets_on_the_command_line(text, expected):
+    assert recipe.load(write(GOOD), [f"run.seeds={text}"]).seeds == expected
+
+
+def test_a_fault_in_a_list_without_brackets_is_shown_where_it_stands():
+    with pytest.raises(RecipeError) as raised:
+        recipe.load(write(GOOD), ["run.seeds=0,x"])
+    assert "<command line>:1:13: error" in str(raised.value) and "run.seeds=0,x" in str(raised.value)
 
 
 def test_a_setting_of_a_thing_that_is_named_shortly_can_be_overridden():

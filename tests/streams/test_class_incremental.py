@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -78,6 +79,19 @@ def test_cuts_that_do_not_come_out_even_are_refused_with_numbers():
         cuts(10, first=4, step=4)
     with pytest.raises(RecipeError, match="takes 11 classes, the data set has 10"):
         cuts(10, first=11, step=1)
+
+
+@given(classes=st.integers(2, 60), step=st.integers(1, 60), first=st.none() | st.integers(1, 60))
+def test_every_step_that_is_suggested_fits(classes, step, first):
+    try:
+        bounds = cuts(classes, first=first, step=step)
+    except RecipeError as fault:
+        if found := re.search(r"Steps that fit, near \d+: ([\d, ]+)", str(fault)):
+            assert all(cuts(classes, first=first, step=int(other))[-1] == classes for other in found[1].split(", "))
+        else:
+            assert first > classes
+    else:
+        assert bounds[0] == 0 and bounds[-1] == classes and bounds[1] == (first or step)
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,7 +13,7 @@ from perdure.cli import _complete
 
 EXAMPLES = """
 perdure run mg_clip/microworld
-perdure run mg_clip/cifar100 method.lr=5e-4 run.seeds=[0,1,2]
+perdure run mg_clip/cifar100 method.lr=5e-4 run.seeds=0,1,2
 perdure run my.yaml --again
 """
 

@@ -80,7 +80,8 @@ def read(file: Path, *, label: str) -> tuple[Layer, list[Wrong]]:
 
 
 def read_overrides(overrides: Sequence[str]) -> tuple[Layer, list[Wrong]]:
-    """``section.key=value`` arguments as one layer; each value is YAML 1.2."""
+    """``section.key=value`` arguments as one layer; each value is YAML 1.2, or a list without its brackets (``0,1,2``),
+    which some shells take for themselves."""
     layer = Layer(values={}, files=(COMMAND_LINE,))
     wrong: list[Wrong] = []
     for number, argument in enumerate(overrides, start=1):
@@ -89,7 +90,9 @@ def read_overrides(overrides: Sequence[str]) -> tuple[Layer, list[Wrong]]:
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             wrong.append(Wrong(mark=whole, what=f"`{key}` is not a setting", hint="write section.key=value"))
             continue
-        reader = _Reader(value, file=COMMAND_LINE, line=number - 1, column=len(key) + 1, shown=argument)
+        bare = int(re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", value) is not None)
+        value = f"[{value}]" if bare else value
+        reader = _Reader(value, file=COMMAND_LINE, line=number - 1, column=len(key) + 1 - bare, shown=argument)
         path: Keys = tuple(key.split("."))
         try:
             found = reader.value(path)

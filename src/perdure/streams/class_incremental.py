@@ -81,7 +81,7 @@ def build(config: Config) -> Stream:
         "stream": "class_incremental",
         "source": config.data.plain(),
         "order": class_order(config.order, dataset, seed=config.order_seed),
-        "cuts": cuts(count, first=config.first or config.step, step=config.step),
+        "cuts": cuts(count, first=config.first, step=config.step),
         **{name: getattr(config, name) for name in RULES},
     }
     return assemble(dataset, plan)
@@ -115,23 +115,28 @@ def assemble(dataset: Dataset, plan: Mapping[str, Any]) -> Stream:
     )
 
 
-def cuts(classes: int, *, first: int, step: int) -> list[int]:
-    """Bounds of the tasks: ``cuts(100, first=50, step=10) == [0, 50, 60, 70, 80, 90, 100]``."""
-    if first > classes:
+def cuts(classes: int, *, first: int | None, step: int) -> list[int]:
+    """Bounds of the tasks: ``cuts(100, first=50, step=10) == [0, 50, 60, 70, 80, 90, 100]``.
+
+    Without `first` the first task is as large as the others.
+    """
+    if first is not None and first > classes:
         raise RecipeError(
             f"the first task takes {first} classes, the data set has {classes}",
             where="stream.first",
             expected=f"at most {classes}",
         )
-    rest = classes - first
+    rest = classes - (first or 0)
     if rest % step:
         fitting = [s for s in range(1, rest + 1) if rest % s == 0]
         close = sorted(sorted(fitting, key=lambda s: abs(s - step))[:6])
+        left = f"minus {first} of the first task leave {rest}, which is" if first else "are"
         raise RecipeError(
-            f"{classes} classes minus {first} of the first task leave {rest}, which is no multiple of {step}",
+            f"{classes} classes {left} no multiple of {step}",
             where="stream.step",
             todo=f"Steps that fit, near {step}: {', '.join(map(str, close))}.",
         )
+    first = first or step
     return [0, *range(first, classes + 1, step)]
 
 
