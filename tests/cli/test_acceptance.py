@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from perdure import progress
 from perdure.cli import main
+from perdure.cli.demo import table_lines
 from perdure.progress import Progress
 
 GOOD = """stream: {name: class_incremental, data: digits, step: 5, train_per_class: 10, test_per_class: 5}
@@ -83,6 +84,15 @@ def test_the_demo_needs_no_network_and_no_home(tmp_path):
     report = re.search(r"The report, with figures: (\S+)", done.stdout)
     assert report and (tmp_path / report[1]).stat().st_size < 1_000_000
     assert len([line for line in lines if line.startswith("  perdure ")]) == 3
+
+
+@pytest.mark.parametrize("total", [100, 80, 60, 48])
+def test_the_demos_table_is_aligned_and_whole_in_any_width(total):
+    rows = {"continual_clip": ["100.0"] * 11, "mg_clip": [*(f"{n}.5" for n in range(20, 28)), "1.5", "2.5", "3.5"]}
+    head, *lines = table_lines(rows, total=total)
+    assert {len(line) for line in (head, *lines)} == {len(head)} and len(head) <= total
+    assert head.endswith("task 8 average   last forgetting") and lines[1].split()[-3:] == ["1.5", "2.5", "3.5"]
+    assert total < 60 or (" task 1 " in head and " 20.5 " in lines[1])
 
 
 @pytest.mark.slow

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from perdure.cli._layout import width
 
 EXAMPLES = """
 perdure demo
@@ -22,6 +25,9 @@ METHODS = ("continual_clip", "finetune", "rapf", "mg_clip")
 SMALLER = ("stream.train_per_class=40", "stream.test_per_class=20")
 """What makes a minute of it: fewer images than the recipes' own."""
 COLUMNS = ("average", "last", "forgetting")
+TASKS = 8
+NAME = max(map(len, ("method", *METHODS)))
+"""Width of the names."""
 
 
 def command(
@@ -45,11 +51,16 @@ def command(
             api.execute(recipe, again=again, quiet=True)
             show(name)
     pages = report(list(folders.values()), out)
-    print(f"\n{_seen({name: _row(folder) for name, folder in folders.items()})}")
+    said = _seen({name: _row(folder) for name, folder in folders.items()})
+    print("", *(part for line in said.split("\n") for part in textwrap.wrap(line, width() or 1000)), sep="\n")
     print(f"The report, with figures: {pages['report.html']}\n\nNext:")
     print(f"  perdure show {folders['mg_clip']}")
-    print("  perdure cp mg_clip/microworld my.yaml      # then set stream.data to a folder of your images")
     print("  perdure list recipes")
+    print("  perdure cp prototype/microworld my.yaml")
+    print("For images of your own, a folder a class, set in my.yaml:")
+    print("  stream.data: {name: image_folder, root: my_images}, and stream.step: classes a task.")
+    print("prototype reads no class names. The others do: they also need models.clip.weights,")
+    print("a CLIP that knows your words, such as ViT-B/32.")
 
 
 class _table:
@@ -62,8 +73,8 @@ class _table:
 
     def __enter__(self) -> Callable[[str], None]:
         if not sys.stdout.isatty():
-            print(_line(["method", *(f"task {t}" for t in range(1, 9)), *COLUMNS]), flush=True)
-            return lambda name: print(_line([name, *_cells(self.folders[name])]), flush=True)
+            print(table_lines({}, total=None)[0], flush=True)
+            return lambda name: print(table_lines({name: _cells(self.folders[name])}, total=None)[1], flush=True)
         from rich.live import Live
 
         self.live = Live(self._drawn(), refresh_per_second=4)
@@ -84,18 +95,25 @@ class _table:
             self.live.update(self._drawn())
 
     def _drawn(self) -> Any:
-        from rich.table import Table
+        from rich.text import Text
 
-        drawn = Table(title="accuracy on all classes seen, in percent", title_justify="left")
-        for title in ("method", *map(str, range(1, 9)), *COLUMNS):
-            drawn.add_column(title, justify="left" if title == "method" else "right")
-        for name, folder in self.folders.items():
-            drawn.add_row(name, *_cells(folder))
-        return drawn
+        rows = {name: _cells(folder) for name, folder in self.folders.items()}
+        return Text("\n".join(["accuracy on all classes seen, in percent", *table_lines(rows, total=width())]))
 
 
-def _line(cells: Sequence[str]) -> str:
-    return " ".join([f"{cells[0]:<15}", *(f"{cell:>{max(6, len(cell))}}" for cell in cells[1:])])
+def table_lines(rows: Mapping[str, Sequence[str]], *, total: int | None) -> list[str]:
+    """The head and a line a method, aligned. Where `total` columns do not hold all tasks, evenly spaced ones are left,
+    with the first and the last."""
+    head = [*(f"task {t}" for t in range(1, TASKS + 1)), *COLUMNS]
+    widths = [max(6, len(title)) for title in head]
+    fixed = NAME + sum(w + 1 for w in widths[TASKS:])
+    most = TASKS if total is None else max(min((total - fixed) // (widths[0] + 1), TASKS), 1)
+    spaced = {round(i * (TASKS - 1) / (most - 1)) for i in range(most)} if most > 1 else {TASKS - 1}
+    kept = [*sorted(spaced), *range(TASKS, len(head))]
+    lines = []
+    for name, cells in {"method": head, **rows}.items():
+        lines.append(" ".join([f"{name:<{NAME}}", *(f"{cells[i]:>{widths[i]}}" for i in kept)]))
+    return lines
 
 
 def _cells(folder: Path) -> list[str]:
@@ -103,7 +121,7 @@ def _cells(folder: Path) -> list[str]:
     row = _row(folder)
     steps = [f"{value:.1f}" for value in row["steps"]]
     whole = [f"{row[name]:.1f}" for name in COLUMNS] if len(steps) == row["tasks"] else []
-    return [*steps, *[""] * (8 - len(steps)), *whole, *[""] * (3 - len(whole))]
+    return [*steps, *[""] * (TASKS - len(steps)), *whole, *[""] * (len(COLUMNS) - len(whole))]
 
 
 def _row(folder: Path) -> dict[str, Any]:
