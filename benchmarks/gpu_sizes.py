@@ -130,11 +130,8 @@ def episodes(bench: Bench) -> Iterator[Measure]:
         method = rlcf.make(argparse.Namespace(what=what, tune="all"), *clips(), 1)
         views = clips()[0].transform.normalize(rlcf.images(method, 1)["views"].to(bench.device))
 
-        def call() -> Any:
-            with torch.device(bench.device):
-                return plain[what](*clips(), rlcf.names(False)[:classes], views)
-
-        return call
+        schedule = plain[what](*clips(), rlcf.names(False)[:classes])
+        return lambda: schedule(views)
 
     for what in plain:
         for classes in (5,) if bench.quick else (50, 1000):
@@ -162,22 +159,22 @@ def queries(bench: Bench) -> Iterator[Measure]:
         ids = clip.tokenize([f"a photo of a {name}" for name in rlcf.names(False)[:gallery]]).to(bench.device)
         return clip, pixels, ids, torch.rand(count, len(ids), device=bench.device)
 
-    def ours() -> None:
+    def ours() -> Callable[[], Any]:
         clip, pixels, ids, table = made()
         tuner, settings = QueryTuner(clip, ids, steps, query="image"), objectives.Reinforce(samples=asked.samples)
-        for item, scores in zip(pixels, table):
-            tuner.logits(item[None], objectives.reinforce(scores[None, None], settings))
+        each = [(item[None], objectives.reinforce(row[None, None], settings)) for item, row in zip(pixels, table)]
+        return lambda: [tuner.logits(item, objective) for item, objective in each]
 
-    def plain() -> None:
+    def plain() -> Callable[[], Any]:
         clip, pixels, ids, table = made()
-        with torch.device(bench.device):
-            rlcf_retrieval.plain_schedule(clip, asked, pixels, ids, table, steps)
+        schedule = rlcf_retrieval.plain_schedule(clip, asked, ids, steps)
+        return lambda: schedule(pixels, table)
 
-    def bare() -> None:
-        rlcf_retrieval.bare_steps(made()[0], asked, made()[1], steps)
+    def bare() -> Callable[[], Any]:
+        return lambda: rlcf_retrieval.bare_steps(made()[0], asked, made()[1], steps)
 
-    for name, call in {"ours": ours, "plain": plain, "bare": bare}.items():
-        yield f"RLCF retrieval, image queries: {name}", lambda c=call: bench.measure(c, units=count)
+    for name, make in {"ours": ours, "plain": plain, "bare": bare}.items():
+        yield f"RLCF retrieval, image queries: {name}", lambda m=make: bench.measure(m(), units=count)
 
 
 def captions(bench: Bench) -> Iterator[Measure]:
