@@ -20,10 +20,14 @@ SIZES_IN_TESTS = ("at_once", "chunk", "generate_batch")
 
 
 @contextlib.contextmanager
-def explained(asked: Recipe, runtime: Runtime) -> Iterator[None]:
+def explained(asked: Recipe | None, runtime: Runtime, *, todo: str = "") -> Iterator[None]:
     """A `DeviceMemoryError` in place of torch's error.
 
-    What the run has saved stays; it may go on under settings that move no number, which the message names first."""
+    What the run has saved stays; it may go on under settings that move no number, which the message names first.
+
+    Args:
+        asked: the run's recipe; None if there is none, or it cannot be changed: then `todo` says what to do.
+    """
     try:
         yield
     except torch.OutOfMemoryError as fault:
@@ -31,12 +35,18 @@ def explained(asked: Recipe, runtime: Runtime) -> Iterator[None]:
         raise DeviceMemoryError(
             f"the device {runtime.device} has too little memory{_use(runtime.device)} for {_place(runtime)}",
             where=str(runtime.out or ""),
-            todo=_advice(recipe.flat(recipe.resolved(asked)), testing=runtime.stage.startswith("test ")) + kept,
+            todo=(_settings(asked, runtime) if asked is not None else todo) + kept,
         ) from fault
+
+
+def _settings(asked: Recipe, runtime: Runtime) -> str:
+    return _advice(recipe.flat(recipe.resolved(asked)), testing=runtime.stage.startswith("test "))
 
 
 def _place(runtime: Runtime) -> str:
     batch = f", batches of {runtime.batch_size}" if runtime.batch_size else ""
+    if runtime.task < 0 and not runtime.stage.startswith("test "):  # `perdure predict`
+        return f"stage predict{batch}"
     return f"task {runtime.task + 1}, stage {runtime.stage}{batch}" if runtime.stage else f"task {runtime.task + 1}"
 
 

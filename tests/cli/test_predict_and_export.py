@@ -75,6 +75,15 @@ def test_predict_answers_in_the_precision_that_the_run_was_tested_in(run, pictur
         assert seen.pop() is expected
 
 
+def test_predict_on_a_device_without_enough_memory_says_what_to_do(run, pictures, capsys, monkeypatch):
+    def exhausted(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(MgClip, "predictor", lambda self, query: exhausted)
+    code, _, err = perdure(capsys, "predict", run, pictures, "--device", "cpu")
+    assert code == 2 and "too little memory for stage predict, batches of" in err and "Name fewer files" in err
+
+
 def test_predict_writes_csv(run, pictures, capsys):
     code, out, _ = perdure(capsys, "predict", run, pictures / "0.png", "--csv")
     rows = list(csv.DictReader(io.StringIO(out)))

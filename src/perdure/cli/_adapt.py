@@ -40,7 +40,7 @@ def adapt(
         RecipeError: the method does not adapt, or a role or a setting is unknown.
         DataError: no classes, or too few.
     """
-    from perdure import registry
+    from perdure import device_memory, registry
     from perdure.errors import DataError
 
     if len(classes) < 2:
@@ -62,7 +62,8 @@ def adapt(
         one.learn(
             Task(index=0, name="own images", kind="classify", candidates=query.candidates, train=NO_EXAMPLES), runtime
         )
-    return _rows(method, unadapted, query, files, top, runtime), runtime
+    with device_memory.explained(None, runtime, todo="Set fewer views (--set views=16), or add --device cpu."):
+        return _rows(method, unadapted, query, files, top, runtime), runtime
 
 
 def read_classes(text: str) -> list[str]:

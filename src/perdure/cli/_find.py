@@ -51,7 +51,7 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
     """Logits of all images before and after adapting."""
     import torch
 
-    from perdure import registry
+    from perdure import device_memory, registry
     from perdure.keys import example_seed
     from perdure.loading import to_device
     from perdure.nn.test_time.retrieval import NamedImage
@@ -71,7 +71,8 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
         method.learn(Task(index=0, name="own images", kind="retrieve"), runtime)
         item = method.preprocess(Example(id=text, inputs={"text": text}), False)
         batch = to_device({"ids": item["ids"][None], "text": [text], "seed": torch.tensor([seed])}, runtime.device)
-        found.append(method.predictor(query)(batch)[0].detach().cpu())
+        with device_memory.explained(None, runtime, todo="Name fewer files, or add --device cpu."):
+            found.append(method.predictor(query)(batch)[0].detach().cpu())
     assert all(torch.isfinite(row).all() for row in found)
     return found
 

@@ -64,12 +64,13 @@ def command(
     if method:
         _adapt_to(found, method, classes, model or [], settings or [], form=form, top=top, device=device, html=html)
         return
-    from perdure import api  # brings torch: after all that can be wrong in the arguments
+    from perdure import api, device_memory  # they bring torch: after all that can be wrong in the arguments
 
     opened = api.reopen(run, device=device)
     if opened.query.kind != "classify":
         raise DataError(f"the run answers tasks of kind {opened.query.kind}", where=str(run), expected="classify")
-    answers = _answers(opened, found, top)
+    with device_memory.explained(None, opened.runtime, todo="Name fewer files at a time, or add --device cpu."):
+        answers = _answers(opened, found, top)
     _print(answers, form=form)
     _name_unreadable(opened.runtime.skipped)
 
