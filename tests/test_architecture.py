@@ -14,7 +14,7 @@ LAYER_0 = {"types", "errors", "nearest", "text_files", "demands"}
 LAYER_1 = {
     *("registry", "config", "setting_faults", "runtime", "progress", "checkpoint", "losses", "memory", "nn", "metrics"),
     *("source_settings", "keys", "sharding", "zero", "loading", "training", "images", "augment", "rehearsal"),
-    *("draws", "devices", "precision", "lock", "collectives", "events", "placing"),
+    *("draws", "devices", "precision", "lock", "collectives", "events", "placing", "compiling"),
 }
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(LAYER_0, LAYER_0),

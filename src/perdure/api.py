@@ -200,6 +200,7 @@ def make_runtime(asked: Recipe, folder: Path | None, *, quiet: bool = False) -> 
         device=settings.device,
         precision=settings.precision,
         matmul=settings.matmul,
+        compile=settings.compile,
         out=folder,
         save_every=settings.save_every,
         unreadable=settings.unreadable,
@@ -246,6 +247,7 @@ def _card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder:
         "skipped": runtime.skipped,
         "processes": runtime.processes,
         "matmul": _matmul(runtime),
+        "compiled_layers": runtime.compiled_layers,
     }
     manifest = dict(built.stream.manifest)
     data = manifest.get("data", {})

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from perdure.compiling import compile_layers
 from perdure.runtime import Runtime
 
 _PLAIN = (str, bytes, int, float, complex, type(None), type, torch.Tensor, torch.device, torch.dtype)
@@ -22,11 +23,14 @@ _PLAIN = (str, bytes, int, float, complex, type(None), type, torch.Tensor, torch
 def place(method: Any, runtime: Runtime) -> None:
     """Move every model that a method reaches to the run's device. Parameters stay the objects that they are.
 
-    In a sharded run a model that says ``sharded_by_stage = True`` is left where it is.
+    In a sharded run a model that says ``sharded_by_stage = True`` is left where it is. Where the run asks for it, the
+    layers that models repeat are compiled in place.
     """
     for module in modules(method).values():
         if not (runtime.sharded and getattr(module, "sharded_by_stage", False)):
             module.to(runtime.device)
+        if runtime.compile:
+            runtime.compiled_layers += compile_layers(module)
 
 
 def modules(method: Any) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from perdure import checkpoint, collectives, devices, events, zero
+from perdure import checkpoint, collectives, compiling, devices, events, zero
 from perdure.collectives import Agreement
 from perdure.devices import seed_torch
 from perdure.errors import CheckpointError, Interrupted, MissingExtra, PerdureError, RecipeError
@@ -38,6 +38,7 @@ class Runtime:
             each has its own, which accelerate chooses.
         precision: autocast of forward passes; weights stay as they were loaded.
         matmul: products of float32 numbers in full, or (`high`) in TF32 where the device can.
+        compile: torch.compile of the layers that models repeat, where they are placed.
         out: the run's folder; None keeps nothing on disk.
         save_every: seconds between mid-task checkpoints.
         unreadable: what to do with an example that cannot be decoded: ``stop`` or ``skip``.
@@ -47,6 +48,9 @@ class Runtime:
         quiet: no progress.
     """
 
+    compiled_layers = 0
+    """Counted where models are placed."""
+
     def __init__(
         self,
         *,
@@ -54,6 +58,7 @@ class Runtime:
         device: str = "auto",
         precision: Precision = "float32",
         matmul: Matmul = "highest",
+        compile: bool = False,
         out: Path | None = None,
         save_every: float = 300.0,
         unreadable: Literal["stop", "skip"] = "stop",
@@ -65,7 +70,7 @@ class Runtime:
         if threads:
             torch.set_num_threads(threads)
         self.seed, self.precision, self.workers, self.unreadable = seed, precision, workers, unreadable
-        self.out, self.save_every, self.quiet = out, save_every, quiet
+        self.out, self.save_every, self.quiet, self.compile = out, save_every, quiet, compile
         require(precision, device)
         set_matmul(matmul)
         self.accelerator = _accelerator(device, precision, out, trackers)
@@ -79,6 +84,8 @@ class Runtime:
         """Weights or gradients are shared out over processes (`sharding`, `zero`): all must make the same passes."""
         if self.zero and precision == "fp16":
             raise RecipeError("run.precision is fp16 with DeepSpeed", expected="float32 or bf16")
+        if compile:
+            compiling.require(self.device.type, sharded=self.sharded)
         self.task = -1
         """Index of the task being learned: a part of every key."""
         self.stage, self.batch_size = "", 0

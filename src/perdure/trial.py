@@ -64,6 +64,7 @@ def first_steps(asked: Recipe, stream: Stream, steps: int) -> Trial:
         device=settings.device,
         precision=settings.precision,
         matmul=settings.matmul,
+        compile=settings.compile,
         unreadable=settings.unreadable,
         workers=settings.workers,
         threads=settings.threads,

@@ -27,7 +27,7 @@ SHIPPED, shipped = registry.RECIPES, registry.recipes
 __all__ = ["Evaluate", "Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
 SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
 NAMED_SECTIONS = frozenset({"stream", "models", "method"})
-NOT_A_CHANGE = frozenset({"out", "name", "device", "workers", "save_every", "trackers", "threads", "seeds"})
+NOT_A_CHANGE = frozenset({"out", "name", "device", "workers", "save_every", "trackers", "threads", "seeds", "compile"})
 """Settings of `run` that a run may be resumed with: they move no number."""
 COST_ONLY = frozenset({"accumulate", "at_once", "chunk", "generate_batch", "encode_batch_size"})
 """The same for settings of methods, beside `evaluate.batch_size`: how much is worked on at once."""

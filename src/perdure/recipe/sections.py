@@ -55,6 +55,9 @@ class Run:
     matmul: Literal["highest", "high"] = "highest"
     """Products of float32 numbers on a GPU: in full, so that a GPU gives a CPU's numbers up to rounding, or in TF32
     (`high`), several times as fast with three digits. bf16 and fp16 do not need it."""
+    compile: bool = False
+    """torch.compile of the layers that models repeat (towers, language models, residual blocks). It moves numbers by
+    rounding alone, as another device does. A layer is compiled when it first meets a shape: for long runs on a GPU."""
     out: Path = Path("runs")
     """Folder of all runs."""
     workers: Annotated[int, Field(ge=0)] = 0

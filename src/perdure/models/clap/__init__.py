@@ -88,6 +88,9 @@ class Clap(nn.Module):
     ``audio_features(...)`` of `patches` that went through all of `blocks` are projected and not normalized.
     """
 
+    never_compiled = True
+    """torch reasons for minutes about the windows of HTSAT's blocks, whose sizes change from stage to stage."""
+
     def __init__(
         self,
         model: ClapModel,
