@@ -25,12 +25,18 @@ Record = dict[str, Any]
 def records(scores: Any, examples: Sequence[Example], query: Query) -> list[Record]:
     """One record an example. ``scores``: array or tensor ``[examples, candidates]``, any float type.
 
-    Raises TrainingError if a score is NaN, or the highest is infinite: the method's state is broken, and
-    an argmax would hide it. A score of -inf excludes a candidate.
+    Raises TrainingError if there is not one score a candidate, or a score is NaN or the highest infinite: the
+    method's state is broken, and an argmax would hide it. A score of -inf excludes a candidate.
     """
     table = _as_array(scores)
     expected = (len(examples), len(query.candidates))
-    assert table.shape == expected, f"scores {table.shape}, expected [examples, candidates] {expected}"
+    if table.shape != expected:
+        raise TrainingError(
+            f"the method's scores have the shape {list(table.shape)}",
+            where=f"example {examples[0].id}" if examples else "",
+            expected=f"[examples, candidates] = {list(expected)}",
+            todo="A method that knows no class before it has learned cannot be tested then: set evaluate.start=false.",
+        )
     broken = ~np.isfinite(table.max(axis=1, initial=-np.inf))
     if broken.any():
         raise TrainingError(
