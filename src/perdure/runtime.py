@@ -94,7 +94,7 @@ class Runtime:
         """Unreadable examples by id, with the reason."""
         self.stop_requested = False
         """Set by a signal handler: the next step saves and raises `Interrupted`."""
-        self.events = Events()
+        self._events = Events()
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self._tracked = 0
         """Training steps in the log, of all tasks and stages: trackers want a number that only grows."""
@@ -224,13 +224,13 @@ class Runtime:
 
         With `share`, the process's share of a step's examples, what is written is the mean over processes; all of them
         must log the event."""
-        self.events.add(event, self.task, values)
-        if self.processes == 1 and self.events.are_due():
+        self._events.add(event, self.task, values)
+        if self.processes == 1 and self._events.are_due():
             self.flush()
 
     def flush(self) -> None:
         """Write and sync all events that wait. All processes must call it."""
-        lines = self.events.take(self.gather if self.processes > 1 else None)
+        lines = self._events.take(self.gather if self.processes > 1 else None)
         if not (lines and self.main):
             return
         for line in lines if self.accelerator.trackers else ():
@@ -294,7 +294,7 @@ class Steps:
             lambda: (
                 runtime.stop_requested,
                 time.monotonic() - saved > runtime.save_every,
-                runtime.processes > 1 and runtime.events.are_due(),
+                runtime.processes > 1 and runtime._events.are_due(),
             ),
         )
         with self.progress:
