@@ -58,9 +58,10 @@ def command(
     print("  perdure list recipes")
     print("  perdure cp prototype/microworld my.yaml")
     print("For images of your own, a folder a class, set in my.yaml:")
-    print("  stream.data: {name: image_folder, root: my_images}, and stream.step: classes a task.")
-    print("prototype reads no class names. The others do: they also need models.clip.weights,")
-    print("a CLIP that knows your words, such as ViT-B/32.")
+    print("  stream.data: {name: image_folder, root: my_images}")
+    print("  stream.step: classes a task")
+    print("prototype reads no class names. The others do, and need a CLIP that knows your")
+    print("words as well: models.clip.weights, such as ViT-B/32.")
 
 
 class _table:
