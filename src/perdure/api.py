@@ -26,7 +26,6 @@ from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
 from perdure.run import Scores, checkpoint_file, run
 from perdure.runtime import Runtime
-from perdure.text_files import lines
 from perdure.types import Query
 
 LEFTOVERS = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json")
@@ -281,11 +280,7 @@ def _matmul(runtime: Runtime) -> str:
 def _wall_seconds(events: Path) -> float:
     """Time from the first to the last event of each session, summed: the pauses between them do not count."""
     total, begin, last = 0.0, None, None
-    for line in lines(events.read_text(encoding="utf-8")) if events.exists() else ():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # torn by a kill
+    for event in load.json_lines(events)[0]:
         if event["event"] == "session" or begin is None:
             total += last - begin if begin is not None and last is not None else 0.0
             begin = event["time"]

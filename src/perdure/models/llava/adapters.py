@@ -129,6 +129,13 @@ class Adapters:
                 m.b.zero_()
         self.enable(False)
 
+    def added(self) -> dict[str, Tensor]:
+        """The weights with the updates added, by name in the whole model; nothing changes."""
+        return {
+            f"{_PREFIX}{name}.base_layer.weight": merged(whole(m.weight), m.a, m.b, scale=self.scale)
+            for name, m in self.matrices.items()
+        }
+
     def weights(self) -> dict[str, Tensor]:
         """The dense weights under the updates, by name."""
         return {name: whole(m.weight).data for name, m in self.matrices.items()}

@@ -15,7 +15,6 @@ from perdure.models.llava import Llava, assemble
 from perdure.models.llava.adapters import Adapters
 from perdure.models.llava.conversation import IMAGE, SYSTEM
 from perdure.models.llava.settings import Tuning
-from perdure.nn.low_rank import merged
 
 TEMPLATE = (
     "{{ '" + SYSTEM.replace("'", "\\'") + "' }}{% for message in messages %}"
@@ -49,9 +48,7 @@ def export(llava: Llava, folder: Path, tuning: Tuning, *, update: Adapters | Non
 def _weights(llava: Llava, update: Adapters | None) -> dict[str, Tensor]:
     """All weights under the names that they have without updates."""
     state = {name: tensor for name, tensor in llava.model.state_dict().items() if ".lora_" not in name}
-    for matrix in update.matrices.values() if update is not None else ():
-        name = next(n for n, tensor in state.items() if tensor.data_ptr() == matrix.weight.data_ptr())
-        state[name] = merged(matrix.weight, matrix.a, matrix.b, scale=update.scale)  # type: ignore[union-attr]
+    state |= update.added() if update is not None else {}
     return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
 
 
