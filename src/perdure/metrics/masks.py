@@ -1,6 +1,6 @@
 """IoU and F-score of masks of what sounds, and masks as run lengths.
 
-Knows logits and masks of frames. Does not know records or models. PHP spec, section 4, AVS.
+Knows logits and masks of frames. Does not know records or models. As of AVSBench (Zhou et al. 2022).
 """
 
 from __future__ import annotations

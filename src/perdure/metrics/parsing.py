@@ -1,7 +1,7 @@
 """F1 of the segments and events of one parsed video: what is heard, what is seen, what is both.
 
 Knows maps of classes over segments, runs of segments, and how a predicted event hits a true one (Tian et al., Unified
-Multisensory Perception, ECCV 2020; PHP spec, section 4). Does not know records or models; needs numpy only.
+Multisensory Perception, ECCV 2020). Does not know records or models; needs numpy only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The dynamic generating adapter: prompts for both modalities out of each sample and a learned codebook.
 
 Knows tokens of frames and of spectrograms as they are before the first block. Does not know towers or tasks.
-Section 2.7 of the specification. Only what reaches the prompt is computed: the codebook's part of the first layer
-once for all samples, and one token of the last layer.
+The middle prompts of PHP (Yin et al. 2025). Only what reaches the prompt is computed: the codebook's part of the
+first layer once for all samples, and one token of the last layer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LAION's names of a CLAP checkpoint -> Hugging Face's ClapModel, HTSAT audio tower and RoBERTa text tower.
 
-Knows the two naming schemes and how to read the sizes of an HTSAT off tensor shapes (PHP spec, sections 2.2 and 9).
+Knows the two naming schemes and how to read the sizes of an HTSAT off tensor shapes (CLAP: Wu et al., ICASSP 2023).
 Weights of the fusion of long clips, of the mel matrix and of the classifier are left out. Reads no files.
 """
 

@@ -1,7 +1,7 @@
 """The log-mel front end of HTSAT: waves at 32 kHz -> decibels of mel bands.
 
 Knows samples, frames and mel bands, and that a short piece of sound is repeated until it fills the clip. Does not
-know models or files. PHP spec, section 2.2.
+know models or files. HTSAT: Chen et al., ICASSP 2022.
 """
 
 from __future__ import annotations

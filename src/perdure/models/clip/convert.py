@@ -1,6 +1,6 @@
 """OpenAI and open_clip names of a CLIP with vision transformer <-> Hugging Face's CLIPModel.
 
-Knows the two naming schemes and how to read an architecture off tensor shapes (mgclip spec 2.1). Does not read
+Knows the two naming schemes and how to read an architecture off tensor shapes. Does not read
 files, tokenise or preprocess. Vision towers with other layers (ResNet, timm) are recognised and refused.
 """
 

@@ -1,4 +1,4 @@
-"""The dual-guided spatial-channel-temporal adapter between two towers (Duan et al. 2023; section 2.6).
+"""The dual-guided spatial-channel-temporal adapter between two towers (DG-SCT, Duan et al. 2023).
 
 Knows tokens of two modalities. Does not know which is which, nor what happens with its output: the caller adds it.
 """

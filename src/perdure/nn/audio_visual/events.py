@@ -1,7 +1,7 @@
 """Scores of events: frames and seconds of sound against class names, in the joint spaces of CLIP and CLAP.
 
 Knows learned context tokens in class prompts, the two texts of a class, and the sum of the two modalities. Does not
-know towers' insides or tasks. Section 2.9, AVE and LLP.
+know towers' insides or tasks. Events of AVE (Tian et al. 2018) and LLP (Tian et al. 2020).
 """
 
 from __future__ import annotations

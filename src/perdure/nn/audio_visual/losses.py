@@ -1,4 +1,4 @@
-"""Losses of the four audio-visual kinds of task (section 2.10): pure functions of scores and targets."""
+"""Losses of the four audio-visual kinds of task: pure functions of scores and targets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The trained parts of an audio-visual method by name: which are shared by all tasks, which each task keeps.
 
-Knows named modules, and how a task starts from the one before (section 2.12). Does not know what the parts do.
+Knows named modules, and how a task starts from the one before (PHP, Yin et al. 2025).
+Does not know what the parts do.
 
 A part in `per_task` is kept as it was when its task was learned, and is the start of the next task's. All others are
 shared: old tasks are answered with their newest state. Tensors are handed on where name and shape are the same.

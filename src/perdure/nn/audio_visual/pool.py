@@ -1,4 +1,4 @@
-"""A pool of prompts with keys: each sample takes those whose keys are nearest to its query (section 2.8).
+"""A pool of prompts with keys: each sample takes those whose keys are nearest (L2P, Wang et al. 2022).
 
 Knows queries, keys, votes and how chosen prompts become prefixes. Does not know towers or tasks.
 """

@@ -1,7 +1,7 @@
 """From the towers' last tokens to losses and answers of every kind of task.
 
 Knows parts by name (`context`, `clip_adapters`, `contrast`, `head`), the four kinds and `classify`. Does not know what
-a method inserts into the towers, nor stages. Sections 2.9 to 2.11.
+a method inserts into the towers, nor stages.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ def run(
 ) -> tuple[Float[Tensor, "frames tokens dim"], Float[Tensor, "frames last wide"]]:
     """Both towers over embedded frames and patches; the tokens of the last blocks, before any final norm.
 
-    The order within a block is that of section 2.4. Prompts and adapters get gradients, frozen towers keep no
-    activations before the first of them.
+    Within a block: audio prompt, both attentions (the audio block with its MLP), first adapters, visual MLP, second
+    visual adapter. Prompts and adapters get gradients, frozen towers keep no activations before the first of them.
     """
     inserted = insertions or Insertions()
     x, y = _vision(clip).pre_layrnorm(frames), patches
@@ -133,7 +133,7 @@ def frame_features(clip: Clip, tokens: Float[Tensor, "frames tokens dim"]) -> Fl
 def prefix_attention(
     attention: nn.Module, hidden: Float[Tensor, "frames tokens dim"], prefix: Prefix | None = None
 ) -> Float[Tensor, "frames tokens dim"]:
-    """Self-attention whose keys and values also see a prefix (section 2.5).
+    """Self-attention whose keys and values also see a prefix (Li and Liang 2021; DualPrompt, Wang et al. 2022).
 
     The prefix goes through the key and value projections before the tokens; queries are the tokens alone.
     `attention` is a `CLIPAttention`.
@@ -151,7 +151,7 @@ def prefix_attention(
 def add_prompt(
     tokens: Float[Tensor, "segments tokens dim"], prompt: Float[Tensor, "segments length width"]
 ) -> Float[Tensor, "segments tokens dim"]:
-    """The prompt, read row by row as a map of the tokens, added to their first channels (section 2.7, PAD).
+    """The prompt, read row by row as a map of the tokens, added to their first channels.
 
     24576 numbers are 24 channels of 1024 tokens, or 96 channels of 256 tokens.
     """
