@@ -1,0 +1,78 @@
+"""The site: it builds without a dead link, lists every method once, and states every setting with its meaning."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from perdure import registry
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
+BUILDER = all(find_spec(name) for name in ("zensical", "mkdocstrings", "latex2mathml"))
+needs_builder = pytest.mark.skipif(not BUILDER, reason='the site needs: pip install -e ".[docs]"')
+
+
+def listed():
+    from tools import site_reference
+
+    return {page.stem: site_reference.methods_of(page.read_text(encoding="utf-8")) for page in PAGES}
+
+
+def test_every_method_is_on_the_page_of_exactly_one_family():
+    pages = listed()
+    assert all(pages.values()), f"no table below `## Methods`: {[page for page, names in pages.items() if not names]}"
+    assert sorted(name for names in pages.values() for name in names) == registry.names("methods")
+
+
+def test_a_page_of_a_family_has_a_figure_equations_and_results():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert "](../figures/" in text, f"{page.name} has no figure"
+        assert " equations\n" in text and "$" in text, f"{page.name} has no equations"
+        assert "benchmarks/results/" in text, f"{page.name} names no result"
+
+
+@pytest.mark.parametrize("place", registry.PLACES)
+def test_every_setting_of_everything_is_in_the_reference_with_its_meaning(place):
+    from tools import site_reference
+
+    for name in registry.names(place):
+        rows = list(site_reference._rows(registry.settings(place, name)))
+        assert {row[0].strip("`") for row in rows} >= set(registry.field_docs(place, name))
+        assert all(meaning for *_, meaning in rows), f"{place}/{name}: a setting has no docstring"
+
+
+@needs_builder
+def test_formulas_become_mathml_and_code_stays():
+    from tools import make_site
+
+    page = "Of $a_i$ and `$b$`:\n\n```bash\necho $HOME $(pwd)\n```\n\n$$x\n= 1$$\n"
+    made = make_site.transformed(page, source=PAGES[0], places={PAGES[0]: PAGES[0]}, faults=[])
+    assert made.count("<math") == 2 and 'display="block"' in made
+    assert "`$b$`" in made and "echo $HOME $(pwd)" in made
+
+
+@needs_builder
+def test_links_follow_their_pages_and_dead_ones_are_faults():
+    from tools import make_site
+
+    places, faults = make_site.published(), []
+    page = "[a](../../benchmarks/results/microworld.md#x) [b](../../pyproject.toml) [c](nowhere.md)"
+    made = make_site.transformed(page, source=ROOT / "docs" / "methods" / "clip.md", places=places, faults=faults)
+    assert made == "[a](../results/microworld.md#x) b c"
+    assert faults == ["docs/methods/clip.md: nowhere.md is not there"]
+
+
+@needs_builder
+@pytest.mark.slow
+def test_the_site_builds_without_a_dead_link_or_anchor_or_a_page_outside_the_navigation():
+    built = subprocess.run([sys.executable, "-m", "tools.make_site"], cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    page = (ROOT / "build" / "site" / "methods" / "clip.html").read_text(encoding="utf-8")
+    assert "<math" in page and 'src="../figures/clip.svg"' in page and 'href="../reference/clip.html#mg_clip"' in page
+    settings = (ROOT / "build" / "site" / "reference" / "clip.html").read_text(encoding="utf-8")
+    assert "text_softmax" in settings
+    assert "run_recipe" in (ROOT / "build" / "site" / "python.html").read_text(encoding="utf-8")
