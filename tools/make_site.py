@@ -31,6 +31,9 @@ MARK = re.compile(r"^<!-- (file|skip): (.*?) -->\n```(\w+)\n", re.MULTILINE)
 NAV = re.compile(r"^\s+- (?:[^:\n]+: )?([\w/.-]+\.md)$", re.MULTILINE)
 
 
+COLOR = re.compile(r"\x1b\[[\d;]*m")
+
+
 class Faults(Exception):
     """What is wrong with the pages, a line each."""
 
@@ -42,8 +45,8 @@ def main() -> int:
         print(faults, file=sys.stderr)
         return 1
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"})
-    said = (built.stdout + built.stderr).partition("Traceback")[0].strip()
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    said = COLOR.sub("", built.stdout + built.stderr).partition("Traceback")[0].strip()
     print(said, file=sys.stderr if built.returncode else sys.stdout)
     return 1 if built.returncode else 0
 
