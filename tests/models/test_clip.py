@@ -474,7 +474,10 @@ def test_size_and_means_come_from_the_preprocessor_file(model):
     assert model.transform == ClipTransform(size=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-@pytest.mark.parametrize("facts", [{"resample": 2}, {"crop_size": 99}, {"image_mean": [1]}])
+UNLIKE = [{"resample": 1}, {"do_resize": False}, {"do_dither": True}, {"rescale_factor": 1}, {"do_center_crop": False}]
+
+
+@pytest.mark.parametrize("facts", [*UNLIKE, {"crop_size": 99}, {"image_mean": [1]}, {"size": 3}])
 def test_preprocessing_that_does_not_fit_is_refused(tmp_path, facts):
     folder = tiny_clip(tmp_path / "model")
     (folder / "preprocessor_config.json").write_text(json.dumps(facts))

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from perdure.errors import MissingExtra, WeightsError
-from perdure.models.clip import Clip
+from perdure.models.clip import Clip, open_clip_config
 from perdure.models.clip.archive import read_tensors
-from perdure.models.clip.convert import from_openai
+from perdure.models.clip.convert import check_sizes, from_openai
 from perdure.models.clip.source import find
 
 NAMES = {
@@ -43,8 +43,8 @@ class Config:
     """Commit, branch or tag on the hub; none: the cached copy, else the newest."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Type of weights and activations."""
-    quick_gelu: bool = True
-    """Activation of the text tower: true for OpenAI's weights."""
+    quick_gelu: bool | None = None
+    """Activation of the text tower; none: as `open_clip_config.json` beside the weights says, else OpenAI's (true)."""
 
 
 def load(config: Config) -> Clip:
@@ -57,14 +57,31 @@ def load(config: Config) -> Clip:
     source = find(NAMES.get(config.weights, config.weights), revision=config.revision)
     file = source.weight_files()[0]
     state, _ = read_tensors(file)
-    model = from_state(state, quick_gelu=config.quick_gelu, dtype=getattr(torch, config.dtype), where=str(file))
+    said = open_clip_config.beside(source.folder)
+    quick_gelu, more = config.quick_gelu, {}
+    if said is not None:
+        check_sizes(state, said.sizes or {}, where=said.where)
+        quick_gelu = said.quick_gelu if quick_gelu is None else quick_gelu
+        more = {"heads": said.heads, "eps": said.eps, "tanh_gelu": said.tanh_gelu}
+    dtype = getattr(torch, config.dtype)
+    model = from_state(state, quick_gelu=quick_gelu is not False, dtype=dtype, where=str(file), **more)
     return Clip(model, source=source)
 
 
 def from_state(
-    state: Mapping[str, Tensor], *, quick_gelu: bool = True, dtype: torch.dtype = torch.float32, where: str = ""
+    state: Mapping[str, Tensor],
+    *,
+    quick_gelu: bool = True,
+    heads: tuple[int, int] | None = None,
+    eps: tuple[float, float] = (1e-5, 1e-5),
+    tanh_gelu: tuple[bool, bool] = (False, False),
+    dtype: torch.dtype = torch.float32,
+    where: str = "",
 ) -> Any:
-    """A Hugging Face CLIPModel whose vision tower is open_clip's ResNet with the weights of a state dict."""
+    """A Hugging Face CLIPModel whose vision tower is open_clip's ResNet with the weights of a state dict.
+
+    `heads`: of the ResNet's attention pooling and of the text tower; None: width / 64. The others as in `from_openai`.
+    """
     visual = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
     if "layer1.0.conv1.weight" not in visual or "attnpool.positional_embedding" not in visual:
         raise WeightsError(
@@ -75,19 +92,23 @@ def from_state(
     grid = round((len(visual["attnpool.positional_embedding"]) - 1) ** 0.5)
     dim = visual["attnpool.c_proj.weight"].shape[0]
     text = {n: t for n, t in state.items() if not n.startswith("visual.")}
-    model: Any = from_openai({**text, **_stand_in(grid, dim)}, quick_gelu=quick_gelu, dtype=dtype, where=where)
-    model.vision_model = _Tower(_resnet(visual, blocks, dim=dim, width=width, side=32 * grid, where=where).to(dtype))
+    more: dict[str, Any] = {"eps": eps, "tanh_gelu": tanh_gelu, "heads": heads and (1, heads[1])}
+    model: Any = from_openai({**text, **_stand_in(grid, dim)}, quick_gelu=quick_gelu, dtype=dtype, where=where, **more)
+    sizes = {"dim": dim, "width": width, "side": 32 * grid, "heads": heads[0] if heads else width * 32 // 64}
+    model.vision_model = _Tower(_resnet(visual, blocks, where=where, **sizes).to(dtype))
     model.visual_projection = _Same(dim)
     model.config.vision_config.architecture = f"ResNet {'+'.join(map(str, blocks))}x{width}"
     return model.eval()
 
 
-def _resnet(visual: Mapping[str, Tensor], blocks: list[int], *, dim: int, width: int, side: int, where: str) -> Any:
+def _resnet(
+    visual: Mapping[str, Tensor], blocks: list[int], *, dim: int, width: int, side: int, heads: int, where: str
+) -> Any:
     try:
         from open_clip.modified_resnet import ModifiedResNet
     except ImportError:
         raise MissingExtra("CLIP's ResNets need open_clip", todo="pip install open_clip_torch") from None
-    net = ModifiedResNet(layers=blocks, output_dim=dim, heads=width * 32 // 64, image_size=side, width=width)
+    net = ModifiedResNet(layers=blocks, output_dim=dim, heads=heads, image_size=side, width=width)
     try:
         missing, unknown = net.load_state_dict(dict(visual), strict=False)
     except RuntimeError as error:

@@ -57,6 +57,7 @@ def save_clip(clip: Clip, folder: Path) -> None:
         crop_size=square,
         image_mean=list(look.mean),
         image_std=list(look.std),
+        resample=look.resampling,
     ).save_pretrained(folder)
 
 

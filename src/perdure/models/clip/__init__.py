@@ -7,7 +7,7 @@ method tunes: a loaded Clip is frozen and in evaluation mode, and the method unf
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +19,12 @@ from transformers import CLIPConfig, CLIPModel
 from transformers import logging as transformers_logging
 
 from perdure.errors import RecipeError, WeightsError
-from perdure.models.clip import tokens, transform
+from perdure.models.clip import open_clip_config, preprocessor, tokens
 from perdure.models.clip.archive import MALFORMED, first_line, read_tensors
-from perdure.models.clip.convert import from_openai, is_openai
+from perdure.models.clip.convert import check_sizes, from_openai, is_openai
 from perdure.models.clip.source import Source, find
 from perdure.models.clip.tokens import Tokenizer, Truncate
-from perdure.models.clip.transform import ClipTransform
+from perdure.models.clip.transform import ClipTransform, read_json
 
 __all__ = ["Clip", "ClipTransform", "Config", "Tokenizer", "load"]
 
@@ -43,9 +43,11 @@ class Config:
     attention: Literal["sdpa", "eager"] = "sdpa"
     """PyTorch's fused attention, or the written-out one (its softmax runs in float32)."""
     quick_gelu: bool | None = None
-    """Only for weights files that do not say: true for OpenAI, DFN and MetaCLIP, false for LAION and DataComp."""
+    """Only for weights files; none: as they or `open_clip_config.json` beside them say. True for OpenAI, DFN and
+    MetaCLIP, false for LAION and DataComp."""
     heads: tuple[int, int] | None = None
-    """Only for weights files: attention heads of the vision and the text tower; none: width / 64."""
+    """Only for weights files: attention heads of the vision and the text tower; none: as `open_clip_config.json` beside
+    them says, else width / 64."""
 
 
 def load(config: Config) -> Clip:
@@ -63,8 +65,7 @@ def load(config: Config) -> Clip:
         )
     source = find(config.weights, revision=config.revision)
     dtype = getattr(torch, config.dtype)
-    foreign_names = source.weight_files()[0].name.startswith("open_clip")
-    if source.path.is_dir() and (source.path / "config.json").is_file() and not foreign_names:
+    if source.path.is_dir() and (source.path / "config.json").is_file() and not source.is_open_clip:
         model = _from_folder(source.path, config, dtype)
     else:
         model = _from_file(source, config, dtype)
@@ -97,7 +98,9 @@ class Clip(nn.Module):
             folder, vocabulary=text.vocab_size, context_length=text.max_position_embeddings
         )
         size = self.image_size
-        self.transform = transform.from_folder(folder, size=size) if folder else ClipTransform(size=size)
+        theirs = bool(source and source.is_open_clip)
+        look = preprocessor.from_folder(folder, size=size, open_clip=theirs) if folder else None
+        self.transform = look or ClipTransform(size=size)
         # Hugging Face's first conversions say eos_token_id 2 and mean "the largest id", which is the last one.
         said = text.eos_token_id
         default = text.vocab_size - 1 if said == 2 else said
@@ -231,7 +234,7 @@ def _is_visual(name: str) -> bool:
 
 def _from_folder(folder: Path, config: Config, dtype: torch.dtype) -> CLIPModel:
     """A folder as `save_pretrained` writes it."""
-    facts = transform.read_json(folder / "config.json")
+    facts = read_json(folder / "config.json")
     if facts.get("model_type") != "clip":
         found = facts.get("model_type", "none")
         raise WeightsError(f"model_type is {found!r}", where=str(folder / "config.json"), expected="'clip'")
@@ -264,16 +267,32 @@ def _from_file(source: Source, config: Config, dtype: torch.dtype) -> CLIPModel:
     """A weights file with OpenAI's or open_clip's names."""
     (file,) = source.weight_files()[:1]
     state, stored_as = read_tensors(file)
+    said = open_clip_config.beside(source.folder)
     quick_gelu = config.quick_gelu
-    described = source.folder / "open_clip_config.json"
-    if quick_gelu is None and described.is_file():
-        quick_gelu = bool(transform.read_json(described).get("model_cfg", {}).get("quick_gelu", False))
-    if quick_gelu is None and (stored_as == "torchscript" or "input_resolution" in state):
-        quick_gelu = True  # only OpenAI's own releases look like this
     if quick_gelu is None and is_openai(state):
-        raise WeightsError(
-            "the file does not say which activation it was trained with",
-            where=str(file),
-            todo="Set `quick_gelu: true` (OpenAI, DFN, MetaCLIP) or `false` (LAION, DataComp).",
-        )
-    return from_openai(state, quick_gelu=bool(quick_gelu), heads=config.heads, dtype=dtype, where=str(file))
+        quick_gelu = stated_activation(state, stored_as, said, where=str(file))
+    more: dict[str, Any] = {}
+    if said is not None:
+        check_sizes(state, said.sizes or {}, where=said.where)
+        more = {"eps": said.eps, "tanh_gelu": said.tanh_gelu}
+    heads = config.heads or (said.heads if said else None)
+    return from_openai(state, quick_gelu=bool(quick_gelu), heads=heads, dtype=dtype, where=str(file), **more)
+
+
+def stated_activation(
+    state: Mapping[str, Tensor], stored_as: str, said: open_clip_config.Said | None, *, where: str
+) -> bool:
+    """Whether weights with OpenAI's names want ``x * sigmoid(1.702 x)``, by what lies beside them or by their form.
+
+    Raises:
+        WeightsError: nothing says it.
+    """
+    if said is not None:
+        return said.quick_gelu
+    if stored_as == "torchscript" or "input_resolution" in state:
+        return True  # only OpenAI's own releases look like this
+    raise WeightsError(
+        "the file does not say which activation it was trained with",
+        where=where,
+        todo="Set `quick_gelu: true` (OpenAI, DFN, MetaCLIP) or `false` (LAION, DataComp).",
+    )

@@ -53,6 +53,8 @@ def from_openai(
     *,
     quick_gelu: bool = True,
     heads: tuple[int, int] | None = None,
+    eps: tuple[float, float] = (1e-5, 1e-5),
+    tanh_gelu: tuple[bool, bool] = (False, False),
     dtype: torch.dtype = torch.float32,
     where: str = "",
 ) -> CLIPModel:
@@ -62,13 +64,18 @@ def from_openai(
         state: tensors by OpenAI name, of any floating type.
         quick_gelu: ``x * sigmoid(1.702 x)`` (OpenAI, DFN, MetaCLIP) instead of GELU (LAION, DataComp).
         heads: attention heads of the (vision, text) tower; None: width / 64.
+        eps: epsilon of the layer norms of the (vision, text) tower.
+        tanh_gelu: GELU approximated with tanh in the (vision, text) tower.
         where: what error messages call the source.
 
     Raises:
         WeightsError: the tensors are not those of a CLIP with a vision transformer.
     """
     state = _plain_names(state, where)
-    config = infer_config(state, quick_gelu=quick_gelu, heads=heads, where=where)
+    config: Any = infer_config(state, quick_gelu=quick_gelu, heads=heads, where=where)
+    for tower, epsilon, tanh in zip((config.vision_config, config.text_config), eps, tanh_gelu):
+        tower.layer_norm_eps = epsilon
+        tower.hidden_act = "gelu_pytorch_tanh" if tanh else tower.hidden_act
     with torch.device("meta"):
         model = CLIPModel(config)
     renamed = {new: value.to(dtype) for old, v in state.items() for new, value in _to_hf(old, v)}
@@ -144,6 +151,33 @@ def infer_config(
             "projection_dim": dim,
         },
     )
+
+
+def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """What the tensors show, named as in ``open_clip_config.json``; a vision tower that is no ViT is left out."""
+    state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
+    found: dict[str, int] = {}
+    towers = {"text_cfg": ("transformer.resblocks", ""), "vision_cfg": ("visual.transformer.resblocks", "visual.")}
+    for name, (blocks, prefix) in towers.items():
+        if f"{blocks}.0.mlp.c_fc.weight" in state and f"{prefix}positional_embedding" in state:
+            found[f"{name}.layers"] = _layers(state, blocks)
+            found[f"{name}.width x mlp_ratio"], found[f"{name}.width"] = state[f"{blocks}.0.mlp.c_fc.weight"].shape
+    if "token_embedding.weight" in state and "positional_embedding" in state:
+        found["text_cfg.vocab_size"] = len(state["token_embedding.weight"])
+        found["text_cfg.context_length"] = len(state["positional_embedding"])
+    if "text_projection" in state:
+        found["embed_dim"] = state["text_projection"].shape[1]
+    if "visual.conv1.weight" in state and "visual.positional_embedding" in state:
+        patch = found["vision_cfg.patch_size"] = state["visual.conv1.weight"].shape[-1]
+        found["vision_cfg.image_size"] = round((len(state["visual.positional_embedding"]) - 1) ** 0.5) * patch
+    return found
+
+
+def check_sizes(state: Mapping[str, Tensor], said: Mapping[str, int], *, where: str) -> None:
+    """Raise a WeightsError if the tensors have other sizes than a file beside them says."""
+    for name, found in sizes(state).items():
+        if said.get(name, found) != found:
+            raise WeightsError(f"{name} is {said[name]}", where=where, expected=f"{found}, as the weights have it")
 
 
 def is_openai(state: Mapping[str, Tensor]) -> bool:

@@ -79,6 +79,11 @@ class Source:
             return sorted(self.path.glob(f"{stem}-*.{suffix}"))
         return [self.path / first]
 
+    @property
+    def is_open_clip(self) -> bool:
+        """Whether the weights are in open_clip's file, so that what open_clip says beside them counts."""
+        return any(file.name.startswith("open_clip") for file in self.weight_files())
+
     def provenance(self) -> dict[str, Any]:
         """JSON-ready facts for the result card."""
         return {"weights": self.name, "revision": self.revision, "sha256": self.files}

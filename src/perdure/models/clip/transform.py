@@ -1,14 +1,13 @@
 """OpenAI's image preprocessing as a picklable function: bicubic resize, centre crop, RGB, normalise.
 
-Knows pixels and the settings in ``preprocessor_config.json``. Does not know models, augmentation or data sets.
+Knows pixels. Does not know models, the files that describe a transform (`preprocessor`), augmentation or data sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -43,6 +42,7 @@ class ClipTransform:
     """False: squeeze the image to ``size x size`` instead of cropping."""
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     def __call__(self, image: Any) -> Float[Tensor, "3 size size"]:
         """Whatever `perdure.images.open_image` takes (PIL image, path, uint8 array ...), ready for the model."""
@@ -52,36 +52,21 @@ class ClipTransform:
         """Resized, cropped RGB pixels 0..255."""
         opened = open_image(image)
         if self.keep_aspect:
-            cropped = _center_crop(_resize_shorter(opened, self.shorter_side or self.size), self.size)
+            cropped = _center_crop(_resize_shorter(opened, self.shorter_side or self.size, self.resampling), self.size)
         else:
-            cropped = opened.resize((self.size, self.size), Image.Resampling.BICUBIC)
+            cropped = opened.resize((self.size, self.size), self.resampling)
         array = torch.frombuffer(bytearray(cropped.tobytes()), dtype=torch.uint8)
         return array.view(self.size, self.size, 3).permute(2, 0, 1).contiguous()
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        """How PIL resizes."""
+        return Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
 
     def normalize(self, pixels: UInt8[Tensor, "... 3 height width"]) -> Float[Tensor, "... 3 height width"]:
         """``(pixels / 255 - mean) / std`` in float32, on the device of `pixels`."""
         mean, std = (torch.tensor(v).view(3, 1, 1).to(pixels.device, non_blocking=True) for v in (self.mean, self.std))
         return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
-
-
-def from_folder(folder: Path, *, size: int) -> ClipTransform:
-    """The transform that a model folder describes, else OpenAI's at `size` pixels.
-
-    Reads Hugging Face's ``preprocessor_config.json`` or the means in ``open_clip_config.json``.
-    """
-    path = folder / "preprocessor_config.json"
-    if path.is_file():
-        return _from_huggingface(read_json(path), size=size, where=str(path))
-    path = folder / "open_clip_config.json"
-    if path.is_file():
-        facts = read_json(path).get("preprocess_cfg", {})
-        return ClipTransform(
-            size=size,
-            mean=_three(facts.get("mean", MEAN), str(path)),
-            std=_three(facts.get("std", STD), str(path)),
-            keep_aspect=facts.get("resize_mode", "shortest") == "shortest",
-        )
-    return ClipTransform(size=size)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -92,40 +77,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def channel_statistics(
-    facts: Mapping[str, Any], *, where: str
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation by channel that a ``preprocessor_config.json`` states, else OpenAI's."""
-    return _three(facts.get("image_mean", MEAN), where), _three(facts.get("image_std", STD), where)
-
-
-def _from_huggingface(facts: Mapping[str, Any], *, size: int, where: str) -> ClipTransform:
-    if facts.get("resample", 3) != 3:
-        raise WeightsError(f"resample is {facts['resample']}", where=where, expected="3 (bicubic)")
-    crop, resize = facts.get("crop_size", size), facts.get("size", size)
-    crop = crop.get("height", size) if isinstance(crop, Mapping) else crop
-    squeeze = isinstance(resize, Mapping) and "height" in resize
-    shorter = resize.get("shortest_edge", size) if isinstance(resize, Mapping) else resize
-    if crop != size and not squeeze:
-        raise WeightsError(f"crops to {crop} pixels", where=where, expected=f"the model's {size}")
-    mean, std = channel_statistics(facts, where=where)
-    return ClipTransform(
-        size=size,
-        shorter_side=None if squeeze or shorter == size else int(shorter),
-        keep_aspect=not squeeze,
-        mean=mean,
-        std=std,
-    )
-
-
-def _three(values: Any, where: str) -> tuple[float, float, float]:
+def channel_triple(values: Any, where: str) -> tuple[float, float, float]:
+    """A number by channel, red, green and blue; one number stands for all three."""
+    if isinstance(values, int | float):
+        values = [values] * 3
     if not isinstance(values, list | tuple) or len(values) != 3:
         raise WeightsError(f"channel statistics {values!r}", where=where, expected="three numbers")
     red, green, blue = map(float, values)
     return red, green, blue
 
 
-def _resize_shorter(image: Image.Image, length: int) -> Image.Image:
+def _resize_shorter(image: Image.Image, length: int, resampling: Image.Resampling) -> Image.Image:
     """The shorter side becomes `length`, the longer one is rounded down, as torchvision does."""
     width, height = image.size
     if min(width, height) == length:
@@ -134,7 +96,7 @@ def _resize_shorter(image: Image.Image, length: int) -> Image.Image:
         size = length, int(length * height / width)
     else:
         size = int(length * width / height), length
-    return image.resize(size, Image.Resampling.BICUBIC)
+    return image.resize(size, resampling)
 
 
 def _center_crop(image: Image.Image, side: int) -> Image.Image:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from perdure.errors import WeightsError
 from perdure.models.clip.archive import read_tensors
+from perdure.models.clip.preprocessor import normalization, refuse
 from perdure.models.clip.source import place
-from perdure.models.clip.transform import channel_statistics, read_json
+from perdure.models.clip.transform import read_json
 from perdure.models.llava.tokenizer import load_tokenizer
 
 PROJECTOR_NAMES = {
@@ -87,7 +88,9 @@ def pixel_statistics(
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return channel_statistics(read_json(Path(file)) if file else {}, where=str(file))
+    mean, std, interpolation = normalization(read_json(Path(file)) if file else {}, where=str(file))
+    refuse(interpolation != "bicubic", "resample is not 3", "3 (bicubic), as LLaVA resizes", str(file))
+    return mean, std
 
 
 def put_together(decoder: Any, tower: Any) -> Any:
