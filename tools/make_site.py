@@ -25,12 +25,13 @@ ROOT = Path(__file__).parents[1]
 STAGED = ROOT / "build" / "docs"
 CODE = re.compile(r"^(?: *)```.*?^ *```$|``.+?``|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
-INLINE = re.compile(r"(?<![\\$\w])\$(?=\S)([^$\n]*(?:\n(?!\n)[^$\n]*)?)(?<=\S)\$(?!\w)")
+INLINE = re.compile(r"(?<![\\$\w])\$(?=\S)([^$\n]*(?:\n(?!\n)[^$\n]*)?)(?<=\S)\$(?!\d)")
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)")
 MARK = re.compile(r"^<!-- (file|skip): (.*?) -->\n```(\w+)\n", re.MULTILINE)
 NAV = re.compile(r"^\s+- (?:[^:\n]+: )?([\w/.-]+\.md)$", re.MULTILINE)
 
 
+UNKNOWN = re.compile(r"<m[inot][^>]*>(\\[a-zA-Z]+)")
 COLOR = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -87,16 +88,19 @@ def published() -> dict[Path, PurePosixPath]:
 def transformed(text: str, *, source: Path, places: dict[Path, PurePosixPath], faults: list[str]) -> str:
     """A page of the repository as the site's builder reads it; dead links are added to `faults`."""
     text = MARK.sub(_marked, text)
+    made = [part if is_code else mathml(part) for part, is_code in _parts(text)]
+    if unknown := UNKNOWN.search("".join(made)):
+        faults.append(f"{source.relative_to(ROOT)}: {unknown[1]} is not known in formulas")
     return "".join(
-        part if is_code else LINK.sub(lambda m: _link(m, source, places, faults), mathml(part))
-        for part, is_code in _parts(text)
+        part if is_code else LINK.sub(lambda m: _link(m, source, places, faults), part)
+        for part, (_, is_code) in zip(made, _parts(text))
     )
 
 
 def mathml(text: str) -> str:
     """Formulas between dollars, as GitHub reads them, become MathML, which browsers draw without a script."""
     text = DISPLAY.sub(lambda m: f'<div class="formula">{convert(m.group(1).strip(), display="block")}</div>', text)
-    return INLINE.sub(lambda m: convert(m.group(1)), text)
+    return INLINE.sub(lambda m: f"<span>{convert(m.group(1))}</span>", text)  # bare, it would begin a block of its own
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:

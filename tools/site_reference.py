@@ -25,7 +25,13 @@ ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 GENERATED = ("results/index.md",)
 PLACES = {"streams": "Streams", "data": "Data sets", "models": "Models"}
 TYPES = {float: "number", int: "integer", str: "text", bool: "true or false", Path: "path", type(None): "null"}
-BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}", "min_length": "{} or more"}
+BOUNDS = {
+    "gt": ">\N{NO-BREAK SPACE}{}",
+    "ge": "≥\N{NO-BREAK SPACE}{}",
+    "lt": "<\N{NO-BREAK SPACE}{}",
+    "le": "≤\N{NO-BREAK SPACE}{}",
+    "min_length": "{} or more",
+}
 
 
 def pages(root: Path) -> dict[str, str]:
@@ -58,7 +64,8 @@ def with_links_to_settings(text: str, *, family: str) -> str:
 def family(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
     title = text.partition("\n")[0].removeprefix("# ")
-    head = f"# Settings: {title}\n\nMade from the source. What the methods do: [{title}](../methods/{file.name}).\n"
+    link = f"[{title}](../methods/{file.name})"
+    head = f"# Settings: {title.partition(':')[0]}\n\nMade from the source. What the methods do: {link}.\n"
     return "\n".join([head, *(_thing("methods", name) for name in methods_of(text))])
 
 
@@ -129,11 +136,11 @@ def results(folder: Path) -> str:
 
 
 def table(cls: type) -> str:
-    """The settings of a class and of those inside it: name, type, default, meaning."""
+    """The settings of a class and of those inside it: name, default, meaning, type."""
     rows = list(_rows(cls))
     if not rows:
         return "No settings."
-    head = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    head = ["| setting | default | meaning | type |", "|---|---|---|---|"]
     return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
@@ -160,7 +167,7 @@ def _rows(cls: type, prefix: str = "") -> Iterator[list[str]]:
         if inner is not None and default != "required" and default != "`null`":
             default = "below"
         name = f"{prefix}{field.name}"
-        yield [f"`{name}`", _cell(_type(hints[field.name])), default, _cell(docs.get(field.name, ""))]
+        yield [f"`{name}`", default, _cell(docs.get(field.name, "")), _cell(_type(hints[field.name]))]
         if inner is not None:
             yield from _rows(inner, f"{name}.")
 

@@ -42,16 +42,16 @@ def test_every_setting_of_everything_is_in_the_reference_with_its_meaning(place)
     for name in registry.names(place):
         rows = list(site_reference._rows(registry.settings(place, name)))
         assert {row[0].strip("`") for row in rows} >= set(registry.field_docs(place, name))
-        assert all(meaning for *_, meaning in rows), f"{place}/{name}: a setting has no docstring"
+        assert all(meaning for _, _, meaning, _ in rows), f"{place}/{name}: a setting has no docstring"
 
 
 @needs_builder
 def test_formulas_become_mathml_and_code_stays():
     from tools import make_site
 
-    page = "Of $a_i$ and `$b$`:\n\n```bash\necho $HOME $(pwd)\n```\n\n$$x\n= 1$$\n"
+    page = "Of $a_i$ and `$b$`, $2\\,$MSE:\n\n```bash\necho $HOME $(pwd)\n```\n\n$$x\n= 1$$\n"
     made = make_site.transformed(page, source=PAGES[0], places={PAGES[0]: PAGES[0]}, faults=[])
-    assert made.count("<math") == 2 and 'display="block"' in made
+    assert made.count("<math") == 3 and made.count("<span><math") == 2 and 'display="block"' in made
     assert "`$b$`" in made and "echo $HOME $(pwd)" in made
 
 
@@ -64,6 +64,15 @@ def test_links_follow_their_pages_and_dead_ones_are_faults():
     made = make_site.transformed(page, source=ROOT / "docs" / "methods" / "clip.md", places=places, faults=faults)
     assert made == "[a](../results/microworld.md#x) b c"
     assert faults == ["docs/methods/clip.md: nowhere.md is not there"]
+
+
+@needs_builder
+def test_a_command_that_formulas_do_not_know_is_a_fault():
+    from tools import make_site
+
+    faults: list[str] = []
+    make_site.transformed(r"$\nonsense x$ and `$\code$`", source=PAGES[0], places={PAGES[0]: PAGES[0]}, faults=faults)
+    assert faults == [f"docs/methods/{PAGES[0].name}: \\nonsense is not known in formulas"]
 
 
 @needs_builder
