@@ -1,4 +1,7 @@
-"""Options of the whole suite, and no network in it. Its place also lets every test import what lies beside it."""
+"""Options and surroundings of the whole suite: no network, no terminal, one thread in each of several workers.
+
+Its place also lets every test import what lies beside it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub, and for every child process
+os.environ.pop("COLUMNS", None)  # a test that needs a width states it; pytest-xdist's workers have one
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch: there is a worker for each core
 
 
 def pytest_addoption(parser) -> None:
