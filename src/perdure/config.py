@@ -18,6 +18,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -157,6 +158,7 @@ def _unknown(key: Any, options: list[str], path: Keys) -> Fault:
     return Fault(path=(*path, key), what=f"unknown setting `{_dotted(path, key)}`", hint=hint, at="key")
 
 
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     annotations = typing.get_type_hints(cls, include_extras=True)
     return {f.name: annotations[f.name] for f in dataclasses.fields(cls) if f.init}
@@ -229,15 +231,23 @@ def check_named(place: str, value: Any, path: Keys) -> list[Fault]:
     return check(cls, stated, path)[1]
 
 
+@cache
+def _adapter(cls: type) -> Any:
+    """Pydantic's reader of a settings class; making one costs more than reading a recipe."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
 def _typed(cls: type[T], known: dict[str, Any], path: Keys) -> tuple[T | None, list[Fault], set[str]]:
     """An instance of what is well typed, the faults of the rest, and the names of well-typed fields.
 
     With faults the instance has defaults in their place (None if a required field is among them): only
     what `faults` says of other fields may be asked of it.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    adapter = TypeAdapter(cls)
+    adapter = _adapter(cls)
     faults: dict[Keys, tuple[list[str], Any]] = {}
     good = dict(known)
     for _ in range(len(known) + 1):

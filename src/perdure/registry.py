@@ -54,9 +54,10 @@ class Description:
 RECIPES = _HERE / "recipes"
 
 
-def recipes() -> list[str]:
-    """Names of perdure's own recipes, ``method/recipe``: files below `RECIPES`."""
-    return sorted(str(f.relative_to(RECIPES).with_suffix("").as_posix()) for f in RECIPES.glob("*/*.yaml"))
+@cache
+def recipes() -> tuple[str, ...]:
+    """Names of perdure's own recipes, ``method/recipe``: files below `RECIPES`, sorted."""
+    return tuple(sorted(f"{f.parent.name}/{f.stem}" for f in RECIPES.glob("*/*.yaml")))
 
 
 def names(place: Place) -> list[str]:
