@@ -26,9 +26,9 @@ from perdure.run import seed_everything
 from perdure.testing.running import (
     Make,
     Stopping,
+    Subject,
     assert_equal_state,
     close,
-    copied,
     go,
     parameters,
     quiet,
@@ -62,12 +62,12 @@ def check_method(make: Make, stream: Stream | None = None, *, allow: Collection[
     """
     if unknown := set(allow) - set(CHECKS):
         raise ValueError(f"allow names no check: {', '.join(sorted(unknown))}. Checks: {', '.join(CHECKS)}")
-    stream = stream or tiny_stream()
+    subject = Subject(make, stream or tiny_stream())
     made = []
     for name, check in CHECKS.items():
         if name not in allow:
             try:
-                check(make, stream)
+                check(subject)
             except (AssertionError, PerdureError) as fault:
                 raise AssertionError(f"{name}: {fault}") from fault
             made.append(name)
@@ -77,8 +77,8 @@ def check_method(make: Make, stream: Stream | None = None, *, allow: Collection[
 # -- checks -------------------------------------------------------------------------------------------------
 
 
-def _runs_and_scores_every_seen_task(make: Make, stream: Stream) -> None:
-    scores, _ = run_fresh(make, stream)
+def _runs_and_scores_every_seen_task(it: Subject) -> None:
+    stream, scores = it.stream, it.learned.scores
     expected = {(after, asked) for after in range(len(stream)) for asked in range(after + 1)}
     found = {(row["after"], row["asked"]) for row in scores.rows}
     assert found == expected, f"scores of {sorted(found)} instead of {sorted(expected)}"
@@ -88,14 +88,14 @@ def _runs_and_scores_every_seen_task(make: Make, stream: Stream) -> None:
         assert set(row["values"]) >= set(task.metrics), f"{task.name} was not measured by {task.metrics}"
 
 
-def _same_seed_same_scores(make: Make, stream: Stream) -> None:
-    (first, a), (second, b) = run_fresh(make, stream), run_fresh(make, stream)
-    assert first.rows == second.rows, "two runs with one seed gave other scores"
-    assert_equal_state(a.state_dict(), b.state_dict(), "two runs with one seed ended in other states")
+def _same_seed_same_scores(it: Subject) -> None:
+    scores, method = run_fresh(it.make, it.stream)
+    assert scores.rows == it.learned.scores.rows, "two runs with one seed gave other scores"
+    assert_equal_state(it.learned.state, method.state_dict(), "two runs with one seed ended in other states")
 
 
-def _resuming_equals_never_stopping(make: Make, stream: Stream) -> None:
-    whole, expected = run_fresh(make, stream)
+def _resuming_equals_never_stopping(it: Subject) -> None:
+    whole = it.learned
     for stop_at, saving in ((1, True), (2, True), (5, True), (1, False), (3, False)):
         how = f"stopped {'and saved' if saving else 'without saving'} after {stop_at} steps"
         with tempfile.TemporaryDirectory() as folder:
@@ -104,27 +104,27 @@ def _resuming_equals_never_stopping(make: Make, stream: Stream) -> None:
                 Stopping(Path(folder), after_steps=stop_at if saving or turn == 0 else None, saving=saving)
                 for turn in range(200)
             )
-            scores, method = run_until_finished(make, stream, runtimes)
-        assert scores.rows == whole.rows, f"a run {how} gave other scores"
-        assert_equal_state(method.state_dict(), expected.state_dict(), f"a run {how} ended in another state")
+            scores, method = run_until_finished(it.make, it.stream, runtimes)
+        assert scores.rows == whole.scores.rows, f"a run {how} gave other scores"
+        assert_equal_state(method.state_dict(), whole.state, f"a run {how} ended in another state")
 
 
-def _resuming_between_tasks_equals_never_stopping(make: Make, stream: Stream) -> None:
-    whole, expected = run_fresh(make, stream)
+def _resuming_between_tasks_equals_never_stopping(it: Subject) -> None:
+    whole = it.learned
     with tempfile.TemporaryDirectory() as folder:
-        runtimes = (Stopping(Path(folder), after_tasks=1) for _ in stream)
-        scores, method = run_until_finished(make, stream, runtimes)
-    assert scores.rows == whole.rows, "stopping after each task gave other scores: state_dict lacks something"
-    assert_equal_state(method.state_dict(), expected.state_dict(), "stopping after each task changed the state")
+        runtimes = (Stopping(Path(folder), after_tasks=1) for _ in it.stream)
+        scores, method = run_until_finished(it.make, it.stream, runtimes)
+    assert scores.rows == whole.scores.rows, "stopping after each task gave other scores: state_dict lacks something"
+    assert_equal_state(method.state_dict(), whole.state, "stopping after each task changed the state")
 
 
-def _state_is_tensors_and_json_and_complete(make: Make, stream: Stream) -> None:
-    _, method = run_fresh(make, stream)
+def _state_is_tensors_and_json_and_complete(it: Subject) -> None:
+    method, stream = it.learned.method, it.stream
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "state.safetensors"
-        checkpoint.save(file, method.state_dict())
+        checkpoint.save(file, it.learned.state)
         seed_everything(1)
-        fresh = make()
+        fresh = it.make()
         fresh.load_state_dict(checkpoint.load(file))
     last = len(stream) - 1
     for task in stream:
@@ -132,20 +132,19 @@ def _state_is_tensors_and_json_and_complete(make: Make, stream: Stream) -> None:
         assert ours == theirs, "a fresh method with the saved state answers differently: state_dict lacks something"
 
 
-def _predicting_leaves_the_state_unchanged(make: Make, stream: Stream) -> None:
-    _, method = run_fresh(make, stream)
+def _predicting_leaves_the_state_unchanged(it: Subject) -> None:
+    method, stream = it.learned.method, it.stream
     if getattr(method, "carries_state", False):
         return
-    before = copied(method.state_dict()), weights(method)
     for task in stream:
         records(method, stream, task, len(stream) - 1)
-    assert_equal_state(before[0], method.state_dict(), "predicting changed the state")
-    assert_equal_state(before[1], weights(method), "predicting changed the weights of a model")
+    assert_equal_state(it.learned.state, method.state_dict(), "predicting changed the state")
+    assert_equal_state(it.learned.weights, weights(method), "predicting changed the weights of a model")
 
 
-def _answers_do_not_depend_on_batch_mates(make: Make, stream: Stream) -> None:
+def _answers_do_not_depend_on_batch_mates(it: Subject) -> None:
     """Nor on the order of the examples; nor, for any method, on whether the test was stopped and went on."""
-    _, method = run_fresh(make, stream)
+    method, stream = it.learned.method, it.stream
     for task in stream:
         ways: list[tuple[str, Task, dict[str, Any]]] = [("a test that was stopped", task, {"stopped": True})]
         if not getattr(method, "carries_state", False):
@@ -158,9 +157,9 @@ def _answers_do_not_depend_on_batch_mates(make: Make, stream: Stream) -> None:
             assert close({r["id"]: r for r in alone}, found), f"answers differ between batches of 1 and {way}"
 
 
-def _candidates_are_encoded_once_per_query(make: Make, stream: Stream) -> None:
+def _candidates_are_encoded_once_per_query(it: Subject) -> None:
     """No layer works on the same input for two examples: that would depend on the query alone."""
-    _, method = run_fresh(make, stream)
+    method, stream = it.learned.method, it.stream
     task = stream.tasks[-1]
     query = stream.query(task, after=task.index)
     if getattr(method, "adapts", False) or not query.candidates or len(task.test) < 2:
@@ -195,18 +194,14 @@ def _computes(module: nn.Module) -> bool:
     return not isinstance(module, nn.Embedding) and next(module.parameters(), None) is not None
 
 
-def _frozen_weights_stay_bitwise_unchanged(make: Make, stream: Stream) -> None:
-    seed_everything(0)
-    method = make()
-    frozen = {n: p.detach().clone() for n, p in parameters(method).items() if not p.requires_grad}
-    go(method, stream, quiet(None))
-    after = parameters(method)
-    changed = [n for n, tensor in frozen.items() if n in after and not torch.equal(tensor, after[n])]
+def _frozen_weights_stay_bitwise_unchanged(it: Subject) -> None:
+    after = parameters(it.learned.method)
+    changed = [n for n, tensor in it.learned.frozen.items() if n in after and not torch.equal(tensor, after[n])]
     assert not changed, f"frozen parameters changed: {', '.join(changed[:5])}"
 
 
-def _degenerate_tasks_work_or_say_why(make: Make, stream: Stream) -> None:
-    first = stream.tasks[0]
+def _degenerate_tasks_work_or_say_why(it: Subject) -> None:
+    first = it.stream.tasks[0]
     one_class = [i for i, target in enumerate(first.train.targets) if target == first.train.targets[0]]
     cases: dict[str, Task] = {"one example": replace(first, train=first.train.select([0]))}
     if first.candidates:
@@ -216,7 +211,7 @@ def _degenerate_tasks_work_or_say_why(make: Make, stream: Stream) -> None:
     cases["empty train"] = replace(first, train=NO_EXAMPLES)
     for name, task in cases.items():
         try:
-            scores, _ = run_fresh(make, replace(stream, tasks=(task,)))
+            scores, _ = run_fresh(it.make, replace(it.stream, tasks=(task,)))
         except PerdureError as said:
             assert str(said), f"a task with {name} is refused without a reason"
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as fault:
@@ -225,9 +220,9 @@ def _degenerate_tasks_work_or_say_why(make: Make, stream: Stream) -> None:
             assert len(scores.rows) == 1, f"a task with {name} was not scored"
 
 
-def _learning_reads_no_future_task_and_no_test_example(make: Make, stream: Stream) -> None:
+def _learning_reads_no_future_task_and_no_test_example(it: Subject) -> None:
     seed_everything(0)
-    method, runtime = make(), quiet(None)
+    method, runtime = it.make(), quiet(None)
     read: set[str] = set()
     original = Examples.__getitem__
 
@@ -239,7 +234,7 @@ def _learning_reads_no_future_task_and_no_test_example(make: Make, stream: Strea
     allowed: set[str] = set()
     Examples.__getitem__ = watched  # type: ignore[method-assign]
     try:
-        for task in stream:
+        for task in it.stream:
             allowed |= {e.id for part in (task.train, task.validation) for e in part}
             read.clear()
             runtime.task = task.index
@@ -249,17 +244,17 @@ def _learning_reads_no_future_task_and_no_test_example(make: Make, stream: Strea
         Examples.__getitem__ = original  # type: ignore[method-assign]
 
 
-def _every_tensor_follows_the_device(make: Make, stream: Stream) -> None:
+def _every_tensor_follows_the_device(it: Subject) -> None:
     """On a device that is not the CPU, stopped and resumed from files, with a test before the first task."""
     start = True
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(200):
             seed_everything(0)
-            method, runtime = make(), Stopping(Path(folder), after_steps=7)
+            method, runtime = it.make(), Stopping(Path(folder), after_steps=7)
             with second_device() as device, _first_pass(partial(_assert_placed, method, device)):
                 runtime.device = device
                 try:
-                    go(method, stream, runtime, start=start)
+                    go(method, it.stream, runtime, start=start)
                     return _assert_placed(method, device)
                 except Interrupted:
                     continue
@@ -292,7 +287,7 @@ def _first_pass(look: Callable[[], None]) -> Iterator[None]:
         handle.remove()
 
 
-CHECKS: Mapping[str, Callable[[Make, Stream], None]] = {
+CHECKS: Mapping[str, Callable[[Subject], None]] = {
     check.__name__.lstrip("_"): check
     for check in (
         _runs_and_scores_every_seen_task,

@@ -1,4 +1,4 @@
-"""How checks run a method: stopped and resumed, its records, its weights, and when two states are equal.
+"""How checks run a method: whole, stopped and resumed, its records, its weights, and when two states are equal.
 
 Knows the Protocol, runs, and a runtime that stops. Does not know what is checked.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,42 @@ import torch
 from torch import Tensor
 
 from perdure.errors import Interrupted
-from perdure.evaluate import Evaluation, evaluate, read_records
+from perdure.evaluate import Evaluation, evaluate, predicting, read_records
 from perdure.placing import modules
 from perdure.run import Scores, run, seed_everything
 from perdure.runtime import Runtime, Steps
 from perdure.types import Method, Stream, Task
 
 Make = Callable[[], Method]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What one whole run gave. States and weights are copies: what checks do to the method afterwards changes none."""
+
+    scores: Scores
+    method: Method
+    frozen: dict[str, Tensor]
+    """Parameters that were frozen when the method was made, as they were then."""
+    state: Any
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method and a stream under check."""
+
+    make: Make
+    stream: Stream
+
+    @cached_property
+    def learned(self) -> Learned:
+        """A whole run, made once for all checks that look at what one leaves behind."""
+        seed_everything(0)
+        method = self.make()
+        frozen = {n: p.detach().clone() for n, p in parameters(method).items() if not p.requires_grad}
+        scores = go(method, self.stream, quiet(None))
+        return Learned(scores, method, frozen, copied(method.state_dict()), weights(method))
 
 
 class Stopping(Runtime):
@@ -89,12 +120,14 @@ def records(
 ) -> list[dict[str, Any]]:
     """What a method answers to a task's tests, in one go or stopped after the first batch."""
     query, settings = stream.query(task, after=after), Evaluation(batch_size=batch_size)
-    with tempfile.TemporaryDirectory() as folder, torch.set_grad_enabled(getattr(method, "adapts", False)):
+    with tempfile.TemporaryDirectory() as folder:
         for stop in (True, False) if stopped else (False,):
             runtime = quiet(Path(folder))
             runtime.stop_requested = stop
+            with predicting(method, runtime):
+                predict = method.predictor(query)
             with contextlib.suppress(Interrupted):
-                evaluate(method, method.predictor(query), task, query, settings, runtime=runtime, after=after)
+                evaluate(method, predict, task, query, settings, runtime=runtime, after=after)
         return read_records(Path(folder) / "predictions" / f"{after}_{task.index}.jsonl")
 
 
