@@ -31,7 +31,8 @@ MARK = re.compile(r"^<!-- (file|skip): (.*?) -->\n```(\w+)\n", re.MULTILINE)
 NAV = re.compile(r"^\s+- (?:[^:\n]+: )?([\w/.-]+\.md)$", re.MULTILINE)
 
 
-UNKNOWN = re.compile(r"<m[inot][^>]*>(\\[a-zA-Z]+)")
+UNKNOWN = re.compile(r"<m[inot][^>]*>(\\[a-zA-Z]+)|(\$[^$\n]*\\[a-zA-Z]+)")
+"""A command that the converter leaves as it is, and a formula that it was not given: a dollar beside a space."""
 COLOR = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -89,8 +90,9 @@ def transformed(text: str, *, source: Path, places: dict[Path, PurePosixPath], f
     """A page of the repository as the site's builder reads it; dead links are added to `faults`."""
     text = MARK.sub(_marked, text)
     made = [part if is_code else mathml(part) for part, is_code in _parts(text)]
-    if unknown := UNKNOWN.search("".join(made)):
-        faults.append(f"{source.relative_to(ROOT)}: {unknown[1]} is not known in formulas")
+    prose = "".join(part for part, (_, is_code) in zip(made, _parts(text)) if not is_code)
+    if wrong := UNKNOWN.search(prose):
+        faults.append(f"{source.relative_to(ROOT)}: {wrong[1] or wrong[2]} is not known as a formula")
     return "".join(
         part if is_code else LINK.sub(lambda m: _link(m, source, places, faults), part)
         for part, (_, is_code) in zip(made, _parts(text))

@@ -164,8 +164,8 @@ def _rows(cls: type, prefix: str = "") -> Iterator[list[str]]:
             continue
         inner = _inner(hints[field.name])
         default = _default(field)
-        if inner is not None and default != "required" and default != "`null`":
-            default = "below"
+        if inner is not None and default != "*required*" and default != "`null`":
+            default = "*below*"
         name = f"{prefix}{field.name}"
         yield [f"`{name}`", default, _cell(docs.get(field.name, "")), _cell(_type(hints[field.name]))]
         if inner is not None:
@@ -197,7 +197,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     elif field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
     else:
-        return "required"
+        return "*required*"
     text = flow(config.plain(value))
     return f"`{text}`" if text else ""
 

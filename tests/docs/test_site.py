@@ -67,12 +67,14 @@ def test_links_follow_their_pages_and_dead_ones_are_faults():
 
 
 @needs_builder
-def test_a_command_that_formulas_do_not_know_is_a_fault():
+@pytest.mark.parametrize("wrong", [r"\nonsense", r"$a = \max"])
+def test_a_formula_that_cannot_be_drawn_is_a_fault(wrong):
     from tools import make_site
 
     faults: list[str] = []
-    make_site.transformed(r"$\nonsense x$ and `$\code$`", source=PAGES[0], places={PAGES[0]: PAGES[0]}, faults=faults)
-    assert faults == [f"docs/methods/{PAGES[0].name}: \\nonsense is not known in formulas"]
+    page = rf"$\alpha$, {wrong if wrong[0] == '$' else f'${wrong}$'} - $ and `$\code$`"
+    make_site.transformed(page, source=PAGES[0], places={PAGES[0]: PAGES[0]}, faults=faults)
+    assert faults == [f"docs/methods/{PAGES[0].name}: {wrong} is not known as a formula"]
 
 
 @needs_builder
