@@ -5,6 +5,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from fake_runs import falling, write_run
@@ -63,6 +64,14 @@ def test_the_page_is_one_file_of_at_most_a_megabyte_that_fetches_nothing(pages):
     page = Page(text)
     assert not page.all("script") and not page.all("link") and not page.all("img") and not page.all("iframe")
     assert all(a["href"].startswith(("data:", "#")) for a in page.all("a"))
+
+
+def test_the_page_says_where_its_numbers_are_explained_and_they_are(pages):
+    assert "What each number means: docs/scores.md" in pages[1]["report.html"].read_text(encoding="utf-8")
+    explained = (Path(__file__).parents[2] / "docs" / "scores.md").read_text(encoding="utf-8").lower()
+    for title in tables.AGGREGATES.values():
+        name = title.replace("{}", "").split("(")[0].partition(",")[0].strip().lower()
+        assert f"**{name}" in explained, title
 
 
 def test_the_same_runs_give_the_same_bytes(pages, tmp_path):
