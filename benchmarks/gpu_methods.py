@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import perdure
-from perdure import api, evaluate, recipe, registry
+from perdure import api, evaluate, recipe
 from perdure.data import microworld
 from perdure.data.microworld import disk
-from perdure.placing import place
 from perdure.recipe.plan import largest_batch
 from perdure.runtime import Runtime, seed_torch
-from perdure.trial import shortened
+from perdure.runtime.placing import place
+from perdure.settings import registry
+from perdure.testing.trial import shortened
 
 if TYPE_CHECKING:
     from gpu import Bench, Row

@@ -23,18 +23,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from perdure.families.instruction.settings import Tuning
+from perdure.families.test_time import objectives
+from perdure.families.test_time.retrieval import QueryTuner
+from perdure.layers import lora
 from perdure.loading import to_device
 from perdure.methods.mg_clip import Config as MgClipConfig
 from perdure.methods.mg_clip import MgClip
+from perdure.methods.sefe.key_elements import Elements, dense_mean_magnitude, mean_magnitude
 from perdure.models.llava import Llava
 from perdure.models.llava.assemble import put_together
-from perdure.models.llava.settings import Tuning
-from perdure.nn import lora
-from perdure.nn.key_elements import Elements, dense_mean_magnitude, mean_magnitude
-from perdure.nn.test_time import objectives
-from perdure.nn.test_time.retrieval import QueryTuner
-from perdure.placing import place
 from perdure.runtime import Runtime
+from perdure.runtime.placing import place
 from perdure.types import Example, Examples, Query, Task
 
 if TYPE_CHECKING:

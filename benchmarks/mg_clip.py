@@ -39,12 +39,12 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from perdure.data import lists
+from perdure.families.clip import classifier
+from perdure.layers import lora
 from perdure.loading import ExampleBatches
 from perdure.methods.mg_clip import Config, MgClip
 from perdure.models.clip import Clip, Tokenizer
 from perdure.models.clip.tokens import openai_encoder
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import lora
 from perdure.runtime import Runtime
 from perdure.types import Example, Examples, Query, Task
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from perdure.families.clip import classifier
+from perdure.layers import lora
 from perdure.loading import ExampleBatches
 from perdure.methods.mg_clip import Config
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import lora
 from perdure.runtime import Runtime
 from perdure.types import Example, Task
 

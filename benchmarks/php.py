@@ -31,14 +31,14 @@ from torch import Tensor
 from transformers import ClapConfig, ClapModel, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from perdure.data import lists
+from perdure.families.audio_visual import learning, prefix, readout
+from perdure.families.audio_visual.inputs import Problem, problem_of
+from perdure.families.audio_visual.system import System
 from perdure.methods.php import Config, Php
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.models.clip import Tokenizer as ClipTokenizer
 from perdure.models.clip.tokens import openai_encoder
-from perdure.nn.audio_visual import learning, prefix, readout
-from perdure.nn.audio_visual.inputs import Problem, problem_of
-from perdure.nn.audio_visual.system import System
 from perdure.runtime import Runtime
 from perdure.types import Example, Examples, Stream, Task
 

@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from perdure import recipe, registry
+from perdure import recipe
 from perdure.evaluate import Evaluation
+from perdure.families.audio_visual.inputs import mel_of, preprocess
+from perdure.loop import run
 from perdure.metrics import continual
 from perdure.metrics.continual import normalized_mean
-from perdure.nn.audio_visual.inputs import mel_of, preprocess
-from perdure.run import run
 from perdure.runtime import Runtime
+from perdure.settings import registry
 from perdure.types import Example, Examples, Stream
 
 METHODS: dict[str, tuple[str, list[str]]] = {

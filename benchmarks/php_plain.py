@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perdure.families.audio_visual import adapter, learning, readout
+from perdure.families.audio_visual.system import System
+from perdure.families.audio_visual.towers import CrossAdapters, Insertions
 from perdure.methods.php import Php
 from perdure.methods.php.generator import Generator
 from perdure.models.clap import Clap, mel
 from perdure.models.clip import Clip
-from perdure.nn.audio_visual import adapter, learning, readout
-from perdure.nn.audio_visual.system import System
-from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
 
 TOKENS = 77
 

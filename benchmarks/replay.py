@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from perdure import registry, rehearsal
-from perdure.memory import Draws
+from perdure.families import rehearsal
+from perdure.families.rehearsal import policy
+from perdure.families.rehearsal.buffer import Draws
+from perdure.families.rehearsal.modularity import multiply_accumulates
+from perdure.methods.dynamos.skipping import Skipping, gated_pass
 from perdure.models import gated_resnet, resnet18
-from perdure.nn import policy
-from perdure.nn.modularity import multiply_accumulates
-from perdure.nn.skipping import Skipping, gated_pass
 from perdure.runtime import Runtime
+from perdure.settings import registry
 from perdure.types import Example, Examples, Task
 
 BATCH, DYNAMOS_BATCH = 32, 16

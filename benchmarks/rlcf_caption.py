@@ -19,12 +19,12 @@ from rlcf import measured
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
+from perdure.families.captioning.adapting import CaptionTuner, Sampling, caption_losses
+from perdure.families.clip import clipscore
+from perdure.families.test_time.prompt_tuning import Steps
 from perdure.models.captioner import Captioner, Words
-from perdure.nn import clip_reward
-from perdure.nn.captioning.adapting import CaptionTuner, Sampling, caption_losses
-from perdure.nn.captioning.beam import Beam, beam_search
-from perdure.nn.captioning.mapper import make_mapper
-from perdure.nn.test_time.prompt_tuning import Steps
+from perdure.models.captioner.beam import Beam, beam_search
+from perdure.models.captioner.mapper import make_mapper
 
 
 class Numbers:
@@ -102,7 +102,7 @@ def plain_schedule(made: Captioner, features: Tensor, steps: Steps, sampling: Sa
         prefix = made.mapper(features.expand(len(texts), -1))
         each = caption_losses(made.logits(prefix, ids, mask), ids)
         optimizer.zero_grad()
-        (clip_reward.rewards(scores)[0] * each).mean().backward()
+        (clipscore.rewards(scores)[0] * each).mean().backward()
         optimizer.step()
     final = made.captions(search(made, features, sampling.beams, 1, sampling.most))[0]
     made.mapper.load_state_dict(first)

@@ -20,10 +20,10 @@ import torch
 from rlcf import measured, names, random_clip
 from torch.nn import functional as F
 
-from perdure.nn import clip_reward
-from perdure.nn.test_time import losses, objectives
-from perdure.nn.test_time.prompt_tuning import Steps
-from perdure.nn.test_time.retrieval import QueryTuner, unfreeze
+from perdure.families.clip import clipscore
+from perdure.families.test_time import losses, objectives
+from perdure.families.test_time.prompt_tuning import Steps
+from perdure.families.test_time.retrieval import QueryTuner, unfreeze
 
 STEPS = Steps(count=8, lr=1e-6, weight_decay=5e-4, eps=1e-6)
 
@@ -99,7 +99,7 @@ def plain_schedule(clip, asked, gallery, steps):
         for _ in range(steps.count):
             logits = clip.scale * F.normalize(encode[asked.query](item[None]), dim=-1) @ fixed.T
             index = losses.top_answers(logits.detach(), asked.samples)
-            rewards = clip_reward.rewards(clip_reward.pick(scores[None], index))
+            rewards = clipscore.rewards(clipscore.pick(scores[None], index))
             loss = losses.policy_gradient(logits, index, rewards)
             optimizer.zero_grad()
             loss.backward()

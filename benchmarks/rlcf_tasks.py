@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from perdure import metrics
-from perdure.config import Named
 from perdure.loading import ExampleBatches
+from perdure.loop import seed_everything
 from perdure.models.captioner.convert import load_mapper
 from perdure.prepare.captions import add_clipscores
-from perdure.run import seed_everything
 from perdure.runtime import Runtime
+from perdure.settings.config import Named
 
 STYLES = ("plain", "contrast", "tinted", "blur", "inverted", "sketch")
 CAPTION_TESTS = {

@@ -32,12 +32,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from perdure.families.instruction.settings import Tuning
 from perdure.methods.sefe import Config, Sefe
+from perdure.methods.sefe.key_elements import Elements, dense_mean_magnitude, mean_magnitude
 from perdure.models.llava import Llava
 from perdure.models.llava.assemble import put_together
 from perdure.models.llava.conversation import SYSTEM
-from perdure.models.llava.settings import Tuning
-from perdure.nn.key_elements import Elements, dense_mean_magnitude, mean_magnitude
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from sefe_microworld import cells, write_csv
 
-from perdure.api import run_recipe
+import perdure
 from perdure.metrics.vqa import record_values
 from perdure.prepare.asd import diversify_file
 
@@ -92,7 +92,7 @@ def main() -> None:
             recipe = given.work / f"{name}{given.label}.yaml"
             recipe.write_text(json.dumps(recipe_of(name, source, given)))
             began = time.monotonic()
-            run_recipe(recipe, [f"run.seeds=[{seed}]", *given.set])
+            perdure.run(recipe, [f"run.seeds=[{seed}]", *given.set])
             print(f"{name} seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from perdure.api import run_recipe
+from perdure.api import run as run_recipe
 from perdure.data.microworld.scene_chat import serve
 from perdure.metrics import continual
 from perdure.streams.instruction import METRICS

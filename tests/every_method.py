@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from perdure import registry
+from perdure.settings import registry
 from perdure.testing import tiny_stream
 from perdure.types import Method, Stream
 from tests import tiny_audio_visual, tiny_captioner, tiny_instruction

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from perdure.checkpoint import save
 from perdure.errors import Interrupted
+from perdure.loop import run, seed_everything
 from perdure.methods.sefe import Config, Sefe
-from perdure.run import run, seed_everything
 from perdure.runtime import Runtime
 from tests.tiny_instruction import TUNING, tiny_llava, tiny_tasks
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from perdure import api, checkpoint, collectives, training
+from perdure import api, checkpoint, training
 from perdure.errors import Interrupted
 from perdure.loading import TensorBatches
-from perdure.runtime import Runtime
+from perdure.runtime import Runtime, collectives
 
 
 class Net(nn.Module):

@@ -10,10 +10,10 @@ import signal
 import sys
 from pathlib import Path
 
-from perdure.config import Named
 from perdure.evaluate import Evaluation
-from perdure.run import run
+from perdure.loop import run
 from perdure.runtime import Runtime
+from perdure.settings.config import Named
 
 
 def main(out: Path, dying: str = "", batches: str = "0") -> None:

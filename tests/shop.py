@@ -69,7 +69,7 @@ STREAM = '''"""Steps: a stream of another package."""
 from dataclasses import dataclass
 from typing import Annotated
 
-from perdure.config import Named
+from perdure.settings.config import Named
 from perdure.types import Stream, Task
 
 

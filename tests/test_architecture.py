@@ -1,7 +1,8 @@
 """The shape of the house: who may import whom, how long a function and a file may be, what no file is called."""
 
 import ast
-from collections.abc import Iterator
+import graphlib
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,26 +11,40 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "perdure"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-LAYER_0 = {"types", "errors", "nearest", "text_files", "demands"}
-LAYER_1 = {
-    *("registry", "config", "setting_faults", "runtime", "progress", "checkpoint", "losses", "memory", "nn", "metrics"),
-    *("source_settings", "keys", "sharding", "zero", "loading", "training", "images", "augment", "rehearsal"),
-    *("draws", "devices", "precision", "lock", "collectives", "events", "placing", "compiling"),
+ROOMS = """
+errors keys
+text_files
+settings
+images checkpoint lock events
+runtime
+types draws
+demands loading
+training
+layers
+metrics models
+families
+data
+streams methods prepare
+evaluate
+loop report
+recipe
+device_memory
+testing
+api
+cli
+__main__
+"""
+"""From the bottom. A file imports from its own room and from rows above its own in this list, never from below."""
+ROWS = {room: row for row, rooms in enumerate(ROOMS.strip().splitlines()) for room in rooms.split()}
+NEVER = {
+    "streams": {"models", "families", "layers"},
+    "data": {"models", "families", "layers"},
+    "methods": {"data"},
+    "evaluate": {"models", "families", "layers", "data"},
+    "loop": {"models", "families", "layers", "data"},
+    "report": {"models", "families", "layers", "data"},
 }
-ALLOWED: dict[str, set[str]] = {
-    **dict.fromkeys(LAYER_0, LAYER_0),
-    **dict.fromkeys(LAYER_1, LAYER_0 | LAYER_1),
-    "models": LAYER_0 | LAYER_1 | {"models"},
-    "data": LAYER_0 | LAYER_1 | {"data"},
-    "methods": LAYER_0 | LAYER_1 | {"models"},
-    "streams": LAYER_0 | LAYER_1 | {"data"},
-    "prepare": LAYER_0 | LAYER_1 | {"data", "models", "prepare"},
-    "evaluate": LAYER_0 | LAYER_1,
-    "run": LAYER_0 | LAYER_1 | {"evaluate"},
-    "report": LAYER_0 | LAYER_1 | {"report"},
-}
-"""Package or module -> what it may import; those that are not listed may import everything below the command."""
-ABOVE = {"recipe", "device_memory", "testing", "trial", "api", "cli", "__main__", ""}
+"""Rooms that lie lower and are none of a room's business all the same."""
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper"}
 LONG_FUNCTIONS: set[str] = set()
 """Functions of more than 50 lines, each with its reason beside it."""
@@ -42,10 +57,7 @@ def part(path: Path) -> str:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, ...]]:
-    """Modules of ours that a file imports, anywhere in it, as names below ``perdure``."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            node.body = []
+    """Modules of ours that a file imports, anywhere in it and also for types alone, as names below ``perdure``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -66,22 +78,50 @@ def name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_imports_go_down_the_layers(path):
+def test_imports_go_down_the_rooms(path):
     here = part(path)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for found in imports(tree):
-        assert found, f"{name(path)} imports the package itself"
-        if here in ALLOWED:
-            assert found[0] in ALLOWED[here] | {here}, f"{name(path)} imports perdure.{'.'.join(found)}"
-        if here in ("methods", "streams") and found[0] == here:
-            own = path.relative_to(SOURCE / here).parts[0].removesuffix(".py")
+    for found in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        if not here or found[0] in (here, "__version__"):
+            continue
+        where = f"{name(path)} imports perdure.{'.'.join(found)}"
+        assert ROWS[found[0]] < ROWS[here] and found[0] not in NEVER.get(here, ()), where
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if part(f) in ("methods", "streams")], ids=name)
+def test_what_has_a_name_in_recipes_is_not_imported_by_another(path):
+    here = part(path)
+    own = path.relative_to(SOURCE / here).parts[0].removesuffix(".py")
+    for found in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        if found[0] == here:
             assert found[1] == own or not is_registered(here, found[1]), f"{name(path)} imports {here}.{found[1]}"
-        assert here in ("cli", "__main__") or found[0] != "cli", f"{name(path)} imports the command"
 
 
-def test_every_part_has_its_layer():
-    parts = {part(path) for path in FILES}
-    assert parts <= set(ALLOWED) | ABOVE, parts - set(ALLOWED) - ABOVE
+def test_no_room_goes_round_in_a_circle():
+    """Files of one room import each other, but no two of them each other in turn."""
+    files = {
+        dotted(path): {".".join(f) for f in imports(ast.parse(path.read_text(encoding="utf-8")))} for path in FILES
+    }
+    uses = {file: {known(target, files) for target in targets} - {file, ""} for file, targets in files.items()}
+    try:
+        graphlib.TopologicalSorter(uses).prepare()
+    except graphlib.CycleError as fault:
+        pytest.fail(" imports ".join(reversed(fault.args[1])))
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def known(target: str, files: Container[str]) -> str:
+    """The file that an import names: its last part may be a name in the file."""
+    return target if target in files else target.rpartition(".")[0]
+
+
+def test_every_part_has_its_room_and_the_design_shows_them():
+    assert {part(path) for path in FILES} - {""} == set(ROWS)
+    shown = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert f"```\n{ROOMS.strip()}\n```" in shown, "docs/design.md shows other rooms"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -115,7 +155,9 @@ def test_no_model_name_is_hidden_in_the_core():
     """No ``if method == ...``: the core knows Protocols only."""
     optimizers = {"sgd"}  # also the name of a method
     methods = {p.stem for p in (SOURCE / "methods").glob("*") if not p.stem.startswith("_")} - optimizers
-    for path in (SOURCE / f"{n}.py" for n in ("run", "evaluate", "training", "runtime", "loading", "checkpoint")):
+    for path in (
+        SOURCE / f"{n}.py" for n in ("loop", "evaluate", "training", "runtime/__init__", "loading", "checkpoint")
+    ):
         strings = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
         assert not strings & methods
 

@@ -7,7 +7,7 @@ import pytest
 from perdure import recipe
 from perdure.errors import RecipeError
 from perdure.evaluate import Evaluation
-from perdure.run import run
+from perdure.loop import run
 from perdure.runtime import Runtime
 from perdure.testing import tiny_stream
 from perdure.types import Stream

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from perdure import api, device_memory, recipe, rehearsal
+from perdure import api, device_memory, recipe
 from perdure.errors import DeviceMemoryError
+from perdure.families import rehearsal
 
 RECIPE = """stream: {name: class_incremental, data: digits, step: 5, train_per_class: 10, test_per_class: 5}
 models: {net: {name: mlp, inputs: 192, hidden: 8}}

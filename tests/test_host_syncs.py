@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from perdure.placing import place
 from perdure.runtime import Runtime, Steps
+from perdure.runtime.placing import place
 from perdure.testing.second_device import second_device
 from tests.every_method import METHODS
 from tests.host_syncs import Waits, waits

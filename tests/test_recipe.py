@@ -12,10 +12,11 @@ import shop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perdure import config, recipe
+from perdure import recipe
 from perdure.errors import RecipeError
 from perdure.recipe import text as yaml_text
 from perdure.recipe.source import read, read_overrides
+from perdure.settings import config
 
 GOOD = """
 stream: {name: class_incremental, data: digits, step: 2}

@@ -16,7 +16,7 @@ import torch
 from perdure.errors import CheckpointError, Interrupted, RecipeError
 from perdure.evaluate import Evaluation, evaluate, read_records
 from perdure.keys import example_seed
-from perdure.run import run, seed_everything
+from perdure.loop import run, seed_everything
 from perdure.runtime import Runtime
 from perdure.testing import tiny_stream
 from tests.toy import Config, Toy

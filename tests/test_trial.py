@@ -7,7 +7,7 @@ import pytest
 from perdure import recipe
 from perdure.cli import main
 from perdure.recipe import plan
-from perdure.trial import first_steps, shortened
+from perdure.testing.trial import first_steps, shortened
 from perdure.types import Example, Examples, Task
 
 DIGITS = ("stream.train_per_class=20", "stream.test_per_class=2", "run.device=cpu", "run.threads=1")

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import GPT2Tokenizer, OPTConfig, OPTForCausalLM
 
+from perdure.images import NamedImage
 from perdure.models.captioner import Captioner, Config, load
-from perdure.nn.test_time.retrieval import NamedImage
 from perdure.types import Example, Examples, Stream, Task
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
+from perdure.families.instruction.settings import Tuning
 from perdure.models.llava import Llava
 from perdure.models.llava.assemble import put_together
-from perdure.models.llava.settings import Tuning
 from perdure.types import Example, Examples, Stream, Task
 
 TUNING = Tuning(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from perdure.evaluate import Evaluation
-from perdure.run import run, seed_everything
+from perdure.loop import run, seed_everything
 from perdure.runtime import Runtime
 from perdure.testing import tiny_stream
 from tests.toy import Config, Toy

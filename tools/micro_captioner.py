@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from perdure.config import Named
 from perdure.data.microworld import scenes, words
 from perdure.models.captioner.convert import save_mapper
 from perdure.runtime import Runtime
+from perdure.settings.config import Named
 
 PAD, START = 1, 2
 """As in OPT: `</s>` begins a text. A line break ends a caption."""

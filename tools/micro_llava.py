@@ -25,10 +25,10 @@ from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from perdure.data.microworld import coin, render, scenes, styles, words
+from perdure.families.instruction.settings import Tuning
 from perdure.models.llava import Llava
 from perdure.models.llava.assemble import put_together
 from perdure.models.llava.images import MEAN, STD
-from perdure.models.llava.settings import Tuning
 from perdure.types import Example
 
 TOWER = Path(__file__).resolve().parents[1] / "src" / "perdure" / "models" / "micro" / "micro-clip"

@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, device_memory, devices, lock, recipe
+from perdure import checkpoint, device_memory, lock, loop, recipe
 from perdure.errors import CheckpointError, RecipeError
 from perdure.evaluate import Evaluation
 from perdure.keys import key_seed
+from perdure.loop import Scores, checkpoint_file
 from perdure.metrics import continual
-from perdure.placing import place
 from perdure.recipe import Built, Recipe
 from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
-from perdure.run import Scores, checkpoint_file, run
-from perdure.runtime import Runtime
+from perdure.runtime import Runtime, devices
+from perdure.runtime.placing import place
 from perdure.types import Query
 
 LEFTOVERS = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json")
@@ -95,7 +95,7 @@ class Result(tuple[Finished, ...]):
         return str(self)
 
 
-def run_recipe(name: str | Path, overrides: Sequence[str] = (), **sections: Mapping[str, Any]) -> Result:
+def run(name: str | Path, overrides: Sequence[str] = (), **sections: Mapping[str, Any]) -> Result:
     """``perdure.run``: a recipe by name or file, with its settings changed.
 
     Args:
@@ -177,7 +177,7 @@ def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
         save_predictions=evaluate.save_predictions,
     )
     with stopping_on_signals(runtime), device_memory.explained(asked, runtime):
-        scores = run(
+        scores = loop.run(
             built.method,
             built.stream,
             plan=evaluate.plan,

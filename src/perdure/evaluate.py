@@ -17,13 +17,13 @@ import torch
 
 from perdure import metrics
 from perdure.checkpoint import write_text
-from perdure.collectives import Agreement
-from perdure.devices import seed_torch
 from perdure.errors import DataError, Interrupted, RecipeError
 from perdure.keys import key_seed
 from perdure.loading import ExampleBatches
-from perdure.progress import Progress
 from perdure.runtime import Runtime
+from perdure.runtime.collectives import Agreement
+from perdure.runtime.devices import seed_torch
+from perdure.runtime.progress import Progress
 from perdure.text_files import lines, to_json
 from perdure.types import Batch, Examples, Predictions, Query, Task
 

@@ -30,6 +30,23 @@ PIXEL_LIMIT = 89_478_485
 """Most pixels an image may have (a quarter GiB of RGB): above, a small file is probably made to fill memory."""
 
 
+class NamedImage(str):
+    """An image among a query's candidates: a text (its id) that brings the picture along.
+
+    `image` is whatever `open_image` takes; by default the text is its path.
+    """
+
+    image: Any
+
+    def __new__(cls, name: str, image: Any = None) -> NamedImage:
+        made = super().__new__(cls, name)
+        made.image = name if image is None else image
+        return made
+
+    def __deepcopy__(self, memo: Any) -> NamedImage:
+        return self
+
+
 def is_image(path: str | os.PathLike[str]) -> bool:
     """By its suffix alone."""
     return os.path.splitext(path)[1].lower() in SUFFIXES

@@ -16,8 +16,8 @@ from torch import Tensor
 from perdure.errors import TrainingError
 from perdure.loading import Batches, ExampleBatches
 from perdure.runtime import Runtime, Steps
+from perdure.runtime.zero import PartedOptimizer
 from perdure.types import Batch
-from perdure.zero import PartedOptimizer
 
 Loss = Callable[[Batch], Tensor | Mapping[str, Tensor]]
 

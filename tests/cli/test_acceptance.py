@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from perdure import progress
 from perdure.cli import main
 from perdure.cli.demo import table_lines
-from perdure.progress import Progress
+from perdure.runtime import progress
+from perdure.runtime.progress import Progress
 
 GOOD = """stream: {name: class_incremental, data: digits, step: 5, train_per_class: 10, test_per_class: 5}
 models: {net: {name: mlp, inputs: 192, hidden: 8}}

@@ -87,9 +87,9 @@ def test_importing_the_package_is_light():
     assert done.stdout.startswith("[] ")
 
 
-def test_the_package_runs_and_the_module_of_that_name_stays_a_module():
-    code = "import perdure, perdure.run as r; from perdure.run import run; print(callable(perdure.run), r.run is run)"
-    assert perdure(code=code).stdout.split() == ["True", "True"]
+def test_what_the_package_offers_is_listed_and_found():
+    code = "import perdure; print(*dir(perdure), all(hasattr(perdure, name) for name in dir(perdure)))"
+    assert perdure(code=code).stdout.split() == ["Result", "__version__", "load_recipe", "run", "True"]
 
 
 def test_every_help_is_short_and_has_two_examples():

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perdure import api, recipe, registry
+from perdure import api, recipe
 from perdure.cli import main
+from perdure.settings import registry
 from perdure.types import Example
 
 pytestmark = pytest.mark.slow

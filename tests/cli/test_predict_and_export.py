@@ -14,8 +14,8 @@ from PIL import Image
 
 from perdure import api, recipe
 from perdure.cli import main
+from perdure.loop import checkpoint_file
 from perdure.methods.mg_clip import MgClip
-from perdure.run import checkpoint_file
 
 pytestmark = pytest.mark.slow
 SMALL = ("stream.train_per_class=4", "stream.test_per_class=2", "run.seeds=[0]", "stream.step=20")

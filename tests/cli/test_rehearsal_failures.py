@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from perdure import api, rehearsal
+from perdure import api
 from perdure.cli import main
+from perdure.families import rehearsal
 
 pytestmark = pytest.mark.slow
 DIGITS = {"name": "class_incremental", "data": "digits", "step": 5, "train_per_class": 6, "test_per_class": 2}

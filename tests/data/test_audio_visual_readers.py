@@ -15,7 +15,7 @@ import pytest
 from perdure.data import ave, avs_s4, clip_folder, llp, music_avqa
 from perdure.data.clips import PackedWave
 from perdure.errors import DataError, UnreadableExample
-from perdure.nn.audio_visual.inputs import preprocess
+from perdure.families.audio_visual.inputs import preprocess
 
 PACK = Path(__file__).resolve().parents[3] / "shared" / "data" / "av_annotations"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perdure import registry
 from perdure.data import captions
 from perdure.errors import DataError, RecipeError
+from perdure.settings import registry
 from perdure.streams import captions as caption_stream
 from perdure.streams import retrieval as retrieval_stream
 
@@ -129,7 +129,7 @@ def test_texts_are_cleaned_by_hand():
 
 
 def parsed(module, **settings):
-    from perdure.config import parse
+    from perdure.settings.config import parse
 
     return module.build(parse(module.Config, settings, where="stream"))
 

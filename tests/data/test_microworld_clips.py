@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from perdure.config import Named
 from perdure.data import ave, avs_s4, llp, microworld, music_avqa
 from perdure.data.microworld import clip_files, clip_questions, clips, disk, scenes, sound
 from perdure.errors import DataError
+from perdure.families.audio_visual.inputs import preprocess, problem_of
 from perdure.metrics import audio_visual
 from perdure.models import clap
-from perdure.nn.audio_visual.inputs import preprocess, problem_of
+from perdure.settings.config import Named
 
 FEW = {"train_clips": 3, "validation_clips": 1, "test_clips": 2}
 
@@ -285,8 +285,8 @@ def test_micro_clap_hears_shapes_and_colors():
 
 
 def test_micro_clap_runs_block_by_block_beside_micro_clip():
+    from perdure.families.audio_visual.towers import check_pair
     from perdure.models import clip
-    from perdure.nn.audio_visual.towers import check_pair
 
     pair = clip.load(clip.Config(weights="micro-clip")), clap.load(clap.Config(weights="micro-clap"))
     check_pair(*pair)

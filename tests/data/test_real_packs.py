@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perdure.config import Named
 from perdure.data import caltech101, image_folder, mnist, tiny_imagenet
 from perdure.images import open_image
+from perdure.settings.config import Named
 from perdure.streams import class_incremental, domain
 
 PACKS = Path(__file__).parents[3] / "shared" / "data"

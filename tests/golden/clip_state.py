@@ -20,7 +20,7 @@ def golden_clip(folder: Path, dtype: torch.dtype = torch.float64) -> Clip:
 
 
 def lora_name(official: str) -> str:
-    """``visual.transformer.resblocks.0.attn.k_proj_weight_lora_A`` under the name that `perdure.nn.lora` gives it."""
+    """``visual.transformer.resblocks.0.attn.k_proj_weight_lora_A`` under its name in `perdure.layers.lora`."""
     tower = "vision_model" if official.startswith("visual.") else "text_model"
     layer, _, rest = official.removeprefix("visual.").removeprefix("transformer.resblocks.").partition(".attn.")
     projection, _, factor = rest.partition("_weight_lora_")

@@ -13,7 +13,8 @@ from recorded import Recorded, StoredOrder, load, prefixed, tensor_task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perdure import rehearsal
+from perdure.families import rehearsal
+from perdure.families.rehearsal import gradients
 from perdure.methods import (
     agem_r as agem_r_method,
 )
@@ -48,7 +49,6 @@ from perdure.methods import (
     si as si_method,
 )
 from perdure.models.mlp import Mlp
-from perdure.nn import gradients
 from perdure.types import Query
 
 

@@ -9,9 +9,9 @@ from recorded import load, prefixed
 from torch import Tensor
 from torch.testing import assert_close
 
-from perdure.nn import policy
-from perdure.nn.gates import Gate, log_probability, sampled_actions, threshold_actions
-from perdure.nn.resnet import Block, ResNet, _Cutter
+from perdure.families.rehearsal import policy
+from perdure.layers.gates import Gate, log_probability, sampled_actions, threshold_actions
+from perdure.layers.resnet import Block, ResNet, _Cutter
 
 TOLERANCE = {"rtol": 1e-8, "atol": 1e-9}
 

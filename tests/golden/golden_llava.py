@@ -12,12 +12,12 @@ from recorded import load, prefixed
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from perdure.families.instruction.settings import Tuning
+from perdure.families.instruction.tuning import fit_settings
 from perdure.methods.sefe import Config, Sefe
 from perdure.models.llava import Llava
 from perdure.models.llava.assemble import PROJECTOR_NAMES, load_projector, put_together
-from perdure.models.llava.settings import Tuning
 from perdure.models.llava.tokenizer import load_tokenizer
-from perdure.models.llava.tuning import fit_settings
 from perdure.runtime import Runtime
 from perdure.training import lr_factor
 from perdure.types import Example, Examples, Task

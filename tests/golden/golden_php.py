@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perdure.families.audio_visual.inputs import Problem
 from perdure.methods.php import Config, Php
 from perdure.models.clap import Clap, FrontEnd
 from perdure.models.clap.convert import from_laion
 from perdure.models.clip import Clip
 from perdure.models.clip.convert import from_openai
-from perdure.nn.audio_visual.inputs import Problem
 
 ADAPTER = {
     "fc": "align_dim",

@@ -10,10 +10,10 @@ from golden_gates import check_gradients, close, gated_net
 from recorded import Recorded, StoredOrder, load, prefixed, tensor_task
 
 from perdure.evaluate import Evaluation
-from perdure.memory import Memory
+from perdure.families.rehearsal.buffer import Memory
+from perdure.loop import run as go
 from perdure.methods.dynamos import Config, Dynamos
 from perdure.metrics import classification, continual
-from perdure.run import run as go
 from perdure.types import Example, Query, Stream
 
 LOSSES = {
@@ -84,7 +84,7 @@ def check_middle(a: dict) -> None:
         close(out.actions, mid["actions"], exact=True)
         close(out.policy, mid["policy_logits"])
         close(out.log_probs, mid["log_probs"])
-        from perdure.nn import policy
+        from perdure.families.rehearsal import policy
 
         rewards = policy.keep_rewards(
             out.actions,
@@ -241,7 +241,7 @@ def reservoir(file: Path) -> None:
 def check_inclusion(a: dict) -> None:
     """How often each stream position is kept: ours and the recorded counts, within 5 standard deviations."""
     trials, n, capacity = int(a["stat_trials"]), len(a["labels"]), int(a["capacity"])
-    from perdure.memory import reservoir_slots
+    from perdure.families.rehearsal.buffer import reservoir_slots
 
     generator = torch.Generator().manual_seed(0)
     uniforms = torch.rand(trials, n - capacity, dtype=torch.float64, generator=generator)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from recorded import load
 
-from perdure.config import Named
+from perdure.settings.config import Named
 from perdure.streams import mnist360
 from perdure.streams.transformed import Rotate
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perdure.memory import Draws
+from perdure.families.rehearsal.buffer import Draws
 from perdure.runtime import Runtime
 from perdure.types import Example, Examples, Task
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from perdure.models.captioner import Captioner, Words
-from perdure.nn.captioning.mapper import make_mapper
+from perdure.models.captioner.mapper import make_mapper
 
 
 class ToyWords:

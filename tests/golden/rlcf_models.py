@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perdure.families.clip import clipscore
+from perdure.families.test_time import losses, objectives
 from perdure.models.clip import Clip
 from perdure.models.clip.convert import from_openai
-from perdure.nn import clip_reward
-from perdure.nn.test_time import losses, objectives
-from perdure.nn.test_time.prompts import ContextPrompts, Wording
+from perdure.models.clip.prompts import ContextPrompts, Wording
 
 
 def arrays(folder: Path, name: str) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def setting(folder: Path) -> SimpleNamespace:
     models = arrays(folder, "models")
     made = {name: clip(models, name) for name in ("policy", "reward", "reward2")}
     ids = models["prompt_tokens"]
-    features = {name: clip_reward.unit(c.text_features(c.cut(ids))).detach() for name, c in made.items()}
+    features = {name: clipscore.unit(c.text_features(c.cut(ids))).detach() for name, c in made.items()}
     words = Wording(words="a photo of a", length=4)
     return SimpleNamespace(
         **made,
@@ -60,7 +60,7 @@ class Rewarding:
     def __init__(self, world: SimpleNamespace, *names: str, weights: list[float] | None = None, **reinforce) -> None:
         models = [getattr(world, name) for name in names or ("reward",)]
         self.texts = [world.features[name] for name in names or ("reward",)]
-        self.reward = clip_reward.ClipReward(models, weights or [1.0], like=world.policy)
+        self.reward = clipscore.ClipReward(models, weights or [1.0], like=world.policy)
         self.settings = objectives.Reinforce(**{"samples": 3, **reinforce})
         self.index = self.table = None
 

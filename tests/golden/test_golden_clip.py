@@ -8,7 +8,7 @@ import torch
 from clip_state import golden_clip, lora_name
 from torch.nn.functional import cross_entropy, normalize
 
-from perdure.nn import lora
+from perdure.layers import lora
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])

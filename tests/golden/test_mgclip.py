@@ -26,8 +26,10 @@ from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from perdure import training
+from perdure.families.clip import classifier
+from perdure.layers import lora
+from perdure.layers.losses import local_cross_entropy
 from perdure.loading import TensorBatches
-from perdure.losses import local_cross_entropy
 from perdure.methods.mg_clip.gap import measure_gap
 from perdure.methods.mg_clip.visual import cosine_scores, fit_rows, fuse
 from perdure.methods.rapf import rapf_loss
@@ -35,8 +37,6 @@ from perdure.methods.rapf.fusion import fuse_adapters
 from perdure.methods.rapf.gaussians import cholesky_factors, class_statistics, hard_pairs, sample, shrink
 from perdure.metrics import continual
 from perdure.models.clip import ClipTransform
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import lora
 
 
 def test_every_file_belongs_to_a_family(golden):

@@ -25,6 +25,8 @@ from mgclip_replay import (
 from torch import Tensor
 from torch.nn import functional as F
 
+from perdure.families.clip import classifier
+from perdure.layers import lora
 from perdure.methods.continual_clip import Config as ContinualClipConfig
 from perdure.methods.continual_clip import ContinualClip
 from perdure.methods.mg_clip import Config as MgClipConfig
@@ -33,8 +35,6 @@ from perdure.methods.mg_clip.visual import cosine_scores
 from perdure.methods.rapf import Config as RapfConfig
 from perdure.methods.rapf import Rapf
 from perdure.methods.rapf.gaussians import shrink
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import lora
 from perdure.types import Stream, Task
 
 

@@ -24,17 +24,17 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 
 from perdure import training
 from perdure.evaluate import Evaluation
+from perdure.families.audio_visual import learning, losses, prefix, readout, towers
+from perdure.families.audio_visual.adapter import DualGuidedAdapter
+from perdure.families.audio_visual.events import prompt_embeddings
+from perdure.families.audio_visual.heads import AnswerHead, SegmentHead
+from perdure.families.audio_visual.inputs import mixup
+from perdure.families.audio_visual.pool import PromptPool
+from perdure.loop import run
 from perdure.methods.php.generator import MidPrompts, fold
 from perdure.metrics import audio_visual as metrics
 from perdure.metrics import masks, parsing
 from perdure.models.clap.mel import FrontEnd
-from perdure.nn.audio_visual import learning, losses, prefix, readout, towers
-from perdure.nn.audio_visual.adapter import DualGuidedAdapter
-from perdure.nn.audio_visual.events import prompt_embeddings
-from perdure.nn.audio_visual.heads import AnswerHead, SegmentHead
-from perdure.nn.audio_visual.inputs import mixup
-from perdure.nn.audio_visual.pool import PromptPool
-from perdure.run import run
 from perdure.runtime import Runtime
 from perdure.training import Fit, lr_factor
 from perdure.types import Example, Examples, Stream, Task

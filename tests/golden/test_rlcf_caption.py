@@ -9,14 +9,14 @@ from rlcf_models import arrays, clip, texts
 from torch.nn import functional as F
 
 from perdure import training
+from perdure.families.captioning.adapting import CaptionTrace, CaptionTuner, Sampling, caption_losses
+from perdure.families.captioning.learning import caption_loss, schedule
+from perdure.families.clip import clipscore
+from perdure.families.test_time.prompt_tuning import Steps
 from perdure.loading import TensorBatches
+from perdure.methods.capdec.noise import add_noise, in_ball
 from perdure.metrics import caption_scores, caption_words, captioning
 from perdure.models.captioner.words import padded, usual_length
-from perdure.nn import clip_reward
-from perdure.nn.captioning.adapting import CaptionTrace, CaptionTuner, Sampling, caption_losses
-from perdure.nn.captioning.learning import caption_loss, schedule
-from perdure.nn.captioning.noise import add_noise, in_ball
-from perdure.nn.test_time.prompt_tuning import Steps
 from perdure.runtime import Runtime
 
 EXACT = {"rtol": 0, "atol": 1e-9}
@@ -171,8 +171,8 @@ def tuner(folder, model, name, **more):
         one.tokenizer = ToyClipWords(sot=vocabulary - 2, eot=vocabulary - 1, context_length=context)
         one.eot = vocabulary - 1
     models = [clips["reward"], *([clips["reward2"]] if name == "tta_ens" else [])]
-    weights = clip_reward.ensemble_weights([5, 3]) if len(models) == 2 else [1.0]
-    reward = clip_reward.ClipReward(models, weights, like=clips["enc"])
+    weights = clipscore.ensemble_weights([5, 3]) if len(models) == 2 else [1.0]
+    reward = clipscore.ClipReward(models, weights, like=clips["enc"])
     steps = Steps(count=RUNS[name], lr=float(a["lr"]), weight_decay=float(a["weight_decay"]), eps=float(a["eps"]))
     sampling = Sampling(
         samples=int(a["sample_k"]),
@@ -189,7 +189,7 @@ def test_adapted_captions_equal_the_published_ones(folder, model, name):
     made, encoder, a = tuner(folder, model, name, **momentum)
     before = {n: t.clone() for n, t in made.captioner.state_dict().items()}
     images = a["images"]
-    features = clip_reward.unit(encoder.image_features(clip_reward.resize(images, encoder.image_size)))
+    features = clipscore.unit(encoder.image_features(clipscore.resize(images, encoder.image_size)))
     close(features, a["image_prefix"])
     final, sampled, scores, losses = [], [], [], []
     for image, feature in zip(images, features):

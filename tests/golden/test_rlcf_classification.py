@@ -11,14 +11,14 @@ from rlcf_models import Rewarding, arrays, setting, texts
 from torch import nn
 from torch.nn import functional as F
 
+from perdure.families.clip import clipscore
+from perdure.families.test_time import augmix, losses, views
+from perdure.families.test_time.encoder_tuning import EncoderTuner, blended_batch_norm
+from perdure.families.test_time.episodes import SlowStart
+from perdure.families.test_time.prompt_tuning import PromptTuner, Steps, Trace
 from perdure.metrics import classification
+from perdure.models.clip.prompts import Context, ContextPrompts, MetaNet, Wording, shifted
 from perdure.models.clip.transform import ClipTransform
-from perdure.nn import clip_reward
-from perdure.nn.test_time import augmix, losses, views
-from perdure.nn.test_time.encoder_tuning import EncoderTuner, blended_batch_norm
-from perdure.nn.test_time.episodes import SlowStart
-from perdure.nn.test_time.prompt_tuning import PromptTuner, Steps, Trace
-from perdure.nn.test_time.prompts import Context, ContextPrompts, MetaNet, Wording, shifted
 from perdure.types import Example, Query
 
 EXACT = {"rtol": 0, "atol": 1e-9}
@@ -52,36 +52,35 @@ def test_every_file_is_covered(folder):
 def test_scores_rewards_and_ensembles_equal_the_published_ones(folder):
     a = arrays(folder, "reward")
     index = a["index"]
-    table = clip_reward.clip_score(a["image_features"] @ a["text_features"].T, scale=float(a["clipscore_weight"]))
-    scores = clip_reward.pick(table, index)
+    table = clipscore.clip_score(a["image_features"] @ a["text_features"].T, scale=float(a["clipscore_weight"]))
+    scores = clipscore.pick(table, index)
     close(scores.flatten(), a["clipscore_flat"])
     # Rows are the sampled texts, columns the images, each as often as it was sampled for.
     columns = torch.arange(len(index)).repeat_interleave(index.shape[1])
     close(table[columns][:, index.flatten()].T, a["clipscore_pairwise"])
     first = scores[:, :1]
     close(first.flatten(), a["clipscore_k1"])
-    close(clip_reward.rewards(first).flatten(), a["rewards_k1"])
+    close(clipscore.rewards(first).flatten(), a["rewards_k1"])
     found = [re.fullmatch(r"rewards_process(\d)_amplify(\d)_batch(\d)", name) for name in a]
     for name in filter(None, found):
         process, amplify, batch = (int(part) for part in name.groups())
         baseline = ("batch" if batch else "image") if process else "none"
-        ours = clip_reward.rewards(scores, baseline=baseline, amplify=bool(amplify))
+        ours = clipscore.rewards(scores, baseline=baseline, amplify=bool(amplify))
         close(ours.flatten(), a[name.string])
 
 
 def test_several_reward_models_are_combined_as_published(folder):
     a = arrays(folder, "reward")
     weights = a["ens_weights"].tolist()
-    assert weights == clip_reward.ensemble_weights([10, 3, 5])
+    assert weights == clipscore.ensemble_weights([10, 3, 5])
     tables = [
-        clip_reward.clip_score(a[f"ens_image_features_{i}"] @ a[f"ens_text_features_{i}"].T)
-        for i in range(len(weights))
+        clipscore.clip_score(a[f"ens_image_features_{i}"] @ a[f"ens_text_features_{i}"].T) for i in range(len(weights))
     ]
-    scores = clip_reward.pick(clip_reward.combine(tables, weights), a["index"])
+    scores = clipscore.pick(clipscore.combine(tables, weights), a["index"])
     close(scores.flatten(), a["ens_score_weighted"])
-    close(clip_reward.rewards(scores).flatten(), a["ens_rewards_weighted"])
-    mean = clip_reward.combine(tables, [1 / len(weights)] * len(weights))
-    close(clip_reward.pick(mean, a["index"]).flatten(), a["ens_score_mean"])
+    close(clipscore.rewards(scores).flatten(), a["ens_rewards_weighted"])
+    mean = clipscore.combine(tables, [1 / len(weights)] * len(weights))
+    close(clipscore.pick(mean, a["index"]).flatten(), a["ens_score_mean"])
 
 
 def test_the_confidence_gap_is_that_of_the_two_best_answers(folder):
@@ -132,7 +131,7 @@ def test_losses_and_their_gradients_equal_the_published_ones(folder):
 def test_the_log_sum_exp_cancels_where_rewards_sum_to_zero(folder):
     a = arrays(folder, "losses")
     index = a["topk_index"]
-    centered = clip_reward.rewards(a["rewards"].view(index.shape))
+    centered = clipscore.rewards(a["rewards"].view(index.shape))
     short, long = (losses.policy_gradient(a["logits"], index, centered, zero_sum=z) for z in (True, False))
     torch.testing.assert_close(short, long, rtol=0, atol=1e-14)
 
@@ -164,7 +163,7 @@ def accuracies(logits, targets):
 @pytest.mark.parametrize("name", ["policy", "reward", "reward2"])
 def test_features_equal_the_published_ones_also_at_another_resolution(world, name):
     model = getattr(world, name)
-    pixels = clip_reward.resize(world.views[0], model.image_size)
+    pixels = clipscore.resize(world.views[0], model.image_size)
     close(model.image_features(pixels), world.arrays[f"{name}_image_features"])
     close(model.text_features(world.ids), world.arrays[f"{name}_text_features"])
 
@@ -250,9 +249,9 @@ def test_the_first_step_of_a_prompt_episode_equals_the_published_one(folder, wor
     _, _, found, gradients = contexts_after(tuner, image, rewarding.for_views(image))
     assert rewarding.index[0].tolist() == a["selected_idx"].tolist()
     index = a["topk_index"]
-    scores = clip_reward.pick(rewarding.table[0], index)
+    scores = clipscore.pick(rewarding.table[0], index)
     close(scores.flatten(), a["clipscore"])
-    close(clip_reward.rewards(scores).flatten(), a["rewards"])
+    close(clipscore.rewards(scores).flatten(), a["rewards"])
     close(found, a["step1_loss"])
     close(gradients[0][0], a["step1_grad_ctx"])
 
@@ -288,7 +287,7 @@ def test_variants_of_prompt_episodes_equal_the_published_ones(folder, world, nam
     models, weights = ("reward",), None
     if name.startswith("ens"):
         models = ("reward", "reward2")
-        assert a[f"{name}_weights"].tolist() == clip_reward.ensemble_weights([5, 3])
+        assert a[f"{name}_weights"].tolist() == clipscore.ensemble_weights([5, 3])
         weights = a["ens_weighted_weights"].tolist() if name == "ens_weighted" else [0.5, 0.5]
     rewarding = Rewarding(world, *models, weights=weights, **{"samples": int(a["sample_k"]), **VARIANTS[name]})
     image = world.views[:1]
@@ -490,6 +489,6 @@ def test_the_naive_ensemble_equals_the_published_one(folder, world):
     logits = []
     for name in ("reward", "reward2"):
         model = getattr(world, name)
-        pixels = clip_reward.resize(world.views[0, : len(a["zs_ensemble_logits"])], model.image_size)
-        logits.append(model.scale * clip_reward.unit(model.image_features(pixels)) @ world.features[name].T)
+        pixels = clipscore.resize(world.views[0, : len(a["zs_ensemble_logits"])], model.image_size)
+        logits.append(model.scale * clipscore.unit(model.image_features(pixels)) @ world.features[name].T)
     close(torch.stack(logits).mean(0), a["zs_ensemble_logits"])

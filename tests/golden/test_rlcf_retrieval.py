@@ -9,12 +9,12 @@ import torch
 from rlcf_models import arrays, clip, texts
 
 from perdure.data.captions import retrieval_text
+from perdure.families.clip import clipscore
+from perdure.families.clip.clipscore import unit
+from perdure.families.test_time import objectives
+from perdure.families.test_time.prompt_tuning import Steps, Trace
+from perdure.families.test_time.retrieval import QueryTuner
 from perdure.metrics import retrieval as metric
-from perdure.nn import clip_reward
-from perdure.nn.clip_reward import unit
-from perdure.nn.test_time import objectives
-from perdure.nn.test_time.prompt_tuning import Steps, Trace
-from perdure.nn.test_time.retrieval import QueryTuner
 from perdure.types import Example, Query
 
 EXACT = {"rtol": 0, "atol": 1e-9}
@@ -45,11 +45,11 @@ def test_features_and_zero_shot_logits_equal_the_published_ones(world):
     a = world.a
     for name in ("policy", "reward"):
         model = getattr(world, name)
-        close(model.image_features(clip_reward.resize(a["images"], model.image_size)), a[f"{name}_image_features"])
+        close(model.image_features(clipscore.resize(a["images"], model.image_size)), a[f"{name}_image_features"])
         close(model.text_features(model.cut(a["tokens"])), a[f"{name}_text_features"])
     images, captions = unit(a["policy_image_features"]), unit(a["policy_text_features"])
     close(world.policy.scale * images @ captions.T, a["zs_i2t"])
-    both = clip_reward.ClipReward([world.reward, world.reward2], [0.5, 0.5], like=world.policy)
+    both = clipscore.ClipReward([world.reward, world.reward2], [0.5, 0.5], like=world.policy)
     cosines = [
         f @ unit(m.text_features(m.cut(a["tokens"]))).T
         for f, m in zip(both.encode_images(a["images"]), both.models, strict=True)
@@ -70,8 +70,8 @@ def rewarded(world, names):
     models = [getattr(world, n) for n in names]
     weights = [1.0]
     if len(models) == 2:  # the golden run's confidences: the two best of the paper's table
-        weights = clip_reward.ensemble_weights([5, 3])
-    reward = clip_reward.ClipReward(models, weights, like=world.policy)
+        weights = clipscore.ensemble_weights([5, 3])
+    reward = clipscore.ClipReward(models, weights, like=world.policy)
     images = reward.encode_images(a["images"])
     captions = [unit(m.text_features(m.cut(a["tokens"]))).detach() for m in models]
     return reward.table(images, captions), reward.logits(images, captions)

@@ -14,12 +14,13 @@ import torch
 from golden_llava import PROJECTIONS, ReplayedRun
 from recorded import load, prefixed
 
+from perdure.families.instruction import sampler
+from perdure.layers.low_rank import merged
+from perdure.methods.sefe.key_elements import Elements, accumulate, key_elements, mean_magnitude
 from perdure.metrics import continual, vqa, vqa_files
 from perdure.metrics.vqa_text import normalize_answer
-from perdure.models.llava import conversation, images, sampler
+from perdure.models.llava import conversation, images
 from perdure.models.llava.tokenizer import is_legacy, load_tokenizer
-from perdure.nn.key_elements import Elements, accumulate, key_elements, mean_magnitude
-from perdure.nn.low_rank import merged
 
 PATTERNS = (
     "README.md",

@@ -7,8 +7,8 @@ import tiny_audio_visual as tiny
 import torch
 
 from perdure.evaluate import Evaluation
+from perdure.loop import run
 from perdure.methods import av_joint
-from perdure.run import run
 from perdure.runtime import Runtime
 from tests.every_method import METHODS
 

@@ -7,6 +7,8 @@ import torch
 from clip_methods import TEMPLATE, fresh_clip, learn, small_stream
 
 from perdure.errors import RecipeError
+from perdure.families.clip import classifier
+from perdure.loop import run
 from perdure.methods.continual_clip import Config as ContinualClipConfig
 from perdure.methods.continual_clip import ContinualClip
 from perdure.methods.finetune import Config as FinetuneConfig
@@ -15,8 +17,6 @@ from perdure.methods.joint import Config as JointConfig
 from perdure.methods.joint import Joint
 from perdure.methods.lwf import Config as LwfConfig
 from perdure.methods.lwf import Lwf
-from perdure.nn import clip_classifier as classifier
-from perdure.run import run
 from perdure.runtime import Runtime
 from tests.every_method import METHODS
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from perdure.errors import Interrupted
-from perdure.methods.dynamos import Config, Dynamos
+from perdure.loop import run
+from perdure.methods.dynamos import Config, Dynamos, skipping
 from perdure.methods.dynamos_sgd import Config as SgdConfig
 from perdure.methods.dynamos_sgd import DynamosSgd
 from perdure.models import gated_resnet
-from perdure.nn import skipping
-from perdure.run import run
 from perdure.runtime import Runtime
 from perdure.testing import CHECKS, check_method, tiny_stream
 from perdure.types import Query

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from perdure import registry, testing
+from perdure import testing
+from perdure.settings import registry
 from tests.every_method import METHODS
 
 WHOLE = {"trains": "all", "loss": "local", "lr": 1e-5}

@@ -7,10 +7,10 @@ import torch
 
 from perdure.errors import RecipeError
 from perdure.evaluate import Evaluation, evaluate
+from perdure.families.captioning import adapting
+from perdure.families.test_time.half import LOSS_SCALE, unscale
 from perdure.loading import ExampleBatches
-from perdure.nn.captioning import adapting
-from perdure.nn.test_time.half import LOSS_SCALE, unscale
-from perdure.run import seed_everything
+from perdure.loop import seed_everything
 from perdure.runtime import Runtime, seed_torch
 from tests.every_method import METHODS
 

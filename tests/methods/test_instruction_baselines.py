@@ -12,11 +12,11 @@ from perdure.methods.lora_replay import Config as ReplayConfig
 from perdure.methods.lora_replay import LoraReplay
 from perdure.methods.lora_sequential import Config as SequentialConfig
 from perdure.methods.lora_sequential import LoraSequential
+from perdure.methods.moelora.mixture import MixtureLinear
 from perdure.methods.multitask import Config as MultitaskConfig
 from perdure.methods.multitask import Multitask
 from perdure.methods.olora import Config as OloraConfig
 from perdure.methods.olora import Olora, overlap
-from perdure.nn.mixture import MixtureLinear
 from perdure.runtime import Runtime
 
 

@@ -12,13 +12,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from perdure import config
 from perdure.errors import DataError, RecipeError, TrainingError
+from perdure.families.clip import classifier
+from perdure.layers import lora
+from perdure.loop import run
 from perdure.methods.mg_clip import Config, MgClip
 from perdure.methods.mg_clip.replay import replay_loss, update_memory
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import lora
-from perdure.run import run
+from perdure.settings import config
 from perdure.types import Query
 
 SMALL = {"template": TEMPLATE, "epochs": 1, "batch_size": 3, "visual_batch_size": 4, "lora_rank": 2}

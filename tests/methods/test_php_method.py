@@ -9,12 +9,12 @@ from transformers import ClapModel
 
 from perdure.errors import DataError, RecipeError
 from perdure.evaluate import Evaluation
+from perdure.families.audio_visual import prefix, towers
+from perdure.families.audio_visual.inputs import Problem, mel_of, pixels_of, preprocess
+from perdure.families.audio_visual.towers import Insertions
+from perdure.loop import run
 from perdure.methods.php import Config, Php
 from perdure.methods.php.generator import MidPrompts
-from perdure.nn.audio_visual import prefix, towers
-from perdure.nn.audio_visual.inputs import Problem, mel_of, pixels_of, preprocess
-from perdure.nn.audio_visual.towers import Insertions
-from perdure.run import run
 from perdure.runtime import Runtime
 from perdure.types import Query
 
@@ -90,7 +90,7 @@ def test_official_pairing_depends_on_the_place_in_the_batch_and_ours_does_not():
     p = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1)  # keys 0, values 1
 
     def pairs(n: int, layout: str) -> list[tuple[float, float]]:
-        from perdure.nn.audio_visual.pool import lay_out
+        from perdure.families.audio_visual.pool import lay_out
 
         made = lay_out(p.expand(1, 2, n, 1, 1), layout)[0, :, :, 0, 0]
         return [tuple(row) for row in made.tolist()]
@@ -255,7 +255,7 @@ def test_trimmed_texts_give_the_same_scores_as_whole_ones(monkeypatch):
 
 
 def test_class_names_may_stand_before_and_amid_the_context():
-    from perdure.nn.audio_visual.events import prompt_embeddings, read_texts
+    from perdure.families.audio_visual.events import prompt_embeddings, read_texts
 
     clip, clap = tiny.clip(), tiny.clap()
     texts = read_texts(clip, clap, ["cat", "a dog"], tokens=4)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from perdure import registry, rehearsal, testing
+from perdure import testing
 from perdure.errors import DataError, TrainingError
-from perdure.run import run
+from perdure.families import rehearsal
+from perdure.loop import run
 from perdure.runtime import Runtime
+from perdure.settings import registry
 from perdure.types import NO_EXAMPLES, Stream, Task
 
 GATED = ("dynamos", "dynamos_sgd")

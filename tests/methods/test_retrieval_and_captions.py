@@ -8,15 +8,15 @@ import torch
 from clip_methods import fresh_clip, other_clip
 from tiny_captioner import caption_stream, captioner, retrieval_stream
 
-from perdure import registry
 from perdure.errors import DataError, RecipeError, WeightsError
 from perdure.evaluate import Evaluation
+from perdure.families.captioning.adapting import CaptionTuner, Sampling
+from perdure.families.clip.clipscore import ClipReward
+from perdure.families.test_time.prompt_tuning import Steps
+from perdure.loop import run
 from perdure.models.captioner import Config, load
-from perdure.nn.captioning.adapting import CaptionTuner, Sampling
-from perdure.nn.clip_reward import ClipReward
-from perdure.nn.test_time.prompt_tuning import Steps
-from perdure.run import run
 from perdure.runtime import Runtime
+from perdure.settings import registry
 from perdure.types import NO_EXAMPLES, Example, Examples, Query
 from tests.every_method import METHODS
 

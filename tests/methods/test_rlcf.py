@@ -13,14 +13,14 @@ import torch
 from clip_methods import fresh_clip, small_stream
 from PIL import Image
 
-from perdure import registry
 from perdure.errors import DataError, RecipeError, WeightsError
 from perdure.evaluate import Evaluation, evaluate, read_records
+from perdure.loop import run, seed_everything
 from perdure.models.clip import Clip
 from perdure.models.clip.context import read_context
-from perdure.nn.test_time.prompts import MetaNet
-from perdure.run import run, seed_everything
+from perdure.models.clip.prompts import MetaNet
 from perdure.runtime import Runtime
+from perdure.settings import registry
 from perdure.types import NO_EXAMPLES, Example, Query
 from tests.every_method import METHODS
 
@@ -159,7 +159,7 @@ def test_reward_models_are_combined_and_the_reward_alone_is_zero_shot():
 
 
 def test_eighty_templates_are_averaged():
-    from perdure.nn.imagenet_templates import TEMPLATES
+    from perdure.methods.zero_shot.imagenet_templates import TEMPLATES
 
     assert len(set(TEMPLATES)) == 80 and all(t.count("{}") == 1 for t in TEMPLATES)
 
@@ -227,7 +227,7 @@ def saved(path, vectors, **more):
 
 def test_a_coop_file_is_where_prompts_begin(tmp_path):
     words = fresh("tpt_prompt", steps=0)
-    from perdure.nn.test_time.prompts import ContextPrompts
+    from perdure.models.clip.prompts import ContextPrompts
 
     start = ContextPrompts.of(words.policy, ["x"], words.context.wording).initial()
     file = saved(tmp_path / "model.pth.tar-50", start)

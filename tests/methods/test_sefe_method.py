@@ -7,8 +7,8 @@ import torch
 from tiny_instruction import TUNING, tiny_llava, tiny_tasks
 
 from perdure.errors import CheckpointError
+from perdure.loop import run, seed_everything
 from perdure.methods.sefe import Config, Sefe
-from perdure.run import run, seed_everything
 from perdure.runtime import Runtime
 
 

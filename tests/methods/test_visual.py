@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from perdure.families.clip.classifier import widen
 from perdure.methods.mg_clip.visual import cosine_scores, fuse, visual_loss
-from perdure.nn.clip_classifier import widen
 
 # Probabilities (.9, .1) of the text classifier; cosines (.5, .75) of the visual one.
 TEXT = torch.tensor([[0.9, 0.1]]).log()

@@ -10,8 +10,8 @@ import torch
 
 from perdure import metrics
 from perdure.errors import DataError
+from perdure.families.audio_visual import losses
 from perdure.metrics import continual, masks, parsing
-from perdure.nn.audio_visual import losses
 from perdure.types import Example, Query
 
 

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from tiny_clip import tiny_clip, tiny_model, tiny_tokenizer
 from torch import nn
 
-from perdure import registry
 from perdure.errors import DataError, PerdureError, RecipeError, UnreadableExample, WeightsError
 from perdure.models import clip
 from perdure.models.clip import source as clip_source
 from perdure.models.clip.convert import from_openai, to_openai
 from perdure.models.clip.tokens import clean, end_positions, openai_encoder
 from perdure.models.clip.transform import ClipTransform
+from perdure.settings import registry
 
 TEXTS = ["a photo of a cat.", "dog", "cat dog"]
 
@@ -489,7 +489,7 @@ def test_preprocessing_that_does_not_fit_is_refused(tmp_path, facts):
 
 
 def test_heads_are_a_list_in_yaml():
-    from perdure.config import parse
+    from perdure.settings.config import parse
 
     assert parse(clip.Config, {"weights": "x.pt", "heads": [2, 4]}, where="clip").heads == (2, 4)
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from perdure import checkpoint
 from perdure.errors import DataError, RecipeError, WeightsError
+from perdure.families.rehearsal import policy
+from perdure.layers.gates import Gate, log_probability, sampled_actions, threshold_actions
 from perdure.models import gated_resnet, mlp, resnet18
-from perdure.nn import policy
-from perdure.nn.gates import Gate, log_probability, sampled_actions, threshold_actions
 
 
 def parameters(net: nn.Module) -> int:

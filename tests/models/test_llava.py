@@ -9,12 +9,12 @@ import torch
 from tiny_instruction import TUNING, byte_tokenizer, tiny_llava, tiny_parts, tiny_tasks
 
 from perdure.errors import DataError, RecipeError, UnreadableExample, WeightsError
+from perdure.families.instruction.adapters import linear_names
+from perdure.families.instruction.tuning import conversation_batches, fit_settings
 from perdure.models.llava import Config, Llava, load
-from perdure.models.llava.adapters import linear_names
 from perdure.models.llava.assemble import PROJECTOR_NAMES, put_together
 from perdure.models.llava.conversation import IGNORE, conversation_text, encode_conversation
 from perdure.models.llava.images import MEAN
-from perdure.models.llava.tuning import conversation_batches, fit_settings
 from perdure.runtime import Runtime
 from perdure.training import lr_factor
 from perdure.types import Example

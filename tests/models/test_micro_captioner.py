@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from perdure.data.microworld import scenes, styles, words
+from perdure.families.captioning.speaking import captions_of
+from perdure.families.clip.clipscore import unit
 from perdure.models import captioner, clip
 from perdure.models.clip.source import EMBEDDED
-from perdure.nn.captioning.speaking import captions_of
-from perdure.nn.clip_reward import unit
 
 FOLDER = EMBEDDED / "micro-captioner"
 SIZES = {"dim": 96, "prefix": 8, "clip_prefix": 4, "layers": 2, "heads": 4}

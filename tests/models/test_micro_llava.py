@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from perdure.data.microworld import Config, coin, disk, scenes, styles
+from perdure.families.instruction.settings import Tuning
 from perdure.models import llava
 from perdure.models.clip.source import EMBEDDED
 from perdure.models.llava.conversation import IGNORE, question_text
-from perdure.models.llava.settings import Tuning
 from perdure.streams import instruction
 from perdure.types import Example
 

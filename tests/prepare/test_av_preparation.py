@@ -12,7 +12,7 @@ import pytest
 
 from perdure.data import clip_folder
 from perdure.errors import DataError
-from perdure.nn.audio_visual.inputs import preprocess
+from perdure.families.audio_visual.inputs import preprocess
 from perdure.prepare.audio_visual import decode, prepare_videos
 
 SAMPLE = Path(__file__).resolve().parents[3] / "shared/data/av_samples/LLP_BjCEufrlXm4/BjCEufrlXm4.mp4"

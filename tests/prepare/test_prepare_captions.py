@@ -10,9 +10,9 @@ from tiny_clip import tiny_clip
 
 from perdure.cli import _find, main
 from perdure.errors import DataError
+from perdure.families.captioning.features import stored
 from perdure.metrics import captioning
 from perdure.models import clip
-from perdure.nn.captioning.features import stored
 from perdure.prepare import captions
 from perdure.types import Dataset, Example, Examples
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from perdure import recipe, registry
-from perdure.config import Named
+from perdure import recipe
+from perdure.loop import seed_everything
 from perdure.models import clip
-from perdure.run import seed_everything
+from perdure.settings import registry
+from perdure.settings.config import Named
 from perdure.types import Method
 from tests import tiny_audio_visual, tiny_captioner, tiny_clip, tiny_instruction
 

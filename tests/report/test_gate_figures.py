@@ -8,8 +8,8 @@ import re
 import pytest
 import torch
 
+from perdure.families.rehearsal import modularity
 from perdure.models import gated_resnet
-from perdure.nn import modularity
 from perdure.report import figures, load, tables
 from tests.report.fake_runs import falling, write_run
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import av_files
 import pytest
 
-from perdure.config import Named
 from perdure.errors import RecipeError
+from perdure.settings.config import Named
 from perdure.streams import audio_visual
 
 

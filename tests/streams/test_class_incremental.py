@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perdure.config import Named
 from perdure.errors import DataError, RecipeError
+from perdure.settings.config import Named
 from perdure.streams.class_incremental import Config, assemble, build, class_order, cuts
 from perdure.types import Dataset, Example, Examples
 

@@ -1,7 +1,7 @@
 import pytest
 
-from perdure.config import Named
 from perdure.errors import DataError
+from perdure.settings.config import Named
 from perdure.streams import domain
 from perdure.streams.domain import Config, build
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perdure.config import Named
 from perdure.errors import DataError
+from perdure.settings.config import Named
 from perdure.streams import general, mnist360, permuted, rotated
 
 DIGITS = Named(place="data", name="digits")

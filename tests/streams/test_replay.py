@@ -3,9 +3,9 @@ import json
 import pytest
 from PIL import Image
 
-from perdure import registry
-from perdure.config import Named
 from perdure.errors import DataError, RecipeError
+from perdure.settings import registry
+from perdure.settings.config import Named
 from perdure.streams import class_incremental, domain, replay
 
 DIGITS = Named(place="data", name="digits")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from perdure import config, registry
 from perdure.data import imagenet_shifted
 from perdure.errors import DataError, RecipeError
+from perdure.settings import config, registry
 from perdure.streams.shifted_tests import Config, build
 
 

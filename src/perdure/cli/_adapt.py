@@ -40,16 +40,17 @@ def adapt(
         RecipeError: the method does not adapt, or a role or a setting is unknown.
         DataError: no classes, or too few.
     """
-    from perdure import device_memory, registry
+    from perdure import device_memory
     from perdure.errors import DataError
+    from perdure.settings import registry
 
     if len(classes) < 2:
         raise DataError(f"{len(classes)} class(es)", where="--classes", expected="two names or more, with commas")
     _require_adapting(name)
     config = stated.settings(name, settings)
     weights = stated.weights(name, models)
-    from perdure.placing import place
     from perdure.runtime import Runtime
+    from perdure.runtime.placing import place
     from perdure.types import NO_EXAMPLES, Query, Task
 
     runtime = Runtime(device=device, quiet=True, unreadable="skip")
@@ -127,8 +128,8 @@ def _changed(row: dict[str, Any]) -> bool:
 
 
 def _require_adapting(name: str) -> None:
-    from perdure import registry
     from perdure.errors import RecipeError
+    from perdure.settings import registry
 
     if not _adapts(name):
         raise RecipeError(
@@ -141,7 +142,7 @@ def _require_adapting(name: str) -> None:
 
 def _adapts(name: str) -> bool:
     """Whether a method takes steps on single images."""
-    from perdure import config, registry
+    from perdure.settings import config, registry
 
     about = registry.describe("methods", name)
     takes = "policy" in about.roles and "classify" in about.answers
@@ -176,7 +177,7 @@ def _rows(method: Any, unadapted: Any, query: Any, files: Sequence[Path], top: i
 
 def _reward(method: Any, query: Any) -> Any:
     """The reward of every class for the plain view of each image; None where a method has no reward model."""
-    from perdure.nn import clip_classifier as classifier
+    from perdure.families.clip import classifier
 
     reward = getattr(method, "reward", None) or getattr(method, "teacher", None)
     if reward is None:

@@ -15,7 +15,7 @@ DEPTH = 3
 
 def recipes(incomplete: str) -> list[str]:
     """Names of perdure's own recipes, then recipes of one's own."""
-    from perdure.registry import recipes as shipped
+    from perdure.settings.registry import recipes as shipped
 
     typed = Path(incomplete)
     folder = typed if incomplete.endswith("/") else typed.parent

@@ -51,12 +51,13 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
     """Logits of all images before and after adapting."""
     import torch
 
-    from perdure import device_memory, registry
+    from perdure import device_memory
+    from perdure.images import NamedImage
     from perdure.keys import example_seed
     from perdure.loading import to_device
-    from perdure.nn.test_time.retrieval import NamedImage
-    from perdure.placing import place
     from perdure.runtime import Runtime
+    from perdure.runtime.placing import place
+    from perdure.settings import registry
     from perdure.types import Example, Query, Task
 
     config = stated.settings(METHOD, settings)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perdure.config import Named
+    from perdure.settings.config import Named
 
 DEFAULTS = {"policy": "openai/clip-vit-base-patch16", "reward": "openai/clip-vit-large-patch14"}
 """Weights of a role that is not named: those of the paper."""
@@ -17,9 +17,9 @@ DEFAULTS = {"policy": "openai/clip-vit-base-patch16", "reward": "openai/clip-vit
 
 def settings(method: str, given: Sequence[str]) -> Any:
     """The method's Config from ``key=value``."""
-    from perdure import config, registry
     from perdure.errors import RecipeError
     from perdure.recipe.source import read_overrides
+    from perdure.settings import config, registry
 
     layer, wrong = read_overrides([f"method.{text}" for text in given])
     if wrong:
@@ -31,8 +31,8 @@ def settings(method: str, given: Sequence[str]) -> Any:
 
 def weights(method: str, models: Sequence[str]) -> dict[str, str]:
     """Weights of each role from ``ROLE=WEIGHTS``; required roles that are not named have those of the paper."""
-    from perdure import registry
     from perdure.errors import RecipeError
+    from perdure.settings import registry
 
     about = registry.describe("methods", method)
     given = {}
@@ -49,7 +49,7 @@ def weights(method: str, models: Sequence[str]) -> dict[str, str]:
 
 def clip(weights: str) -> Named:
     """The CLIP of these weights; ``RN50`` and the like are its residual networks."""
-    from perdure.config import Named
+    from perdure.settings.config import Named
 
     family = "clip_resnet" if weights.startswith("RN") else "clip"
     return Named(place="models", name=family, settings={"weights": weights})

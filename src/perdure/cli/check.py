@@ -19,7 +19,7 @@ from perdure.cli._layout import columns, width
 
 if TYPE_CHECKING:
     from perdure.recipe import Recipe
-    from perdure.trial import Trial
+    from perdure.testing.trial import Trial
     from perdure.types import Stream
 
 EXAMPLES = """
@@ -73,7 +73,7 @@ def _check(recipe: str, overrides: list[str], *, data: bool, steps: int) -> None
     recipes.check_fit(loaded, stream)
     print("\n".join(_plan(loaded, stream)), flush=True)
     if steps:
-        from perdure.trial import first_steps  # brings torch
+        from perdure.testing.trial import first_steps  # brings torch
 
         print("\n".join(["", *_tried(first_steps(loaded, stream, steps), steps)]))
 

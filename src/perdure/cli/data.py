@@ -69,9 +69,9 @@ def check(
     Finds unreadable and missing images, the same image in two splits, and class names that do not match.
     Exit code 0: sound; 1: faults were found; 2: it cannot be looked through.
     """
-    from perdure import registry
-    from perdure.config import Named
     from perdure.prepare import check_images
+    from perdure.settings import registry
+    from perdure.settings.config import Named
 
     path = Path(what).expanduser()
     if what in registry.names("data") and not path.exists():
@@ -96,9 +96,9 @@ def make(
     """Write a generated data set in a real one's layout."""
     from importlib import import_module
 
-    from perdure import registry
-    from perdure.config import parse
     from perdure.errors import RecipeError
+    from perdure.settings import registry
+    from perdure.settings.config import parse
 
     found = registry.find("data", name)
     if not any((Path(folder) / "disk.py").is_file() for folder in found.submodule_search_locations or ()):
@@ -114,8 +114,8 @@ def make(
 
 def _stated(name: str, settings: list[str]) -> dict[str, Any]:
     """``key=value`` arguments, each value in YAML 1.2, checked against the settings of the data set."""
-    from perdure import config, registry
     from perdure.recipe.source import Unreadable, located, read_overrides
+    from perdure.settings import config, registry
 
     layer, wrong = read_overrides(settings)
     _, faults = config.check(registry.settings("data", name), layer.values)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-FOLDER = Path(__file__).parent.parent / "processes"
+FOLDER = Path(__file__).parent.parent / "runtime" / "launch"
 EXAMPLES = """
 perdure launch
 perdure launch fsdp

@@ -34,7 +34,7 @@ def command(
     """
     if what and what not in WHAT:
         from perdure.errors import RecipeError
-        from perdure.nearest import nearest
+        from perdure.settings.suggestions import nearest
 
         near = nearest(what, WHAT)
         todo = f"Did you mean `{near}`?" if near else ""
@@ -61,14 +61,14 @@ def command(
 def entries(place: str, *, whole: bool = True) -> list[dict[str, Any]]:
     """Name, summary and needs of everything in a place; if `whole`, also what methods answer and take."""
     if place == "recipes":
-        from perdure.registry import recipes
+        from perdure.settings.registry import recipes
 
         return [{"name": name, **recipe_head(name)} for name in recipes()]
     if place == "metrics":
         from perdure.metrics import METRICS
 
         return [{"name": n, "summary": f"{m.docs} [{m.unit} {m.arrow}]", "needs": m.needs} for n, m in METRICS.items()]
-    from perdure import registry
+    from perdure.settings import registry
 
     at = cast(registry.Place, place)
     items = []
@@ -83,7 +83,7 @@ def entries(place: str, *, whole: bool = True) -> list[dict[str, Any]]:
 
 def recipe_head(name: str) -> dict[str, str]:
     """First line and `Needs:` line of a recipe's opening comment."""
-    from perdure.registry import RECIPES
+    from perdure.settings.registry import RECIPES
 
     lines = []
     for line in (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines():

@@ -114,8 +114,8 @@ def features(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
 ) -> None:
     """Make CLIP features of training images and captions once, for ClipCap and CapDec."""
-    from perdure.config import Named
     from perdure.prepare import captions
+    from perdure.settings.config import Named
 
     key = "path" if data == "caption_texts" else "root"
     settings = {key: str(root)} if root is not None else {}
@@ -155,8 +155,8 @@ def coco_results(
 
 
 def _clip(weights: str, device: str) -> Any:
-    from perdure import devices
     from perdure.models import clip
+    from perdure.runtime import devices
 
     where = devices.chosen(device, where="--device")
     return clip.load(clip.Config(weights=weights)).to(where)
@@ -167,8 +167,8 @@ def _jobs(
 ) -> list[tuple[str, str, Path, Path]]:
     """(task, kind, source, target) of each file."""
     from perdure.errors import RecipeError
-    from perdure.nearest import nearest
     from perdure.prepare.styles import COIN_KINDS, KINDS
+    from perdure.settings.suggestions import nearest
 
     if kind and kind not in KINDS:
         raise RecipeError(f"there is no kind {kind!r}", where="--kind", expected=", ".join(KINDS))

@@ -63,7 +63,7 @@ def _lines(path: Path) -> list[str]:
 def _listing(root: Path, name: str, variants: list[str]):
     from perdure.data.class_folders import Listing
     from perdure.errors import DataError
-    from perdure.nearest import nearest
+    from perdure.settings.suggestions import nearest
 
     listing, label_of = Listing(root=root), {variant: i for i, variant in enumerate(variants)}
     for number, line in enumerate(_lines(root / name), start=1):

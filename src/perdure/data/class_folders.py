@@ -18,7 +18,7 @@ from typing import Any
 
 from perdure.errors import DataError
 from perdure.images import SUFFIXES, is_image
-from perdure.nearest import nearest
+from perdure.settings.suggestions import nearest
 from perdure.types import Example, Examples
 
 

@@ -61,7 +61,7 @@ def _annotated(root: Path, wnids: list[str]):
     """Validation images in one folder; their classes in val_annotations.txt: file, wnid, box, by tabs."""
     from perdure.data import class_folders
     from perdure.errors import DataError
-    from perdure.nearest import nearest
+    from perdure.settings.suggestions import nearest
 
     table = class_folders.require_file(root / "val" / "val_annotations.txt", layout=LAYOUT, todo=TODO)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}

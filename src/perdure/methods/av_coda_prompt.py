@@ -21,14 +21,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.errors import RecipeError
+from perdure.families.audio_visual import learning, prefix
+from perdure.families.audio_visual.inputs import Problem
+from perdure.families.audio_visual.parts import TaskParts
+from perdure.families.audio_visual.pool import summarize, unit
+from perdure.families.audio_visual.system import system_of
+from perdure.families.audio_visual.towers import Insertions
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
-from perdure.nn.audio_visual import learning, prefix
-from perdure.nn.audio_visual.inputs import Problem
-from perdure.nn.audio_visual.parts import TaskParts
-from perdure.nn.audio_visual.pool import summarize, unit
-from perdure.nn.audio_visual.system import system_of
-from perdure.nn.audio_visual.towers import Insertions
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
 

@@ -5,7 +5,7 @@ and trained on one task after another. Each task has a head of its own.
 
 Needs: 24 GB GPU memory for ViT-B/32 with HTSAT and two videos a batch.
 
-Knows where adapters stand. The adapter itself is in `perdure.nn.audio_visual`.
+Knows where adapters stand. The adapter itself is in `perdure.families.audio_visual`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from perdure.families.audio_visual import learning, prefix
+from perdure.families.audio_visual.adapter import cross_adapters, cross_insertions
+from perdure.families.audio_visual.inputs import Problem
+from perdure.families.audio_visual.parts import TaskParts
+from perdure.families.audio_visual.system import system_of
+from perdure.families.audio_visual.towers import Insertions
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
-from perdure.nn.audio_visual import learning, prefix
-from perdure.nn.audio_visual.adapter import cross_adapters, cross_insertions
-from perdure.nn.audio_visual.inputs import Problem
-from perdure.nn.audio_visual.parts import TaskParts
-from perdure.nn.audio_visual.system import system_of
-from perdure.nn.audio_visual.towers import Insertions
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
 

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from perdure import training
 from perdure.errors import RecipeError
+from perdure.families.audio_visual import learning, prefix, readout
+from perdure.families.audio_visual.adapter import cross_adapters, cross_insertions
+from perdure.families.audio_visual.inputs import Problem, problem_of
+from perdure.families.audio_visual.system import system_of
+from perdure.families.audio_visual.towers import Insertions
 from perdure.loading import ExampleBatches
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
-from perdure.nn.audio_visual import learning, prefix, readout
-from perdure.nn.audio_visual.adapter import cross_adapters, cross_insertions
-from perdure.nn.audio_visual.inputs import Problem, problem_of
-from perdure.nn.audio_visual.system import system_of
-from perdure.nn.audio_visual.towers import Insertions
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
 

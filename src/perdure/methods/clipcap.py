@@ -5,7 +5,7 @@ CLIP and are made once, or read from a file of `perdure prepare features`.
 
 Needs: 6 GB GPU memory, captioned images.
 
-Knows settings and roles. What both captioners share (mapper, loss, beam search) is in `perdure.nn.captioning`.
+Knows settings and roles. What both captioners share (learning, answers) is in `perdure.families.captioning`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure import training
+from perdure.families.captioning import learning, speaking
+from perdure.families.captioning.features import stored
+from perdure.families.clip.clipscore import unit
 from perdure.loading import ExampleBatches
 from perdure.models.captioner import Captioner
 from perdure.models.captioner.convert import save_mapper
 from perdure.models.clip import Clip
-from perdure.nn.captioning import learning, speaking
-from perdure.nn.captioning.features import stored
-from perdure.nn.clip_reward import unit
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 

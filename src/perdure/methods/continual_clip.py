@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from perdure.families.clip import classifier
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 

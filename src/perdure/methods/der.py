@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perdure import rehearsal
-from perdure.memory import Draws, Memory
+from perdure.families import rehearsal
+from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
 

@@ -13,10 +13,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from perdure import rehearsal
-from perdure.memory import Draws
-from perdure.nn import gates, modularity, policy
-from perdure.nn.resnet import ResNet
+from perdure.families import rehearsal
+from perdure.families.rehearsal import modularity, policy
+from perdure.families.rehearsal.buffer import Draws
+from perdure.layers import gates
+from perdure.layers.resnet import ResNet
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
 

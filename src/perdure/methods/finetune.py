@@ -16,9 +16,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from perdure.families.clip import classifier, export
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import clip_export
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -96,5 +95,5 @@ class Finetune:
 
     def export(self, folder: Path) -> str:
         """The trained model, or the pretrained one and its PEFT adapter; and the classes."""
-        clip_export.save_classes(folder, self.classes, template=self.config.template)
-        return clip_export.save_trained(self.clip, folder)
+        export.save_classes(folder, self.classes, template=self.config.template)
+        return export.save_trained(self.clip, folder)

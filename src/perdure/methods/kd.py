@@ -5,7 +5,7 @@ confident views is imitated. KD (Hinton et al., 2015), DKD (Zhao et al., CVPR 20
 
 Needs: 8 GB GPU memory for ViT-B/16 with ViT-L/14 as teacher.
 
-Knows settings and roles. Episodes are in `perdure.nn.test_time`.
+Knows settings and roles. Episodes are in `perdure.families.test_time`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from perdure.families.clip import classifier, clipscore
+from perdure.families.test_time import objectives, views
+from perdure.families.test_time.encoder_tuning import encoder_predictor, tunable
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import clip_reward
-from perdure.nn.test_time import objectives, views
-from perdure.nn.test_time.encoder_tuning import encoder_predictor, tunable
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -84,9 +83,9 @@ class Kd:
         self, config: Config, *, policy: Clip, reward: Clip, reward2: Clip | None = None, reward3: Clip | None = None
     ) -> None:
         classifier.check_template(config.template)
-        models, weights = clip_reward.ensemble([reward, reward2, reward3], mode="mean")
+        models, weights = clipscore.ensemble([reward, reward2, reward3], mode="mean")
         self.config, self.policy = config, policy
-        self.teacher = clip_reward.ClipReward(models, weights, like=policy)
+        self.teacher = clipscore.ClipReward(models, weights, like=policy)
         self.tuned = tunable(policy, config.tune)
         self.carries_state = config.momentum is not None
 

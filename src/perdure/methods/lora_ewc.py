@@ -18,12 +18,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from perdure.families.instruction.adapters import Adapters
+from perdure.families.instruction.export import export
+from perdure.families.instruction.settings import Tuning
+from perdure.families.instruction.tuning import copies, projector_parameters, tune
 from perdure.loading import ExampleBatches
 from perdure.models.llava import Llava
-from perdure.models.llava.adapters import Adapters
-from perdure.models.llava.export import export
-from perdure.models.llava.settings import Tuning
-from perdure.models.llava.tuning import copies, projector_parameters, tune
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 

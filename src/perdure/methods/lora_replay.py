@@ -15,11 +15,12 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from perdure.models.llava import Llava, keeping
-from perdure.models.llava.adapters import Adapters
-from perdure.models.llava.export import export
-from perdure.models.llava.settings import Tuning
-from perdure.models.llava.tuning import tune
+from perdure.families.instruction import keeping
+from perdure.families.instruction.adapters import Adapters
+from perdure.families.instruction.export import export
+from perdure.families.instruction.settings import Tuning
+from perdure.families.instruction.tuning import tune
+from perdure.models.llava import Llava
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Examples, Query, Task
 

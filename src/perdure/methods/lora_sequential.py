@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
+from perdure.families.instruction.adapters import Adapters
+from perdure.families.instruction.export import export
+from perdure.families.instruction.settings import Tuning
+from perdure.families.instruction.tuning import tune
 from perdure.models.llava import Llava
-from perdure.models.llava.adapters import Adapters
-from perdure.models.llava.export import export
-from perdure.models.llava.settings import Tuning
-from perdure.models.llava.tuning import tune
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 

@@ -18,10 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from perdure.losses import distillation, local_cross_entropy
+from perdure.families.clip import classifier, export
+from perdure.layers.losses import distillation, local_cross_entropy
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import clip_export
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -116,5 +115,5 @@ class Lwf:
 
     def export(self, folder: Path) -> str:
         """The trained model, or the pretrained one and its PEFT adapter; and the classes."""
-        clip_export.save_classes(folder, self.classes, template=self.config.template)
-        return clip_export.save_trained(self.clip, folder)
+        export.save_classes(folder, self.classes, template=self.config.template)
+        return export.save_trained(self.clip, folder)

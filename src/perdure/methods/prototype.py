@@ -18,9 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from perdure.families.clip import classifier, export
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import clip_export
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -72,8 +71,8 @@ class Prototype:
 
     def export(self, folder: Path) -> str:
         """The pretrained model and one mean feature a class."""
-        clip_export.save_tensors(folder, "means", {"weight": self.means})
-        return clip_export.save_trained(self.clip, folder) + clip_export.loads(folder, "means")
+        export.save_tensors(folder, "means", {"weight": self.means})
+        return export.save_trained(self.clip, folder) + export.loads(folder, "means")
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters, for the result card."""

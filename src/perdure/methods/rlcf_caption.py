@@ -6,7 +6,7 @@ image is described, and the mapper is put back.
 
 Needs: 8 GB GPU memory for ViT-B/16 and OPT-125m with ViT-L/14 as reward.
 
-Knows settings and roles. Episodes are in `perdure.nn.captioning.adapting`.
+Knows settings and roles. Episodes are in `perdure.families.captioning.adapting`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from perdure.families.captioning import speaking
+from perdure.families.captioning.adapting import CaptionTuner, Sampling
+from perdure.families.clip import clipscore
+from perdure.families.test_time.prompt_tuning import Steps
 from perdure.models.captioner import Captioner
 from perdure.models.clip import Clip
-from perdure.nn import clip_reward
-from perdure.nn.captioning import speaking
-from perdure.nn.captioning.adapting import CaptionTuner, Sampling
-from perdure.nn.test_time.prompt_tuning import Steps
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -83,13 +83,13 @@ class RlcfCaption:
         reward3: Clip | None = None,
     ) -> None:
         speaking.require_widths(captioner, clip)
-        models, weights = clip_reward.ensemble(
+        models, weights = clipscore.ensemble(
             [reward, reward2, reward3],
             mode="mean" if config.reward_mean else "weighted",
             confidences=config.reward_confidences,
         )
         self.config, self.clip, self.captioner = config, clip.requires_grad_(False), captioner
-        self.reward = clip_reward.ClipReward(models, weights, like=clip)
+        self.reward = clipscore.ClipReward(models, weights, like=clip)
         captioner.mapper.requires_grad_()
         self.carries_state = config.momentum is not None
 
@@ -121,7 +121,7 @@ class RlcfCaption:
         def predict(batch: Batch) -> list[str]:
             pixels = self.clip.transform.normalize(batch["image"])
             with torch.no_grad():
-                features = clip_reward.unit(self.clip.image_features(pixels))
+                features = clipscore.unit(self.clip.image_features(pixels))
             seen = self.reward.encode_images(pixels)
             return [
                 tuner.caption(features[i : i + 1], [f[i : i + 1] for f in seen], seed=seed)

@@ -6,7 +6,7 @@ sampled classes. Then the image is answered and the weights are put back; with `
 
 Needs: 8 GB GPU memory for ViT-B/16 with ViT-L/14 as reward.
 
-Knows settings and roles. Episodes are in `perdure.nn.test_time`, the reward in `perdure.nn.clip_reward`.
+Knows settings and roles. Episodes are in `perdure.families.test_time`, the reward in `perdure.families.clip.clipscore`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from perdure.families.clip import classifier, clipscore
+from perdure.families.test_time import objectives, views
+from perdure.families.test_time.encoder_tuning import encoder_predictor, tunable
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import clip_reward
-from perdure.nn.test_time import objectives, views
-from perdure.nn.test_time.encoder_tuning import encoder_predictor, tunable
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -96,11 +95,11 @@ class RlcfEncoder:
         self, config: Config, *, policy: Clip, reward: Clip, reward2: Clip | None = None, reward3: Clip | None = None
     ) -> None:
         classifier.check_template(config.template)
-        models, weights = clip_reward.ensemble(
+        models, weights = clipscore.ensemble(
             [reward, reward2, reward3], mode=config.ensemble, confidences=config.reward_confidences
         )
         self.config, self.policy = config, policy
-        self.reward = clip_reward.ClipReward(models, weights, like=policy)
+        self.reward = clipscore.ClipReward(models, weights, like=policy)
         self.tuned = tunable(policy, config.tune)
         self.carries_state = config.momentum is not None
 

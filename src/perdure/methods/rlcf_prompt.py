@@ -6,7 +6,7 @@ reward is the CLIPScore between a view and the sampled classes. Then the image i
 
 Needs: 6 GB GPU memory for ViT-B/16 with ViT-L/14 as reward.
 
-Knows settings and roles. Episodes are in `perdure.nn.test_time`, the reward in `perdure.nn.clip_reward`.
+Knows settings and roles. Episodes are in `perdure.families.test_time`, the reward in `perdure.families.clip.clipscore`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from perdure.families.clip import classifier, clipscore
+from perdure.families.test_time import objectives, views
+from perdure.families.test_time.prompt_tuning import tuner_of
 from perdure.models.clip import Clip
 from perdure.models.clip.context import context_of
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import clip_reward
-from perdure.nn.test_time import objectives, views
-from perdure.nn.test_time.prompt_tuning import tuner_of
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -96,11 +95,11 @@ class RlcfPrompt:
         self, config: Config, *, policy: Clip, reward: Clip, reward2: Clip | None = None, reward3: Clip | None = None
     ) -> None:
         classifier.check_template(config.reward_template)
-        models, weights = clip_reward.ensemble(
+        models, weights = clipscore.ensemble(
             [reward, reward2, reward3], mode=config.ensemble, confidences=config.reward_confidences
         )
         self.config, self.policy = config, policy.requires_grad_(False)
-        self.reward = clip_reward.ClipReward(models, weights, like=policy)
+        self.reward = clipscore.ClipReward(models, weights, like=policy)
         self.context = context_of(config, policy)
 
     def preprocess(self, example: Example, training: bool) -> Batch:

@@ -6,7 +6,7 @@ ranked, and the weights are put back. An image tunes the image tower, a text all
 
 Needs: 8 GB GPU memory for ViT-B/16 with ViT-L/14 as reward.
 
-Knows settings and roles. Episodes are in `perdure.nn.test_time`, the reward in `perdure.nn.clip_reward`.
+Knows settings and roles. Episodes are in `perdure.families.test_time`, the reward in `perdure.families.clip.clipscore`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.errors import DataError
+from perdure.families.clip import clipscore
+from perdure.families.test_time import objectives
+from perdure.families.test_time.losses import Objective
+from perdure.families.test_time.prompt_tuning import Steps
+from perdure.families.test_time.retrieval import Modality, QueryTuner
+from perdure.images import NamedImage
 from perdure.models.clip import Clip
-from perdure.nn import clip_reward
-from perdure.nn.test_time import objectives
-from perdure.nn.test_time.losses import Objective
-from perdure.nn.test_time.prompt_tuning import Steps
-from perdure.nn.test_time.retrieval import Modality, NamedImage, QueryTuner
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -84,11 +85,11 @@ class RlcfRetrieval:
     def __init__(
         self, config: Config, *, policy: Clip, reward: Clip, reward2: Clip | None = None, reward3: Clip | None = None
     ) -> None:
-        models, weights = clip_reward.ensemble(
+        models, weights = clipscore.ensemble(
             [reward, reward2, reward3], mode=config.ensemble, confidences=config.reward_confidences
         )
         self.config, self.policy = config, policy
-        self.reward = clip_reward.ClipReward(models, weights, like=policy)
+        self.reward = clipscore.ClipReward(models, weights, like=policy)
         policy.requires_grad_()  # which side moves depends on what is asked with
         self.carries_state = config.momentum is not None
 

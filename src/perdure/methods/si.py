@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perdure import rehearsal
-from perdure.memory import Draws
-from perdure.nn import gradients
+from perdure.families import rehearsal
+from perdure.families.rehearsal import gradients
+from perdure.families.rehearsal.buffer import Draws
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
 

@@ -5,7 +5,7 @@ tower moves instead of the prompt.
 
 Needs: 6 GB GPU memory for ViT-B/16.
 
-Knows settings and roles. Episodes are in `perdure.nn.test_time`.
+Knows settings and roles. Episodes are in `perdure.families.test_time`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from perdure.families.clip import classifier
+from perdure.families.test_time import losses, objectives, views
+from perdure.families.test_time.encoder_tuning import encoder_predictor, tunable
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
-from perdure.nn.test_time import losses, objectives, views
-from perdure.nn.test_time.encoder_tuning import encoder_predictor, tunable
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 

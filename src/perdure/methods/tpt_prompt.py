@@ -5,7 +5,7 @@ a hand-written context, or with the file of CoOp or CoCoOp.
 
 Needs: 6 GB GPU memory for ViT-B/16.
 
-Knows settings and roles. Episodes are in `perdure.nn.test_time`.
+Knows settings and roles. Episodes are in `perdure.families.test_time`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from perdure.families.test_time import losses, objectives, views
+from perdure.families.test_time.prompt_tuning import tuner_of
 from perdure.models.clip import Clip
 from perdure.models.clip.context import context_of
-from perdure.nn.test_time import losses, objectives, views
-from perdure.nn.test_time.prompt_tuning import tuner_of
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 

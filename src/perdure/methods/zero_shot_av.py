@@ -13,11 +13,9 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch.nn import functional as F
 
-from perdure.models.clap import Clap
-from perdure.models.clip import Clip
-from perdure.nn.audio_visual import readout
-from perdure.nn.audio_visual.events import event_logits
-from perdure.nn.audio_visual.inputs import (
+from perdure.families.audio_visual import readout
+from perdure.families.audio_visual.events import event_logits
+from perdure.families.audio_visual.inputs import (
     Problem,
     mel_of,
     pixels_of,
@@ -26,7 +24,9 @@ from perdure.nn.audio_visual.inputs import (
     segments_in,
     statistics_of,
 )
-from perdure.nn.clip_classifier import check_template, encode_prompts, prompts
+from perdure.families.clip.classifier import check_template, encode_prompts, prompts
+from perdure.models.clap import Clap
+from perdure.models.clip import Clip
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
 

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from perdure.models.llava import Llava
-from perdure.models.llava.settings import Tuning
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -48,8 +47,7 @@ class ZeroShotLlm:
         """Nothing is learned."""
 
     def predictor(self, query: Query):
-        config = self.config
-        return self.llm.answerer(Tuning(max_new_tokens=config.max_new_tokens, generate_batch=config.generate_batch))
+        return self.llm.answerer(self.config)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from perdure.errors import RecipeError
-from perdure.nearest import nearest
+from perdure.settings.suggestions import nearest
 
 if TYPE_CHECKING:
     from perdure.types import Example, Kind, Query

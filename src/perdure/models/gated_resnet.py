@@ -1,7 +1,7 @@
 """Gated TinyResNet-18 of Dynamos: gates choose the channels of its convolutions for each image.
 
 Half a ResNet-18 (two stages) with gates on the second stage, or any list of gated convolutions. Knows how to
-make it and how to read a checkpoint; the layers are in `perdure.nn.resnet`.
+make it and how to read a checkpoint; the layers are in `perdure.layers.resnet`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 if TYPE_CHECKING:
-    from perdure.nn.resnet import ResNet
+    from perdure.layers.resnet import ResNet
 
 SECOND_STAGE = (
     "stage2.block0.conv1",
@@ -55,8 +55,8 @@ def load(config: Config) -> ResNet:
     Raises:
         WeightsError: the checkpoint is unreadable or of another network.
     """
-    from perdure.nn import weights
-    from perdure.nn.resnet import ResNet
+    from perdure.layers import weights
+    from perdure.layers.resnet import ResNet
 
     with weights.seeded(config.seed):
         net = ResNet(

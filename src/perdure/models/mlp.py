@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.errors import DataError
-from perdure.nn import weights
+from perdure.layers import weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 if TYPE_CHECKING:
-    from perdure.nn.resnet import ResNet
+    from perdure.layers.resnet import ResNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ def load(config: Config) -> ResNet:
     Raises:
         WeightsError: the checkpoint is unreadable or of another network.
     """
-    from perdure.nn import weights
-    from perdure.nn.resnet import ResNet
+    from perdure.layers import weights
+    from perdure.layers.resnet import ResNet
 
     with weights.seeded(config.seed):
         net = ResNet(

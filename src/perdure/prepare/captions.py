@@ -16,9 +16,9 @@ from torch import Tensor
 
 from perdure.checkpoint import write_text
 from perdure.errors import DataError
+from perdure.families.captioning.features import store
 from perdure.images import open_image
 from perdure.metrics import caption_scores, captioning
-from perdure.nn.captioning.features import store
 from perdure.text_files import read_json_lines
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from typing import Any
 from perdure import images
 from perdure.data import class_folders, image_folder
 from perdure.errors import DataError, UnreadableExample
-from perdure.nearest import nearest
+from perdure.settings.suggestions import nearest
 from perdure.text_files import read_json_lines
 from perdure.types import Dataset
 

@@ -108,7 +108,7 @@ class LocalChat:
             return self._loaded
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-        from perdure import devices
+        from perdure.runtime import devices
 
         if self.sees:
             processor, kind = self._read(AutoProcessor), AutoModelForImageTextToText

@@ -1,7 +1,7 @@
 """Recipes: YAML and overrides become a checked, frozen `Recipe`, and a Recipe becomes objects.
 
 The only place where names become classes. Knows the sections of a recipe and what must fit between
-them. Does not know YAML's text and positions (`source`), nor how a run goes (`perdure.run`). Imports no
+them. Does not know YAML's text and positions (`source`), nor how a run goes (`perdure.loop`). Imports no
 torch before `build`.
 """
 
@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from perdure import config, demands, registry
-from perdure.config import Named
+from perdure import demands
 from perdure.errors import RecipeError
-from perdure.nearest import nearest
 from perdure.recipe.sections import Evaluate, Expect, Recipe, Run
 from perdure.recipe.source import Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
 from perdure.recipe.text import dump
-from perdure.setting_faults import Fault, Keys, shown
-from perdure.source_settings import class_docs
+from perdure.settings import config, registry
+from perdure.settings.config import Named
+from perdure.settings.faults import Fault, Keys, shown
+from perdure.settings.source import class_docs
+from perdure.settings.suggestions import nearest
 
 SHIPPED, shipped = registry.RECIPES, registry.recipes
 __all__ = ["Evaluate", "Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
@@ -110,7 +111,7 @@ def build(recipe: Recipe, seed: int) -> Built:
 
 def build_method(recipe: Recipe, seed: int) -> tuple[Any, dict[str, Any]]:
     """The method and its models by role; no data is needed."""
-    from perdure.run import seed_everything
+    from perdure.loop import seed_everything
 
     seed_everything(seed)
     models = {role: named.build() for role, named in recipe.models.items()}

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from perdure import config, registry
 from perdure.recipe.sections import Recipe
+from perdure.settings import config, registry
 from perdure.types import Task
 
 

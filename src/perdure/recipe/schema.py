@@ -11,9 +11,9 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from perdure import config, registry
 from perdure.recipe import section_docs
 from perdure.recipe.sections import Evaluate, Expect, Recipe, Run
+from perdure.settings import config, registry
 
 
 def json_schema(recipe: Recipe) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from perdure.config import Named
+from perdure.settings.config import Named
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import RecipeError
-from perdure.setting_faults import Fault, Keys
+from perdure.settings.faults import Fault, Keys
 
 COMMAND_LINE = "<command line>"
 MAX_VALUES = 20_000

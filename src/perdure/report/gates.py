@@ -1,6 +1,6 @@
 """Figures of gated networks: which share of their channels is kept, by which classes, and what that saves.
 
-Knows the ``modularity`` events of runs (see `perdure.nn.modularity.summary`). Does not know how lines look
+Knows the ``modularity`` events of runs (see `families.rehearsal.modularity`). Does not know how lines look
 (`drawing`).
 """
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from perdure.config import Named
+from perdure.settings.config import Named
 from perdure.types import Dataset, Examples, Stream, Task
 
 METRICS = {

@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perdure.config import Named
 from perdure.errors import DataError, RecipeError
+from perdure.settings.config import Named
 from perdure.streams import selection
 from perdure.types import NO_EXAMPLES, Dataset, Stream, Task
 

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure.config import Named
 from perdure.errors import DataError, RecipeError
-from perdure.nearest import nearest
+from perdure.settings.config import Named
+from perdure.settings.suggestions import nearest
 from perdure.streams import selection
 from perdure.text_files import read_json
 from perdure.types import Dataset, Stream, Task

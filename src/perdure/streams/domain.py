@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from perdure.config import Named
 from perdure.errors import DataError, RecipeError
-from perdure.nearest import nearest
+from perdure.settings.config import Named
+from perdure.settings.suggestions import nearest
 from perdure.streams import selection
 from perdure.types import Dataset, Stream, Task
 

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from perdure import registry
-from perdure.config import Named
 from perdure.errors import DataError, RecipeError
+from perdure.settings import registry
+from perdure.settings.config import Named
 from perdure.streams import selection
 from perdure.text_files import read_json
 from perdure.types import Dataset, Stream

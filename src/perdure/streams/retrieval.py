@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure.config import Named
 from perdure.errors import DataError, RecipeError
+from perdure.settings.config import Named
 from perdure.streams import selection
 from perdure.types import Dataset, Example, Examples, Stream, Task
 
@@ -105,7 +105,7 @@ class _Places:
 
 def _named(chosen: Examples) -> tuple[Any, ...]:
     """The images as candidates."""
-    from perdure.nn.test_time.retrieval import NamedImage
+    from perdure.images import NamedImage
 
     return tuple(NamedImage(example.id, example.inputs["image"]) for example in chosen)
 

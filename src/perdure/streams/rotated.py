@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perdure.config import Named
+from perdure.settings.config import Named
 from perdure.streams import transformed
 from perdure.types import Dataset, Stream
 

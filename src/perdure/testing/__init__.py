@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from perdure import checkpoint
-from perdure.errors import Interrupted, PerdureError
+from perdure.errors import Interrupted, PerdureError, TrainingError
 from perdure.evaluate import Evaluation, evaluate
-from perdure.placing import modules, off
-from perdure.run import seed_everything
+from perdure.loop import seed_everything
+from perdure.runtime.placing import modules, off
 from perdure.testing.running import (
     Make,
     Stopping,

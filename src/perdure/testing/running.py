@@ -21,6 +21,7 @@ from perdure.evaluate import Evaluation, evaluate, predicting, read_records
 from perdure.placing import modules
 from perdure.run import Scores, run, seed_everything
 from perdure.runtime import Runtime, Steps
+from perdure.runtime.placing import modules
 from perdure.types import Method, Stream, Task
 
 Make = Callable[[], Method]

@@ -24,13 +24,13 @@ from torch.nn import functional as F
 
 from perdure import training
 from perdure.checkpoint import stored_bytes
+from perdure.families.clip import classifier, export
+from perdure.layers import lora
 from perdure.loading import ExampleBatches
 from perdure.methods.mg_clip.gap import Gap, gap_left, measure_gap, select_epochs
 from perdure.methods.mg_clip.replay import replay_loss, update_memory
 from perdure.methods.mg_clip.visual import cosine_scores, fit_rows, fuse
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import clip_export, lora
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -394,9 +394,9 @@ class MgClip:
     def export(self, folder: Path) -> str:
         """The pretrained model, the PEFT adapter, the visual classifier's rows, and the classes with the vote."""
         names = ("template", "clean_names", "text_weight", "visual_weight", "text_softmax")
-        clip_export.save_classes(folder, self.classes, **{name: getattr(self.config, name) for name in names})
-        clip_export.save_tensors(folder, "visual_classifier", {"weight": self.rows})
-        return clip_export.save_trained(self.clip, folder) + clip_export.loads(folder, "visual_classifier")
+        export.save_classes(folder, self.classes, **{name: getattr(self.config, name) for name in names})
+        export.save_tensors(folder, "visual_classifier", {"weight": self.rows})
+        return export.save_trained(self.clip, folder) + export.loads(folder, "visual_classifier")
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters, the chosen epochs and what is kept of past tasks, for the result card."""

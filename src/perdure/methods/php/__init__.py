@@ -8,7 +8,7 @@ task's name is known at test. No example of a past task is kept.
 Needs: 24 GB GPU memory for ViT-B/32 with HTSAT and two videos a batch.
 
 Knows which parts a task has, what is shared, and what is inserted where. The parts are in `generator` and
-`perdure.nn.audio_visual`.
+`perdure.families.audio_visual`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from torch import Tensor, nn
 
 from perdure.checkpoint import stored_bytes
 from perdure.errors import RecipeError
+from perdure.families.audio_visual import learning, prefix
+from perdure.families.audio_visual.adapter import DualGuidedAdapter
+from perdure.families.audio_visual.inputs import Problem, problem_of
+from perdure.families.audio_visual.parts import TaskParts
+from perdure.families.audio_visual.pool import PromptPool, summarize
+from perdure.families.audio_visual.prefix import resolve
+from perdure.families.audio_visual.readout import Readout
+from perdure.families.audio_visual.system import Modes, System
+from perdure.families.audio_visual.towers import CrossAdapters, Insertions
 from perdure.methods.php.generator import MidPrompts, fold
 from perdure.methods.php.inference import Choice, answer_each, choose, could_mean
 from perdure.metrics import Inferred
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
-from perdure.nn.audio_visual import learning, prefix
-from perdure.nn.audio_visual.adapter import DualGuidedAdapter
-from perdure.nn.audio_visual.inputs import Problem, problem_of
-from perdure.nn.audio_visual.parts import TaskParts
-from perdure.nn.audio_visual.pool import PromptPool, summarize
-from perdure.nn.audio_visual.prefix import resolve
-from perdure.nn.audio_visual.readout import Readout
-from perdure.nn.audio_visual.system import Modes, System
-from perdure.nn.audio_visual.towers import CrossAdapters, Insertions
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Predictions, Query, Task
 

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perdure.nn.audio_visual.inputs import Problem
-from perdure.nn.audio_visual.pool import similarities
+from perdure.families.audio_visual.inputs import Problem
+from perdure.families.audio_visual.pool import similarities
 from perdure.types import Batch, Query
 
 

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from perdure import training
 from perdure.checkpoint import stored_bytes
+from perdure.families.clip import classifier, export
 from perdure.loading import TensorBatches
 from perdure.methods.rapf.fusion import fuse_adapters
 from perdure.methods.rapf.gaussians import (
@@ -35,8 +36,6 @@ from perdure.methods.rapf.gaussians import (
     sample,
 )
 from perdure.models.clip import Clip
-from perdure.nn import clip_classifier as classifier
-from perdure.nn import clip_export
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -138,9 +137,9 @@ class Rapf:
 
     def export(self, folder: Path) -> str:
         """The pretrained model, the linear map of its image features, and the classes."""
-        clip_export.save_classes(folder, self.classes, template=self.config.template)
-        clip_export.save_tensors(folder, "image_adapter", {"weight": self.adapter})
-        return clip_export.save_trained(self.clip, folder) + clip_export.loads(folder, "image_adapter")
+        export.save_classes(folder, self.classes, template=self.config.template)
+        export.save_tensors(folder, "image_adapter", {"weight": self.adapter})
+        return export.save_trained(self.clip, folder) + export.loads(folder, "image_adapter")
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters and what is stored of old classes, for the result card."""

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
 from perdure.errors import WeightsError
+from perdure.layers import weights
+from perdure.models.captioner.beam import Beam, beam_search
 from perdure.models.captioner.convert import load_mapper
+from perdure.models.captioner.mapper import make_mapper
 from perdure.models.captioner.words import Words
 from perdure.models.clip.source import place
-from perdure.nn import weights
-from perdure.nn.captioning.beam import Beam, beam_search
-from perdure.nn.captioning.mapper import make_mapper
 
 __all__ = ["Captioner", "Config", "Spoken", "Words", "load"]
 
@@ -176,7 +176,7 @@ class Captioner(nn.Module):
         return torch.cat([first, rest.logits], dim=1)
 
     def search(self, spoken: Spoken, *, beams: int, captions: int, most: int) -> list[list[list[int]]]:
-        """Beam search with the published scoring; see `perdure.nn.captioning.beam`."""
+        """Beam search with the published scoring; see `perdure.models.captioner.beam`."""
         images = len(spoken.last)
         cache: Any = spoken.cache(beams)
         place = self.prefix

@@ -17,7 +17,7 @@ from perdure.errors import WeightsError
 from perdure.keys import key_seed
 from perdure.models.clip import Clip
 from perdure.models.clip.archive import read_tensors
-from perdure.nn.test_time.prompts import Context, MetaNet, Position, placeholder, wording
+from perdure.models.clip.prompts import Context, MetaNet, Position, placeholder, wording
 
 
 def make_context(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -23,9 +23,8 @@ from perdure.models.llava import assemble
 from perdure.models.llava.answers import SharedStart, greedy
 from perdure.models.llava.conversation import IGNORE, IMAGE_ID, encode_conversation, encode_question, question_start
 from perdure.models.llava.images import MEAN, STD, pixels
-from perdure.models.llava.settings import Tuning
 from perdure.models.llava.tokenizer import is_legacy
-from perdure.sharding import gather, in_parts
+from perdure.runtime.sharding import gather, in_parts
 from perdure.types import Batch, Example
 
 __all__ = ["Config", "Llava", "load"]
@@ -55,6 +54,20 @@ class Config:
     def faults(self):
         if (self.weights is None) == (self.llm is None):
             yield "weights", "give either `weights`, or `llm` with `vision` and `projector`"
+
+
+class AnswerLimits(Protocol):
+    """How answers are generated; the settings of methods that answer by a LLaVA have both."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens of an answer."""
+        ...
+
+    @property
+    def generate_batch(self) -> int:
+        """Answers that are generated together."""
+        ...
 
 
 def load(config: Config) -> Llava:
@@ -194,7 +207,7 @@ class Llava(nn.Module):
 
     # -- answers ----------------------------------------------------------------------------------------
 
-    def answerer(self, tuning: Tuning) -> Callable[[Batch], list[str]]:
+    def answerer(self, limits: AnswerLimits) -> Callable[[Batch], list[str]]:
         """A function of a batch of questions: greedy answers, in the batch's order.
 
         Questions are sorted by length and answered `generate_batch` at a time. The weights must stay as they are
@@ -209,8 +222,8 @@ class Llava(nn.Module):
             lengths = batch["attention_mask"].sum(1)
             order = lengths.argsort(stable=True)
             answers = [""] * len(order)
-            for part in order.split(tuning.generate_batch):
-                texts = self._generate(batch, part, int(lengths[part].max()), tuning.max_new_tokens, start)
+            for part in order.split(limits.generate_batch):
+                texts = self._generate(batch, part, int(lengths[part].max()), limits.max_new_tokens, start)
                 for i, text in zip(part.tolist(), texts):
                     answers[i] = text
             return answers

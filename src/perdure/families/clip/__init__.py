@@ -1,0 +1,1 @@
+"""Classifiers over a CLIP: prompts' features, training of adapters, exports, rewards."""

@@ -1,0 +1,331 @@
+"""What methods that classify with CLIP share: prompts, classes across tasks, features of images and texts.
+
+Knows templates, labels counted from a task's offset, and a loaded Clip. Does not know losses, stages or how a
+method scores. Functions only; a Clip (`perdure.models.clip`) is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perdure import training
+from perdure.errors import CheckpointError, DataError, RecipeError
+from perdure.layers import lora
+from perdure.loading import ExampleBatches
+from perdure.runtime import Runtime
+from perdure.types import Batch, Example, Query, Task
+
+if TYPE_CHECKING:
+    from perdure.models.clip import Clip, ClipTransform
+
+
+# -- prompts ------------------------------------------------------------------------------------------------
+
+
+def check_template(template: str) -> None:
+    """Raise a RecipeError unless the template has exactly one place for the class name, written ``{}``."""
+    if template.count("{}") != 1 or template.replace("{}", "").count("{") + template.replace("{}", "").count("}"):
+        raise RecipeError(
+            f"the template is {template!r}",
+            where="method.template",
+            expected="one {} where the class name goes",
+            todo="For example: template: 'a good photo of a {}.'",
+        )
+
+
+def prompts(template: str, names: Sequence[str], *, clean: bool = False) -> list[str]:
+    """One prompt a class. `clean` puts spaces for underscores; published numbers keep the underscores."""
+    return [template.format(name.replace("_", " ") if clean else name) for name in names]
+
+
+def tokenize(clip: Clip, texts: Sequence[str], device: torch.device) -> Int[Tensor, "classes tokens"]:
+    """Ids up to the longest text's end: the same features as all 77 positions, for a sixth of the work.
+
+    Raises:
+        DataError: different texts have the same ids, because the tokenizer does not know their words.
+    """
+    ids = clip.cut(clip.tokenize(texts))
+    first: dict[tuple[int, ...], str] = {}
+    for text, row in zip(texts, ids.tolist()):
+        other = first.setdefault(tuple(row), text)
+        if other.lower() != text.lower():
+            raise DataError(
+                f"to this CLIP the prompts {other!r} and {text!r} are the same: its vocabulary lacks the words",
+                where=f"weights {clip.source.name}" if clip.source else "",
+                todo="Take a CLIP with a larger vocabulary, or other class names.",
+            )
+    return ids.to(device)
+
+
+# -- what is trained ----------------------------------------------------------------------------------------
+
+
+def trainable(
+    clip: Clip, weights: Literal["lora", "all"], *, mode: str, rank: int, alpha: float
+) -> dict[str, nn.Parameter]:
+    """Parameters that a fine-tuning method trains, by name: new LoRA adapters, or all weights but the logit scale."""
+    if weights == "lora":
+        return lora.add_clip_lora(clip.model, mode=mode, r=rank, alpha=alpha)
+    clip.model.requires_grad_(True)
+    clip.model.logit_scale.requires_grad_(False)
+    return {name: p for name, p in clip.model.named_parameters() if p.requires_grad}
+
+
+def copy_parameters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached copies by name."""
+    return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+@torch.no_grad()
+def restore_parameters(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Put copies back, in place.
+
+    Raises:
+        CheckpointError: other names or shapes.
+    """
+    if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in saved.items()}:
+        raise CheckpointError("the saved weights have other names or shapes", todo="Use the settings of the run.")
+    for name, parameter in parameters.items():
+        parameter.copy_(saved[name])
+
+
+class FitSettings(Protocol):
+    """What `fit` reads of a method's settings."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+
+
+def fit(
+    loss: training.Loss,
+    parameters: Mapping[str, nn.Parameter],
+    clip: Clip,
+    examples: Sequence[Example],
+    settings: FitSettings,
+    *,
+    runtime: Runtime,
+) -> None:
+    """Adam over the images, stage ``train``; the learning rate falls to a hundredth as a cosine, epoch by epoch."""
+    batches = ExampleBatches(
+        examples,
+        Preprocessor(clip.transform),
+        batch_size=settings.batch_size,
+        runtime=runtime,
+        stage="train",
+        training=True,
+    )
+    how = training.Fit(epochs=settings.epochs, lr=settings.lr, schedule="cosine_epoch", accumulate=settings.accumulate)
+    training.fit(loss, parameters, batches, how, runtime=runtime, stage="train")
+
+
+def logits(
+    clip: Clip, pixels: UInt8[Tensor, "images 3 size size"], ids: Int[Tensor, "classes tokens"]
+) -> Float[Tensor, "images classes"]:
+    """CLIP's logits, with gradients through both towers."""
+    return clip.scale * image_features(clip, pixels) @ text_features(clip, ids).T
+
+
+# -- classes across tasks -----------------------------------------------------------------------------------
+
+
+def extend_classes(known: Sequence[str], task: Task) -> list[str]:
+    """Class names by label after a task: its candidates stand from its offset on.
+
+    Raises:
+        DataError: the task's labels leave a gap after the classes known so far.
+    """
+    if task.offset > len(known):
+        raise DataError(
+            f"its labels begin at {task.offset}, but only {len(known)} classes are known",
+            where=f"task '{task.name}'",
+            todo="Learn the tasks of a stream in order.",
+        )
+    end = task.offset + len(task.candidates)
+    return [*known[: task.offset], *task.candidates, *known[end:]]
+
+
+def require_every_class(task: Task, labels: Sequence[int] | Int[Tensor, " images"] | None = None) -> None:
+    """Raise a DataError that names the classes of the task of which there is no training example.
+
+    Args:
+        labels: those that there are; None: the targets of the task's training examples.
+    """
+    known = task.train.targets if labels is None else labels
+    present = set(known.tolist() if isinstance(known, Tensor) else known)
+    missing = [name for i, name in enumerate(task.candidates, task.offset) if i not in present]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"no training example of {', '.join(map(repr, missing[:5]))}{more}",
+            where=f"task '{task.name}'",
+            expected="at least one of each class",
+        )
+
+
+def labels_of(task: Task) -> range:
+    """The labels that a task brings."""
+    return range(task.offset, task.offset + len(task.candidates))
+
+
+def replace_rows(
+    table: Float[Tensor, "classes ..."], rows: Float[Tensor, "new ..."], *, first: int
+) -> Float[Tensor, "seen ..."]:
+    """The table with `rows` from row `first` on (appended, or in place of those that were there), on the CPU."""
+    table, rows = table.cpu(), rows.detach().cpu()
+    return torch.cat([table[:first], rows, table[first + len(rows) :]])
+
+
+def class_means(
+    features: Float[Tensor, "images dim"], labels: Int[Tensor, " images"], classes: range
+) -> Float[Tensor, "classes dim"]:
+    """Mean feature of each class, not normalised again, in the order of `classes`; all must be present."""
+    return torch.stack([features[labels == label].mean(0) for label in classes])
+
+
+def widen(
+    scores: Float[Tensor, "images known"], *, classes: int, fill: float = -torch.inf
+) -> Float[Tensor, "images classes"]:
+    """Scores with a column of `fill` for each class that a query asks for and that is not known yet."""
+    absent = scores.new_full((len(scores), classes - scores.shape[1]), fill)
+    return torch.cat([scores, absent], dim=1)
+
+
+# -- features -----------------------------------------------------------------------------------------------
+
+
+def preprocess(clip: Clip, example: Example) -> Batch:
+    """``{"image": uint8 [3 size size], "label": int}``; no label where the example has no target."""
+    return Preprocessor(clip.transform)(example, False)
+
+
+def raw_image_features(clip: Clip, pixels: UInt8[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]:
+    """Projected features of pixels that `preprocess` gave, not normalised."""
+    return clip.image_features(clip.transform.normalize(pixels))
+
+
+def image_features(clip: Clip, pixels: UInt8[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]:
+    """Unit features of pixels that `preprocess` gave."""
+    return F.normalize(raw_image_features(clip, pixels), dim=1)
+
+
+def text_features(clip: Clip, ids: Int[Tensor, "classes tokens"]) -> Float[Tensor, "classes dim"]:
+    """Unit features of token ids, with gradients."""
+    return F.normalize(clip.text_features(ids), dim=1)
+
+
+@torch.no_grad()
+def encode_prompts(clip: Clip, texts: Sequence[str], *, batch_size: int = 256) -> Float[Tensor, "classes dim"]:
+    """Unit features of prompts, without gradients."""
+    ids = tokenize(clip, texts, clip.device)
+    return F.normalize(torch.cat([clip.text_features(part) for part in ids.split(batch_size)]), dim=1)
+
+
+def text_predictor(
+    clip: Clip, template: str, query: Query, *, clean: bool = False
+) -> Callable[[Batch], Float[Tensor, "images classes"]]:
+    """CLIP's own answer: logits of images against the prompts of a query's classes, which are encoded once."""
+    texts = encode_prompts(clip, prompts(template, query.candidates, clean=clean))
+
+    def predict(batch: Batch) -> Tensor:
+        return clip.scale * image_features(clip, batch["image"]) @ texts.T
+
+    return predict
+
+
+def encode_images(
+    clip: Clip,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    runtime: Runtime,
+    unit: bool = True,
+    stage: str = "features",
+) -> dict[str, Tensor]:
+    """One pass of the frozen image tower: ``feature`` [images dim], ``label`` and ``position`` [images], on the CPU.
+
+    Rows are in the order of `examples`; those that cannot be read are left out.
+    """
+    encode = image_features if unit else raw_image_features
+    batches = ExampleBatches(
+        examples, Preprocessor(clip.transform), batch_size=batch_size, runtime=runtime, stage=stage, training=False
+    )
+    return training.features(
+        lambda batch: {"feature": encode(clip, batch["image"]), "label": batch["label"]}, batches, runtime=runtime
+    )
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """`preprocess` as a loader takes it; holds the transform alone, so that little travels to a worker."""
+
+    transform: ClipTransform
+
+    def __call__(self, example: Example, training: bool) -> Batch:
+        pixels = self.transform.pixels(example.inputs["image"])
+        return {"image": pixels} if example.target is None else {"image": pixels, "label": int(example.target)}
+
+
+# -- raw examples in a state --------------------------------------------------------------------------------
+
+
+class Joined(Sequence[Example]):
+    """Two sequences of Examples one after the other; nothing is read until it is asked for."""
+
+    def __init__(self, first: Sequence[Example], second: Sequence[Example]) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        n = len(self.first)
+        return self.first[index] if index < n else self.second[index - n]
+
+
+def pack_examples(examples: Sequence[Example]) -> dict[str, Any]:
+    """Raw classification Examples as tensors and JSON: paths stay paths, arrays of one shape become one tensor."""
+    names = list(examples[0].inputs) if len(examples) else []
+    return {
+        "ids": [e.id for e in examples],
+        "targets": [int(e.target) for e in examples],
+        "inputs": {name: _packed([e.inputs[name] for e in examples]) for name in names},
+    }
+
+
+def unpack_examples(packed: Mapping[str, Any]) -> list[Example]:
+    """The Examples that `pack_examples` was given."""
+    columns = {name: _unpacked(column) for name, column in packed["inputs"].items()}
+    return [
+        Example(id=name, inputs={key: column[i] for key, column in columns.items()}, target=target)
+        for i, (name, target) in enumerate(zip(packed["ids"], packed["targets"]))
+    ]
+
+
+def _packed(values: list[Any]) -> Any:
+    if all(isinstance(value, Path) for value in values):
+        return {"paths": [str(value) for value in values]}
+    if all(isinstance(value, np.ndarray) for value in values):
+        same = len({(value.shape, value.dtype) for value in values}) == 1
+        return torch.from_numpy(np.stack(values)) if same else [torch.from_numpy(value) for value in values]
+    return values
+
+
+def _unpacked(column: Any) -> list[Any]:
+    if isinstance(column, Mapping):
+        return [Path(path) for path in column["paths"]]
+    return [value.numpy() if isinstance(value, Tensor) else value for value in column]

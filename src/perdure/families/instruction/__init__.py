@@ -1,0 +1,1 @@
+"""Tuning of a multimodal language model by low-rank updates, task after task."""

@@ -1,0 +1,180 @@
+"""Low-rank updates on every linear layer of a LLaVA's language model but its head, as PEFT layers.
+
+Knows how they are attached, started, merged, switched off and saved as a PEFT folder. Does not know losses or tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from perdure.families.instruction.settings import Tuning
+from perdure.layers.low_rank import fresh_a, merged
+from perdure.models.llava import Llava
+from perdure.runtime import Runtime
+from perdure.runtime.sharding import put, whole
+from perdure.types import Task
+
+_ADAPTER = "default"
+_PREFIX = "model.language_model."
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One adapted layer."""
+
+    layer: Any
+    """PEFT's layer."""
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The frozen weight, ``[outputs, inputs]``."""
+        return self.layer.base_layer.weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs); a weight in parts may not tell."""
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def a(self) -> nn.Parameter:
+        """``[rank, inputs]``."""
+        return self.layer.lora_A[_ADAPTER].weight
+
+    @property
+    def b(self) -> nn.Parameter:
+        """``[outputs, rank]``."""
+        return self.layer.lora_B[_ADAPTER].weight
+
+
+class Adapters:
+    """The low-rank updates of a LLaVA, attached and switched off."""
+
+    def __init__(self, llava: Llava, tuning: Tuning) -> None:
+        self.llava = llava
+        self.scale = tuning.alpha / tuning.rank
+        llava.max_length = tuning.max_length
+        names = linear_names(llava)
+        self.config = LoraConfig(
+            r=tuning.rank,
+            lora_alpha=tuning.alpha,  # type: ignore[arg-type]
+            lora_dropout=tuning.dropout,
+            target_modules=names,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        inject_adapter_in_model(self.config, llava.model, adapter_name=_ADAPTER)
+        modules = dict(llava.language_model.named_modules())
+        self.matrices = {(own := n.removeprefix(_PREFIX)): Matrix(modules[own]) for n in names}
+        """By name in the language model: ``layers.0.self_attn.q_proj``."""
+        llava.requires_grad_(False).eval()
+        self.enable(False)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All factors by name."""
+        return {f"{n}.{which}": getattr(m, which) for n, m in self.matrices.items() for which in ("a", "b")}
+
+    def start(self, runtime: Runtime) -> None:
+        """Fresh factors, A random and B zero, ready for training."""
+        with torch.no_grad():
+            for name, m in self.matrices.items():
+                noise = runtime.normal(tuple(m.a.shape), "lora", name, dtype=torch.float64)
+                m.a.copy_(fresh_a(noise))
+                m.b.zero_()
+        self.enable(True)
+
+    def enable(self, on: bool) -> None:
+        """Switch the updates on or off; training them follows."""
+        for m in self.matrices.values():
+            m.layer.enable_adapters(on)
+            for parameter in (m.a, m.b):
+                parameter.requires_grad_(on)
+
+    def hold(self) -> None:
+        """Stop training the updates, and leave them on."""
+        for parameter in self.parameters().values():
+            parameter.requires_grad_(False)
+
+    def load_factors(self, factors: Mapping[str, Tensor]) -> None:
+        """What `parameters` gave; the updates are on, and not trained."""
+        with torch.no_grad():
+            for name, parameter in self.parameters().items():
+                parameter.copy_(factors[name])
+        self.enable(True)
+        self.hold()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Without the updates."""
+        for m in self.matrices.values():
+            m.layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for m in self.matrices.values():
+                m.layer._disable_adapters = False
+
+    def merge(self, *, dtype: torch.dtype = torch.float32) -> None:
+        """Add the updates to the weights, and switch them off."""
+        with torch.no_grad():
+            for m in self.matrices.values():
+                put(m.weight, merged(whole(m.weight), m.a, m.b, scale=self.scale, dtype=dtype))
+                m.b.zero_()
+        self.enable(False)
+
+    def added(self) -> dict[str, Tensor]:
+        """The weights with the updates added, by name in the whole model; nothing changes."""
+        return {
+            f"{_PREFIX}{name}.base_layer.weight": merged(whole(m.weight), m.a, m.b, scale=self.scale)
+            for name, m in self.matrices.items()
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """The dense weights under the updates, by name."""
+        return {name: whole(m.weight).data for name, m in self.matrices.items()}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """What `weights` gave."""
+        with torch.no_grad():
+            for name, m in self.matrices.items():
+                put(m.weight, weights[name])
+
+    def save_task(self, task: Task, runtime: Runtime) -> None:
+        """The update of a task, in the run's folder ``adapters/01_name``."""
+        if runtime.out is not None and runtime.main:
+            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in task.name)
+            self.save(runtime.out / "adapters" / f"{task.index + 1:02}_{name}")
+
+    def save(self, folder: Path) -> None:
+        """A PEFT folder: the factors, and the projector among ``modules_to_save``."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        config = LoraConfig(**{**_plain(self.config), "modules_to_save": ["multi_modal_projector"]})
+        config.base_model_name_or_path = str(getattr(self.llava.model.config, "_name_or_path", "") or "")
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        prefix = f"base_model.model.{_PREFIX}"
+        tensors = {f"{prefix}{n}.lora_A.weight": m.a for n, m in self.matrices.items()}
+        tensors |= {f"{prefix}{n}.lora_B.weight": m.b for n, m in self.matrices.items()}
+        for name, tensor in self.llava.projector.state_dict().items():
+            tensors[f"base_model.model.model.multi_modal_projector.{name}"] = tensor
+        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(plain, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+def linear_names(llava: Llava) -> list[str]:
+    """Every linear layer of the language model, by its name in the whole model; the head is none of them."""
+    return [_PREFIX + n for n, m in llava.language_model.named_modules() if isinstance(m, nn.Linear)]
+
+
+def _plain(config: LoraConfig) -> dict[str, Any]:
+    keep = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type")
+    return {name: getattr(config, name) for name in keep}

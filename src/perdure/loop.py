@@ -1,0 +1,189 @@
+"""The straight line: go through a stream, learn each task, test what the plan asks for, save, go on.
+
+Knows Protocols only: no method, model, data set or stream by name.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perdure import checkpoint, demands
+from perdure.errors import CheckpointError, Interrupted
+from perdure.evaluate import Evaluation, evaluate, predicting
+from perdure.keys import key_seed
+from perdure.runtime import Runtime
+from perdure.runtime.devices import seed_torch
+from perdure.runtime.placing import place
+from perdure.types import Method, Query, Stream, Task
+
+Plan = Callable[[Stream, int], Sequence[Task]]
+PLANS: dict[str, Plan] = {
+    "seen": lambda stream, t: stream.tasks[: t + 1],
+    "current": lambda stream, t: stream.tasks[t : t + 1] if t >= 0 else (),
+    "all": lambda stream, t: stream.tasks,
+    "seen+next": lambda stream, t: stream.tasks[: t + 2],
+    "last": lambda stream, t: stream.tasks if t == len(stream) - 1 else (),
+}
+"""Which tasks are tested after task t (t = -1: before the first)."""
+
+
+@dataclass
+class Scores:
+    """Every number that was measured: one row for each (after, asked)."""
+
+    tasks: list[str]
+    headline: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, *, after: int, asked: int, n: int, values: Mapping[str, Any]) -> None:
+        self.rows.append({"after": after, "asked": asked, "n": n, "values": dict(values)})
+
+    def matrix(self, metric: str | None = None) -> tuple[list[list[float | None]], list[list[int]]]:
+        """Values and example counts ``[after][asked]`` for after = 0..T-1; None and 0 where not measured."""
+        size = len(self.tasks)
+        values: list[list[float | None]] = [[None] * size for _ in range(size)]
+        counts = [[0] * size for _ in range(size)]
+        for row in self.rows:
+            if row["after"] >= 0:
+                values[row["after"]][row["asked"]] = row["values"].get(metric or self.headline)
+                counts[row["after"]][row["asked"]] = row["n"]
+        return values, counts
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tasks": self.tasks, "headline": self.headline, "rows": self.rows}
+
+
+def run(
+    method: Method,
+    stream: Stream,
+    *,
+    plan: str = "seen",
+    evaluation: Evaluation | None = None,
+    runtime: Runtime,
+    start: bool = False,
+) -> Scores:
+    """Go through `stream` with `method`; resume from `runtime.out` if a run is under way there.
+
+    Args:
+        plan: a name in `PLANS`.
+        start: also test before the first task (row -1).
+
+    Returns:
+        The scores; also in ``scores.json`` after every task.
+
+    Raises:
+        RecipeError: the method cannot go through the stream (`demands`).
+        CheckpointError: the checkpoint belongs to another method or stream.
+    """
+    evaluation = evaluation or Evaluation()
+    _check(method, stream, evaluation)
+    scores = Scores([task.name for task in stream], stream.tasks[0].metrics[0])
+    done = _resume(method, scores, runtime)
+    place(method, runtime)
+    if done is None:
+        done = -1
+        if start:
+            runtime.task = -1
+            _test(method, stream, PLANS[plan](stream, -1) or stream.tasks[:1], -1, scores, evaluation, runtime)
+    for task in stream.tasks[done + 1 :]:
+        runtime.task = task.index
+        seed_torch(runtime.key("learn"))
+        began = time.perf_counter()
+        method.learn(task, runtime)
+        learned = time.perf_counter()
+        _test(method, stream, PLANS[plan](stream, task.index), task.index, scores, evaluation, runtime)
+        tested = time.perf_counter()
+        runtime.log("task", name=task.name, learn_seconds=learned - began, test_seconds=tested - learned)
+        _save(method, stream, scores, task, runtime)
+        if runtime.agreed(runtime.stop_requested) and task.index < len(stream) - 1:
+            raise Interrupted(f"stopped after task {task.index + 1} of {len(stream)}")
+    runtime.finish()
+    return scores
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch for the building of models and methods, before `run` keys all else."""
+    seed_torch(key_seed(seed, "build"))
+
+
+def checkpoint_file(out: Path) -> Path:
+    """The resume point of a run's folder."""
+    return out / "checkpoint" / "latest.safetensors"
+
+
+def _test(
+    method: Method,
+    stream: Stream,
+    asked: Sequence[Task],
+    after: int,
+    scores: Scores,
+    evaluation: Evaluation,
+    runtime: Runtime,
+) -> None:
+    predictors: dict[Query, Any] = {}
+    for task in asked:
+        query = stream.query(task, after=after)
+        if query not in predictors:
+            with predicting(method, runtime):
+                predictors[query] = method.predictor(query)
+        values, n = evaluate(method, predictors[query], task, query, evaluation, runtime=runtime, after=after)
+        scores.add(after=after, asked=task.index, n=n, values=values)
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        runtime.log("test", after=after, asked=task.index, n=n, **numbers)
+
+
+def _check(method: Method, stream: Stream, evaluation: Evaluation) -> None:
+    demands.check(
+        stream,
+        method=type(method).__name__,
+        answers=method.answers,
+        needs_task_name=getattr(method, "needs_task_name", ()),
+        split=evaluation.split,
+    )
+
+
+def _save(method: Method, stream: Stream, scores: Scores, task: Task, runtime: Runtime) -> None:
+    """The resume point, then what people read; the mid-task checkpoints of the task are done with."""
+    own = method.state_dict() if runtime.out is not None else {}  # every process: weights may be shared out
+    if runtime.out is not None and runtime.main:
+        state = {
+            "task": task.index,
+            "names": scores.tasks,
+            "rows": scores.rows,
+            "method": own,
+        }
+        query = asdict(stream.query(task, after=task.index))
+        more = {"query": query | {"candidates": list(query["candidates"])}, "skipped": runtime.skipped}
+        checkpoint.save(checkpoint_file(runtime.out), state | more)
+        checkpoint.write_json(runtime.out / "scores.json", scores.to_json())
+        for stale in (runtime.out / "checkpoint").glob("task_*"):
+            shutil.rmtree(stale)
+    runtime.flush()
+    runtime.wait()
+
+
+def _resume(method: Method, scores: Scores, runtime: Runtime) -> int | None:
+    """Load the resume point; the index of the last finished task, or None for a fresh start."""
+    if runtime.out is None or not checkpoint_file(runtime.out).exists():
+        return None
+    file = checkpoint_file(runtime.out)
+    saved = checkpoint.load(file)
+    if saved["names"] != scores.tasks:
+        raise CheckpointError(
+            f"the checkpoint is of a stream with tasks {saved['names']}",
+            where=str(file),
+            expected=str(scores.tasks),
+        )
+    method.load_state_dict(saved["method"])
+    scores.rows[:] = saved["rows"]
+    runtime.skipped.update(saved["skipped"])
+    if runtime.main:  # a kill may have come between the checkpoint and the scores
+        checkpoint.write_json(runtime.out / "scores.json", scores.to_json())
+    if saved["task"] < len(scores.tasks) - 1:
+        runtime.say(f"resuming after task {saved['task'] + 1} of {len(scores.tasks)}")
+    return saved["task"]

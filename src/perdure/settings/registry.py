@@ -1,0 +1,211 @@
+"""Names of methods, models, data sets and streams: one file, one name.
+
+Knows where the file of a name lies, and what of it is read from the source without running it
+(`perdure.settings.source`): settings, roles, documentation. Does not know what a recipe is, nor any concrete
+method, model, data set or stream.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.machinery import ModuleSpec
+from importlib.metadata import entry_points
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from typing import Any, Literal
+
+from perdure.errors import RecipeError
+from perdure.settings.source import Source, bound, class_docs, docstring, locate, parsed
+from perdure.settings.suggestions import nearest
+
+Place = Literal["methods", "models", "data", "streams"]
+PLACES: tuple[Place, ...] = ("methods", "models", "data", "streams")
+SINGULAR = {"methods": "method", "models": "model", "data": "data set", "streams": "stream"}
+MAKERS = {"models": "load", "data": "read", "streams": "build"}
+"""What makes a thing of its settings: a function of its module. A method is made by its class."""
+_HERE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What `perdure list` shows of a name."""
+
+    name: str
+    summary: str
+    """First line of the module's docstring."""
+    needs: str = ""
+    """What follows `Needs:` in the docstring."""
+    answers: tuple[str, ...] = ()
+    """Kinds that a method answers, sorted."""
+    needs_task_name: tuple[str, ...] = ()
+    """Kinds for which it must be told the task, as far as its class says; its settings may add some."""
+    roles: tuple[str, ...] = ()
+    """Pretrained models that a method takes, by name, in order."""
+    optional_roles: tuple[str, ...] = ()
+    """Those of `roles` that have a default."""
+    module: str = ""
+
+
+RECIPES = _HERE / "recipes"
+
+
+@cache
+def recipes() -> tuple[str, ...]:
+    """Names of perdure's own recipes, ``method/recipe``: files below `RECIPES`, sorted."""
+    return tuple(sorted(f"{f.parent.name}/{f.stem}" for f in RECIPES.glob("*/*.yaml")))
+
+
+def names(place: Place) -> list[str]:
+    """All names of a place, sorted: the files of perdure and the entry points of other packages."""
+    return sorted({*_own(place), *_foreign(place)})
+
+
+def find(place: Place, name: str) -> ModuleSpec:
+    """Where a name lies, without importing it. A name of perdure wins over another package's.
+
+    Raises:
+        RecipeError: nothing is called so; the nearest name is suggested.
+    """
+    if file := _own(place).get(name):
+        search = [str(file.parent)] if file.name == "__init__.py" else None
+        module = f"perdure.{place}.{name}"
+        spec = spec_from_file_location(module, file, submodule_search_locations=search)
+        assert spec is not None
+        return spec
+    if module := _foreign(place).get(name):
+        return locate(module)
+    near = nearest(name, names(place))
+    hint = f"Did you mean `{near}`?" if near else f"See: perdure list {place}"
+    raise RecipeError(f"no {SINGULAR[place]} is called `{name}`", todo=hint)
+
+
+@cache
+def describe(place: Place, name: str) -> Description:
+    """Summary, needs, and for a method its kinds and roles, read from the source."""
+    head = summarize(place, name)
+    if place != "methods":
+        return head
+    method = _method_class(_source(place, name), name)
+    roles, optional = _roles(method)
+    named = {name: _kinds(method, name) for name in ("answers", "needs_task_name")}
+    return replace(head, **named, roles=roles, optional_roles=optional)
+
+
+@cache
+def summarize(place: Place, name: str) -> Description:
+    """Summary and needs alone: the file is not parsed, for `perdure list` reads dozens of them."""
+    spec = find(place, name)
+    doc = docstring(Path(str(spec.origin)))
+    needs = re.search(r"^\s*Needs:\s*(.+?)\s*$", doc, re.MULTILINE)
+    summary = doc.strip().split("\n", 1)[0].strip()
+    return Description(name=name, summary=summary, needs=needs.group(1) if needs else "", module=spec.name)
+
+
+@cache
+def settings(place: Place, name: str) -> type:
+    """The `Config` class of a name, made from its source alone: neither the module nor torch is imported.
+
+    Raises:
+        RecipeError: the name is unknown, or `Config` needs more than the standard library, pydantic and
+            other settings.
+    """
+    return _source(place, name).value("Config")
+
+
+@cache
+def field_docs(place: Place, name: str) -> dict[str, str]:
+    """The docstring under each field of `Config`."""
+    _, node = _source(place, name).definition("Config")
+    assert isinstance(node, ast.ClassDef)
+    return class_docs(node)
+
+
+def load(place: Place, name: str) -> Any:
+    """Imports the module of a name. For methods: the class that the file is named after."""
+    spec = find(place, name)
+    module = importlib.import_module(spec.name)
+    if place != "methods":
+        return module
+    wanted = _plain(_method_name(spec, name))
+    for key, value in vars(module).items():
+        if isinstance(value, type) and _plain(key) == wanted:
+            return value
+    raise _no_class(spec, name)
+
+
+@cache
+def _own(place: Place) -> dict[str, Path]:
+    """Files of a place that hold (or import) settings; the others serve them."""
+    folder = _HERE / place
+    files: dict[str, Path] = {}
+    for file in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
+        name = file.parent.name if file.name == "__init__.py" and file.parent != folder else file.stem
+        if not name.startswith("_") and _CONFIG.search(file.read_text(encoding="utf-8")):
+            files[name] = file
+    return files
+
+
+_CONFIG = re.compile(r"^class Config\b|^from \S+ import .*\bConfig\b", re.MULTILINE)
+
+
+def _foreign(place: Place) -> dict[str, str]:
+    """Entry points of other packages: name -> module."""
+    return _entry_points(f"perdure.{place}", tuple(sys.path))
+
+
+@cache
+def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, str]:
+    return {point.name: point.module for point in entry_points(group=group)}
+
+
+def _source(place: Place, name: str) -> Source:
+    return parsed(find(place, name))
+
+
+def _method_class(source: Source, name: str) -> ast.ClassDef:
+    wanted = _plain(source.module.rpartition(".")[2])
+    for key in source.nodes:
+        if _plain(key) == wanted or _plain(key) == _plain(name):
+            node = source.definition(key)[1]
+            if isinstance(node, ast.ClassDef):
+                return node
+    raise _no_class(find("methods", name), name)
+
+
+def _method_name(spec: ModuleSpec, name: str) -> str:
+    """A method's class is named after its file; an entry point may call the method otherwise."""
+    return name if spec.name.startswith("perdure.") else spec.name.rpartition(".")[2]
+
+
+def _no_class(spec: ModuleSpec, name: str) -> RecipeError:
+    camel = "".join(part.capitalize() for part in _method_name(spec, name).split("_"))
+    return RecipeError(f"the file of method `{name}` has no class {camel}", where=str(spec.origin))
+
+
+def _kinds(method: ast.ClassDef, name: str) -> tuple[str, ...]:
+    """The strings of a class attribute, sorted; none where there is no such attribute."""
+    for node in method.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and name in bound(node) and node.value:
+            if isinstance(node.value, ast.Name):  # the same as another attribute
+                return _kinds(method, node.value.id)
+            texts = (n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant))
+            return tuple(sorted(t for t in texts if isinstance(t, str)))
+    return ()
+
+
+def _roles(method: ast.ClassDef) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keyword-only parameters of `__init__`, and those among them with a default."""
+    for node in method.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            roles = [a.arg for a in node.args.kwonlyargs]
+            return tuple(roles), tuple(r for r, d in zip(roles, node.args.kw_defaults) if d is not None)
+    return (), ()
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
