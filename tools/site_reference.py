@@ -13,12 +13,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
-from perdure import config, registry
 from perdure.cli import application
 from perdure.cli import list as listing
 from perdure.recipe import sections
 from perdure.recipe.text import flow
-from perdure.source_settings import class_docs, locate, parsed
+from perdure.settings import config, registry
+from perdure.settings.source import class_docs, locate, parsed
 
 METHODS = re.compile(r"^## Methods\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)

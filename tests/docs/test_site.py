@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure import registry
+from perdure.settings import registry
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
