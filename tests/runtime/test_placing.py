@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from perdure import placing, registry
 from perdure.checkpoint import load, save
 from perdure.runtime import Runtime, placing
+from perdure.settings import registry
 from perdure.testing.second_device import second_device
 from perdure.types import Example, Examples
 from tests.every_method import ASKED, METHODS

@@ -68,7 +68,7 @@ def check_method(make: Make, stream: Stream | None = None, *, allow: Collection[
         if name not in allow:
             try:
                 check(subject)
-            except (AssertionError, PerdureError) as fault:
+            except (AssertionError, TrainingError) as fault:
                 raise AssertionError(f"{name}: {fault}") from fault
             made.append(name)
     return made

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from perdure.errors import Interrupted
 from perdure.evaluate import Evaluation, evaluate, predicting, read_records
-from perdure.placing import modules
-from perdure.run import Scores, run, seed_everything
+from perdure.loop import Scores, run, seed_everything
 from perdure.runtime import Runtime, Steps
 from perdure.runtime.placing import modules
 from perdure.types import Method, Stream, Task
