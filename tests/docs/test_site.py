@@ -27,6 +27,11 @@ def test_every_method_is_on_the_page_of_exactly_one_family():
     assert sorted(name for names in pages.values() for name in names) == registry.names("methods")
 
 
+def test_every_family_of_the_code_has_a_page():
+    folders = (ROOT / "src" / "perdure" / "families").glob("*/__init__.py")
+    assert sorted(page.stem for page in PAGES) == sorted(folder.parent.name for folder in folders)
+
+
 def test_a_page_of_a_family_has_a_figure_equations_and_results():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
@@ -86,4 +91,4 @@ def test_the_site_builds_without_a_dead_link_or_anchor_or_a_page_outside_the_nav
     assert "<math" in page and 'src="../figures/clip.svg"' in page and 'href="../reference/clip.html#mg_clip"' in page
     settings = (ROOT / "build" / "site" / "reference" / "clip.html").read_text(encoding="utf-8")
     assert "text_softmax" in settings
-    assert "run_recipe" in (ROOT / "build" / "site" / "python.html").read_text(encoding="utf-8")
+    assert "perdure.api.run" in (ROOT / "build" / "site" / "python.html").read_text(encoding="utf-8")
