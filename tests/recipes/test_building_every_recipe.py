@@ -15,6 +15,7 @@ from perdure.settings import registry
 from perdure.settings.config import Named
 from perdure.types import Method
 from tests import tiny_audio_visual, tiny_captioner, tiny_clip, tiny_instruction
+from tests.recipes.shipped import NAMES, load
 
 SMALL_NETS = ("mlp", "resnet18", "gated_resnet")
 EMBEDDED = ("microworld", "digits")
@@ -22,7 +23,7 @@ EMBEDDED = ("microworld", "digits")
 
 def written(name: str) -> bool:
     """Whether a recipe reads a generated world from files that its user has to write first."""
-    return recipe.load(name).stream.name in ("audio_visual", "instruction")
+    return load(name).stream.name in ("audio_visual", "instruction")
 
 
 OF_THE_MODELS_SIZE = {**tiny_audio_visual.SETTINGS, "reward_confidences": [10, 5, 3]}
@@ -56,9 +57,9 @@ def tiny(tmp_path_factory) -> Callable[[Named], Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", recipe.shipped())
+@pytest.mark.parametrize("name", NAMES)
 def test_its_method_is_built_around_its_roles(name, tiny):
-    loaded = recipe.load(name)
+    loaded = load(name)
     seed_everything(0)
     paired = any(named.name == "clap" for named in loaded.models.values())
     models = {
@@ -76,9 +77,9 @@ def test_its_method_is_built_around_its_roles(name, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in recipe.shipped() if n.split("/")[1] in EMBEDDED and not written(n)])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.split("/")[1] in EMBEDDED and not written(n)])
 def test_embedded_streams_are_built_and_ask_what_the_method_answers(name):
-    loaded = recipe.load(name)
+    loaded = load(name)
     stream = recipe.build_stream(loaded)
     recipe.check_fit(loaded, stream)
     assert len(stream) >= 1

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from perdure import recipe
 from perdure.cli import main
+from tests.recipes.shipped import NAMES, load
 
 NETS = {"mlp", "resnet18", "gated_resnet"}
 WORLDS = ("digits", "microworld")
@@ -19,17 +19,19 @@ WARM_UP = {"dynamos": ["method.warmup=1"], "dynamos_sgd": ["method.warmup=1"]}
 
 
 def of_an_embedded_world(name: str) -> bool:
-    loaded = recipe.load(name)
-    return name.endswith(WORLDS) and {model.name for model in loaded.models.values()} <= NETS and bool(loaded.models)
+    if not name.endswith(WORLDS):
+        return False
+    models = {model.name for model in load(name).models.values()}
+    return bool(models) and models <= NETS
 
 
-RECIPES = [name for name in recipe.shipped() if of_an_embedded_world(name)]
+RECIPES = [name for name in NAMES if of_an_embedded_world(name)]
 
 
 def test_both_worlds_come_in_every_form_of_stream():
     forms = {world: set() for world in WORLDS}
     for name in RECIPES:
-        loaded = recipe.load(name)
+        loaded = load(name)
         forms["microworld" if name.endswith("microworld") else "digits"].add(loaded.stream.name)
     without_boundaries_or_turned = {"general", "mnist360", "permuted", "rotated"}
     assert forms["microworld"] >= without_boundaries_or_turned
@@ -40,7 +42,7 @@ def test_both_worlds_come_in_every_form_of_stream():
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_runs_to_its_end(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    loaded = recipe.load(name)
+    loaded = load(name)
     once = ["method.epochs=1"] if "epochs" in loaded.method.settings else []
     with pytest.raises(SystemExit) as left:
         main(["run", name, "--quiet", *SHORT, *once, *WARM_UP.get(loaded.method.name, [])])
