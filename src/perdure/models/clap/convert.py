@@ -15,6 +15,8 @@ from transformers import ClapConfig, ClapModel
 
 from perdure.errors import WeightsError
 
+ROBERTA_EPS = 1e-5
+"""Epsilon of the layer norms of roberta-base, on which LAION's text tower stands; ClapTextConfig's default is 1e-12."""
 _RENAMED = (
     (r"^(?:audio_branch|htsat)\.", "audio_model.audio_encoder."),
     (r"^text_branch\.", "text_model."),
@@ -123,6 +125,7 @@ def _text_facts(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "intermediate_size": len(state["text_model.encoder.layer.0.intermediate.dense.bias"]),
         "max_position_embeddings": len(state["text_model.embeddings.position_embeddings.weight"]),
         "type_vocab_size": len(state["text_model.embeddings.token_type_embeddings.weight"]),
+        "layer_norm_eps": ROBERTA_EPS,
     }
 
 
