@@ -39,6 +39,11 @@ def test_every_block_of_a_page_runs(page, tmp_path):
         run([sys.executable, "-c", "\n".join(python)], tmp_path)
 
 
+def test_the_last_line_of_continuous_integration_is_the_readmes_test_command():
+    command = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1]
+    assert f'pip install -e ".[test]" && {command}\n' in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def run(command, folder):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {
