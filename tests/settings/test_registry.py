@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from typing import get_args
 
 import pytest
@@ -56,6 +57,23 @@ def test_settings_from_source_equal_those_of_the_imported_module():
     assert read is not imported
     assert repr(read()) == repr(imported())
     assert list(field_types(read)) == list(field_types(imported))
+
+
+@pytest.mark.parametrize("name", registry.names("methods"))
+def test_settings_that_a_family_shares_are_read_from_source_as_they_are_imported(name):
+    """Names, defaults and types of inherited settings too, each with its docstring."""
+    read = registry.settings("methods", name)
+    imported = registry.load("methods", name).Config
+    assert [f.name for f in fields(read)] == [f.name for f in fields(imported)]
+    assert repr(read()) == repr(imported())
+    docs = registry.field_docs("methods", name)
+    assert set(docs) == {f.name for f in fields(read)} and all(docs.values())
+
+
+def test_a_method_may_give_a_shared_setting_another_default():
+    read = registry.settings("methods", "dynamos")
+    assert (read().lr, read().batch_size) == (0.07, 10)
+    assert registry.field_docs("methods", "dynamos")["lr"] == "Learning rate of SGD."
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_one():

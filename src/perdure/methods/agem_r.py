@@ -8,36 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.families import rehearsal
+from perdure.families.rehearsal import settings
 from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Replay, settings.StepDescent):
     """Settings of A-GEM with a reservoir."""
-
-    lr: Annotated[float, Field(gt=0)] = 0.03
-    """Learning rate of SGD."""
-    batch_size: Annotated[int, Field(gt=0)] = 10
-    """Images of the stream a step."""
-    epochs: Annotated[int, Field(gt=0)] = 1
-    """Passes over each task."""
-    milestones: tuple[int, ...] = ()
-    """Epochs from which the learning rate is a tenth."""
-    augment: Literal["none", "crop_flip"] = "none"
-    """Augmentation of current and replayed images."""
-    minibatch_size: Annotated[int, Field(gt=0)] = 10
-    """Replayed images a step."""
-    buffer_size: Annotated[int, Field(ge=0)] = 200
-    """Slots of the replay memory."""
 
 
 class AgemR:

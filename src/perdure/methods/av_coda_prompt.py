@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.errors import RecipeError
-from perdure.families.audio_visual import learning, prefix
+from perdure.families.audio_visual import learning, prefix, settings
 from perdure.families.audio_visual.inputs import Problem
 from perdure.families.audio_visual.parts import TaskParts
 from perdure.families.audio_visual.pool import summarize, unit
@@ -34,7 +33,7 @@ from perdure.types import Batch, Example, Predictions, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training):
     """Settings of CODA-Prompt."""
 
     blocks: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4)
@@ -47,28 +46,8 @@ class Config:
     """Tokens of a prompt."""
     orthogonal: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the penalty for components, keys and attentions that are not orthogonal."""
-    epochs: Annotated[int, Field(ge=1)] = 10
-    """Passes over each task's videos."""
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Learning rate of Adam; falls to `lr_min` as a cosine, epoch by epoch."""
-    lr_min: Annotated[float, Field(ge=0)] = 1e-6
-    """Learning rate at the end of the cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Of Adam, coupled; above 0 it would wear frozen components down."""
-    clip_norm: Annotated[float, Field(gt=0)] = 0.5
-    """Largest norm of the gradient."""
-    batch_size: Annotated[int, Field(ge=1)] = 2
-    """Videos a step."""
-    mask_dim: Annotated[int, Field(ge=1)] = 512
-    """Channels of the map that masks are read from."""
-    mask_heads: Annotated[int, Field(ge=1)] = 8
-    """Attention heads between the frame and its sound in the head of masks."""
-    pixel_statistics: Literal["imagenet", "clip"] = "imagenet"
-    """Mean and deviation that pixels are normalized with: ImageNet's, as in PHP, or those of the CLIP at hand."""
-    cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
-    """Disk space for embedded frames and spectrograms of videos, float16, made once; 0: made anew in each epoch."""
-    cache_folder: Path | None = None
-    """Where they are; none: in the run's folder. Runs may share one."""
 
 
 class Components(nn.Module):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from perdure import training
 from perdure.errors import RecipeError
-from perdure.families.audio_visual import learning, prefix, readout
+from perdure.families.audio_visual import learning, prefix, readout, settings
 from perdure.families.audio_visual.adapter import cross_adapters, cross_insertions
 from perdure.families.audio_visual.inputs import Problem, problem_of
 from perdure.families.audio_visual.system import system_of
@@ -38,7 +38,7 @@ OWN = ("context", "head")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training):
     """Settings of joint training."""
 
     blocks: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
@@ -49,28 +49,6 @@ class Config:
     """Learned tokens of an adapter that carry the other modality over."""
     reduction: Annotated[int, Field(ge=1)] = 8
     """Width of the tokens over that of an adapter's bottleneck."""
-    epochs: Annotated[int, Field(ge=1)] = 10
-    """Passes over each task's videos."""
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Learning rate of Adam; falls to `lr_min` as a cosine, epoch by epoch."""
-    lr_min: Annotated[float, Field(ge=0)] = 1e-6
-    """Learning rate at the end of the cosine."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
-    """Of Adam, coupled."""
-    clip_norm: Annotated[float, Field(gt=0)] = 0.5
-    """Largest norm of the gradient."""
-    batch_size: Annotated[int, Field(ge=1)] = 2
-    """Videos a step."""
-    mask_dim: Annotated[int, Field(ge=1)] = 512
-    """Channels of the map that masks are read from."""
-    mask_heads: Annotated[int, Field(ge=1)] = 8
-    """Attention heads between the frame and its sound in the head of masks."""
-    pixel_statistics: Literal["imagenet", "clip"] = "imagenet"
-    """Mean and deviation that pixels are normalized with: ImageNet's, as in PHP, or those of the CLIP at hand."""
-    cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
-    """Disk space for embedded frames and spectrograms of videos, float16, made once; 0: made anew in each epoch."""
-    cache_folder: Path | None = None
-    """Where they are; none: in the run's folder. Runs may share one."""
 
 
 class AvJoint:

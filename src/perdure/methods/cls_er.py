@@ -17,29 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.families import rehearsal
+from perdure.families.rehearsal import settings
 from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Replay, settings.StepDescent):
     """Settings of CLS-ER."""
 
     lr: Annotated[float, Field(gt=0)] = 0.1
-    """Learning rate of SGD."""
-    batch_size: Annotated[int, Field(gt=0)] = 10
-    """Images of the stream a step."""
-    epochs: Annotated[int, Field(gt=0)] = 1
-    """Passes over each task."""
-    milestones: tuple[int, ...] = ()
-    """Epochs from which the learning rate is a tenth."""
-    augment: Literal["none", "crop_flip"] = "none"
-    """Augmentation of current and replayed images."""
-    minibatch_size: Annotated[int, Field(gt=0)] = 10
-    """Replayed images a step."""
-    buffer_size: Annotated[int, Field(ge=0)] = 200
-    """Slots of the replay memory."""
     reg_weight: Annotated[float, Field(ge=0)] = 0.15
     """Weight of the consistency with the averages, on replayed images."""
     plastic_frequency: Annotated[float, Field(ge=0, le=1)] = 0.9

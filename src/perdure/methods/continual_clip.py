@@ -12,20 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from perdure.families.clip import classifier
+from perdure.families.clip import classifier, settings
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Prompts):
     """Settings of Continual-CLIP."""
 
     template: str = "a bad photo of a {}."
-    """Prompt of a class; `{}` stands for its name."""
-    clean_names: bool = False
-    """Put spaces for the underscores of class names. Off in all published numbers."""
 
 
 class ContinualClip:

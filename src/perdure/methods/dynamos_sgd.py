@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from perdure.families import rehearsal
-from perdure.families.rehearsal import modularity, policy
+from perdure.families.rehearsal import modularity, policy, settings
 from perdure.families.rehearsal.buffer import Draws
 from perdure.layers import gates
 from perdure.layers.resnet import ResNet
@@ -26,15 +26,10 @@ MEASURED = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Descent):
     """Settings of Dynamos without replay."""
 
     lr: Annotated[float, Field(gt=0)] = 0.07
-    """Learning rate of SGD, constant."""
-    batch_size: Annotated[int, Field(gt=0)] = 10
-    """Images of the stream a step."""
-    epochs: Annotated[int, Field(gt=0)] = 1
-    """Passes over each task."""
     policy_penalty: Annotated[float, Field(le=0)] = -500.0
     """The reward of an image that is predicted wrong is multiplied by minus this."""
     reward_weight: Annotated[float, Field(ge=0)] = 0.5
@@ -48,8 +43,6 @@ class Config:
     ends with the first task. 0 for none."""
     threshold: Annotated[float, Field(ge=0)] = 0.5
     """Least keep probability of a kept channel in evaluation."""
-    augment: Literal["none", "crop_flip"] = "none"
-    """Augmentation of the images."""
 
 
 class DynamosSgd:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,26 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.families import rehearsal
-from perdure.families.rehearsal import gradients
+from perdure.families.rehearsal import gradients, settings
 from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.StepDescent):
     """Settings of GEM."""
 
-    lr: Annotated[float, Field(gt=0)] = 0.03
-    """Learning rate of SGD."""
-    batch_size: Annotated[int, Field(gt=0)] = 10
-    """Images of the stream a step."""
-    epochs: Annotated[int, Field(gt=0)] = 1
-    """Passes over each task."""
-    milestones: tuple[int, ...] = ()
-    """Epochs from which the learning rate is a tenth."""
-    augment: Literal["none", "crop_flip"] = "none"
-    """Augmentation of the images."""
     buffer_size: Annotated[int, Field(ge=0)] = 200
     """Slots of the memory, over all tasks."""
     margin: Annotated[float, Field(ge=0)] = 0.5

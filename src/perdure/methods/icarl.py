@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.families import rehearsal
+from perdure.families.rehearsal import settings
 from perdure.families.rehearsal.buffer import Draws, Memory, herding
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
@@ -25,19 +26,9 @@ UNSEEN = -1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.StepDescent):
     """Settings of iCaRL."""
 
-    lr: Annotated[float, Field(gt=0)] = 0.03
-    """Learning rate of SGD."""
-    batch_size: Annotated[int, Field(gt=0)] = 10
-    """Images of the stream a step."""
-    epochs: Annotated[int, Field(gt=0)] = 1
-    """Passes over each task."""
-    milestones: tuple[int, ...] = ()
-    """Epochs from which the learning rate is a tenth."""
-    augment: Literal["none", "crop_flip"] = "none"
-    """Augmentation of the images."""
     buffer_size: Annotated[int, Field(gt=0)] = 200
     """Exemplars over all classes; shared equally among the classes seen so far."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5

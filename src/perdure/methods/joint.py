@@ -11,43 +11,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from perdure.checkpoint import stored_bytes
-from perdure.families.clip import classifier, export
+from perdure.families.clip import classifier, export, settings
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training):
     """Settings of joint training."""
 
-    template: str = "a good photo of a {}."
-    """Prompt of a class; `{}` stands for its name."""
-    clean_names: bool = False
-    """Put spaces for the underscores of class names."""
-    trains: Literal["lora", "all"] = "lora"
-    """Train adapters, or all weights but the logit scale (then 1e-5 is a usual `lr`)."""
-    lora_mode: str = "vision+only_kv+text"
-    """Towers and layers with adapters, joined by +: `vision`, `text`, and `only_kv`, `mlp` or neither."""
-    lora_rank: Annotated[int, Field(ge=1)] = 8
-    """Rank of the adapters."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 1.0
-    """The adapters' output is scaled by alpha / rank."""
     epochs: Annotated[int, Field(ge=1)] = 1
     """Passes over all images so far."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate of Adam; falls to a hundredth as a cosine, epoch by epoch."""
-    batch_size: Annotated[int, Field(ge=1)] = 128
-    """Images a step."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
-    """Parts in which a batch is computed: less memory, the same step."""
 
 
 class Joint:

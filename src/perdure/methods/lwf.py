@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from perdure.families.clip import classifier, export
+from perdure.families.clip import classifier, export, settings
 from perdure.layers.losses import distillation, local_cross_entropy
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
@@ -26,29 +26,9 @@ from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training):
     """Settings of Learning without Forgetting."""
 
-    template: str = "a good photo of a {}."
-    """Prompt of a class; `{}` stands for its name."""
-    clean_names: bool = False
-    """Put spaces for the underscores of class names."""
-    trains: Literal["lora", "all"] = "lora"
-    """Train adapters, or all weights but the logit scale (then 1e-5 is a usual `lr`)."""
-    lora_mode: str = "vision+only_kv+text"
-    """Towers and layers with adapters, joined by +: `vision`, `text`, and `only_kv`, `mlp` or neither."""
-    lora_rank: Annotated[int, Field(ge=1)] = 8
-    """Rank of the adapters."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 1.0
-    """The adapters' output is scaled by alpha / rank."""
-    epochs: Annotated[int, Field(ge=1)] = 1
-    """Passes over a task's images."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate of Adam; falls to a hundredth as a cosine, epoch by epoch."""
-    batch_size: Annotated[int, Field(ge=1)] = 128
-    """Images a step."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
-    """Parts in which a batch is computed: less memory, the same step."""
     loss: Literal["full", "local"] = "full"
     """Cross-entropy over all classes seen, or over the current task's alone."""
     weight: Annotated[float, Field(ge=0)] = 1.0

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
 
 from perdure.families.clip import classifier, clipscore
-from perdure.families.test_time import objectives, views
+from perdure.families.test_time import objectives, settings, views
 from perdure.families.test_time.encoder_tuning import encoder_predictor, tunable
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
@@ -27,58 +27,11 @@ from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Rewarded, settings.Encoder):
     """Settings of RLCF on the image encoder; the defaults are the paper's for ImageNet and its variants."""
 
-    template: str = "a photo of a {}."
-    """Prompt of a class; `{}` stands for its name. The published scripts say `a_photo_of_a {}.`"""
-    clean_names: bool = True
-    """Put spaces for the underscores of class names."""
-    tune: Literal["all", "norm"] = "all"
-    """Parameters of the image tower that move: all, or those of its normalisation layers."""
-    prior_strength: Annotated[float, Field(ge=0)] | None = None
-    """For ResNets: weigh running statistics of batch norms by s / (s + 1) while adapting; null: batch statistics."""
-    momentum: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Carry knowledge from sample to sample: slow weights keep this share (paper: 0.9998); null: begin anew."""
-    update_every: Annotated[int, Field(ge=1)] = 64
-    """With momentum: samples after which episodes start from the slow weights."""
-    update_share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """With momentum: share of the slow weights in that start; the rest is the pretrained weights."""
-    steps: Annotated[int, Field(ge=0)] = 3
-    """Optimizer steps an image; 0 is zero-shot."""
-    samples: Annotated[int, Field(ge=1)] = 3
-    """Classes sampled for each view (K)."""
-    sampling: Literal["top", "distribution"] = "top"
-    """`top`: the K most probable classes, as in the published code. `distribution`: drawn from the prediction."""
-    baseline: Literal["image", "batch", "none"] = "image"
-    """Subtracted from the scores: their mean over a view's samples, over all views, or nothing."""
-    amplify: bool = False
-    """Divide rewards by their standard deviation."""
     min_entropy: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy of the mean prediction (published code: 0.1 where it is on)."""
-    lr: Annotated[float, Field(ge=0)] = 1e-5
-    """Learning rate (AdamW)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """Decoupled weight decay."""
-    views: Annotated[int, Field(ge=1)] = 64
-    """Views of an image, the plain one included."""
-    selection: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the views that is kept: those of least entropy."""
-    augment: Literal["crop", "hard"] = "crop"
-    """Random crop and flip; `hard` adds color jitter, grey and blur."""
-    augmix: bool = False
-    """AugMix on top (paper: for the fine-grained sets, not for ImageNet)."""
-    ensemble: Literal["weighted", "mean"] = "weighted"
-    """How several reward models are combined: by confidence, or all alike."""
-    reward_confidences: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """One number a reward model; empty: the paper's, by architecture."""
-    answer: Literal["plain", "confident"] = "plain"
-    """Answer from the plain view, or from the mean over the kept views."""
-    at_once: Annotated[int, Field(ge=1)] = 1
-    """Images adapted side by side, each with weights, gradients and two moments of its own: four times the tuned
-    weights in memory an image. Moves no number. With momentum, and for ResNets, always 1."""
-    chunk: Annotated[int, Field(ge=1)] = 256
-    """Views encoded at a time. Moves no number."""
 
     def faults(self):
         yield from views.check(self.views, self.selection)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from perdure.errors import DataError
 from perdure.families.clip import clipscore
-from perdure.families.test_time import objectives
+from perdure.families.test_time import objectives, settings
 from perdure.families.test_time.losses import Objective
 from perdure.families.test_time.prompt_tuning import Steps
 from perdure.families.test_time.retrieval import Modality, QueryTuner
@@ -33,7 +33,7 @@ from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Rewarded, settings.Carried, settings.Steps):
     """Settings of RLCF for retrieval; the defaults are the paper's for texts as queries."""
 
     objective: Literal["policy_gradient", "kd", "ensemble"] = "policy_gradient"
@@ -50,24 +50,13 @@ class Config:
     """`top`: the K most probable, as in the published code. `distribution`: drawn from the prediction."""
     baseline: Literal["image", "none"] = "image"
     """Subtracted from the scores: the mean over a query's samples, or nothing."""
-    amplify: bool = False
-    """Divide rewards by their standard deviation."""
     lr: Annotated[float, Field(ge=0)] = 1e-6
-    """Learning rate (AdamW)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """Decoupled weight decay."""
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Of AdamW."""
     momentum: Annotated[float, Field(ge=0, le=1)] | None = None
     """Carry knowledge from query to query: slow weights keep this share (paper: 0.9998); null: begin anew."""
     update_every: Annotated[int, Field(ge=1)] = 64
     """With momentum: queries after which episodes start from the slow weights."""
-    update_share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """With momentum: share of the slow weights in that start; the rest is the pretrained weights."""
-    ensemble: Literal["weighted", "mean"] = "weighted"
-    """How several reward models are combined: by confidence, or all alike."""
-    reward_confidences: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """One number a reward model; empty: the paper's, by architecture."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Items of the gallery encoded at a time. Moves no number."""
     at_once: Annotated[int, Field(ge=1)] = 1

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from perdure.errors import RecipeError
-from perdure.settings.source import Source, bound, class_docs, docstring, locate, parsed
+from perdure.settings.source import Source, bound, docstring, locate, parsed
 from perdure.settings.suggestions import nearest
 
 Place = Literal["methods", "models", "data", "streams"]
@@ -120,9 +120,7 @@ def settings(place: Place, name: str) -> type:
 @cache
 def field_docs(place: Place, name: str) -> dict[str, str]:
     """The docstring under each field of `Config`."""
-    _, node = _source(place, name).definition("Config")
-    assert isinstance(node, ast.ClassDef)
-    return class_docs(node)
+    return _source(place, name).field_docs("Config")
 
 
 def load(place: Place, name: str) -> Any:

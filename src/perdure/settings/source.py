@@ -73,6 +73,27 @@ class Source:
                 exec(code, self._values)
         return self._values[name]
 
+    def field_docs(self, name: str) -> dict[str, str]:
+        """The docstring under each field of a class, inherited ones included: those of its bases first."""
+        home, node = self.definition(name)
+        if not isinstance(node, ast.ClassDef):
+            return {}
+        docs: dict[str, str] = {}
+        for base in reversed(node.bases):
+            if isinstance(base, ast.Name) and base.id in home.nodes:
+                docs |= home.field_docs(base.id)
+            elif isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):
+                docs |= home._module_docs(base.value.id, base.attr)
+        return docs | {field: text for field, text in class_docs(node).items() if text or field not in docs}
+
+    def _module_docs(self, alias: str, name: str) -> dict[str, str]:
+        """`field_docs` of a class in an imported module of ours."""
+        node = self.nodes.get(alias)
+        if not isinstance(node, ast.ImportFrom) or (module := self._ours(node)) is None:
+            return {}
+        original = next(a.name for a in node.names if (a.asname or a.name) == alias)
+        return parsed(locate(f"{module}.{original}")).field_docs(name)
+
     def _imported(self, node: ast.Import | ast.ImportFrom, name: str) -> Any:
         alias = next(a for a in node.names if name in (a.asname, a.name.split(".")[0], a.name))
         if isinstance(node, ast.ImportFrom):

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from perdure.families.captioning import learning, speaking
+from perdure.families.captioning import learning, settings, speaking
 from perdure.families.captioning.features import stored
 from perdure.families.clip.clipscore import unit
 from perdure.methods.capdec.noise import add_noise, in_ball
@@ -31,7 +31,7 @@ from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Mapper):
     """Settings of CapDec; the defaults are those of RLCF's code, with OPT-125m."""
 
     noise: Literal["gaussian", "uniform"] = "gaussian"
@@ -40,25 +40,6 @@ class Config:
     """Of each number of a unit feature, or the ball's squared radius; 0: none."""
     features: Path | None = None
     """Text features that `perdure prepare features` wrote; null: they are made at the start."""
-    lr: Annotated[float, Field(gt=0)] = 2e-5
-    """Learning rate (AdamW), at its highest."""
-    epochs: Annotated[int, Field(ge=1)] = 10
-    """Passes over the captions."""
-    warmup: Annotated[int, Field(ge=1)] = 5000
-    """Steps over which the rate rises; then it falls to 0."""
-    batch_size: Annotated[int, Field(ge=1)] = 40
-    """Captions a step."""
-    learn_end: bool = False
-    """End each caption with a line break while learning; the published code leaves it to the language model."""
-    decoding: Literal["official", "transformers", "nucleus"] = "official"
-    """`official`: beam search with the scoring of transformers 4.26, as published. `transformers`: today's.
-    `nucleus`: drawn from the most probable words."""
-    beams: Annotated[int, Field(ge=1)] = 5
-    """Captions searched side by side."""
-    most_words: Annotated[int, Field(ge=1)] = 50
-    """Most tokens of a caption."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.92
-    """Share of the probability that `nucleus` draws from."""
 
 
 class Capdec:

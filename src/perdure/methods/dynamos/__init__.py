@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from perdure.draws import uniforms
 from perdure.families import rehearsal
-from perdure.families.rehearsal import modularity, policy
+from perdure.families.rehearsal import modularity, policy, settings
 from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.layers import gates
 from perdure.layers.resnet import Gated, ResNet
@@ -34,19 +34,11 @@ MEASURED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Replay, settings.Descent):
     """Settings of Dynamos."""
 
     lr: Annotated[float, Field(gt=0)] = 0.07
-    """Learning rate of SGD, constant."""
-    batch_size: Annotated[int, Field(gt=0)] = 10
-    """Images of the stream a step."""
-    minibatch_size: Annotated[int, Field(gt=0)] = 10
-    """Replayed images a step."""
-    epochs: Annotated[int, Field(gt=0)] = 1
-    """Passes over each task."""
     buffer_size: Annotated[int, Field(ge=0)] = 500
-    """Slots of the replay memory."""
     alpha: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the replayed class logits."""
     beta: Annotated[float, Field(ge=0)] = 2.0
@@ -73,8 +65,6 @@ class Config:
     the convolutions. `skipping`: so, without channels that are off where that saves more than it costs. `dense`: as in
     training, then masked. `auto`: the fastest of them on images of the task just learned, measured after each task and
     kept with the run; a run made again from the start may choose otherwise, and so differ by rounding."""
-    augment: Literal["none", "crop_flip"] = "none"
-    """Augmentation of current and replayed images."""
     replay_unfilled_slots: bool = False
     """Also replay slots that never held a sample (black images), as the official code does."""
 

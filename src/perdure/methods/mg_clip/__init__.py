@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from perdure import training
 from perdure.checkpoint import stored_bytes
-from perdure.families.clip import classifier, export
+from perdure.families.clip import classifier, export, settings
 from perdure.layers import lora
 from perdure.loading import ExampleBatches
 from perdure.methods.mg_clip.gap import Gap, gap_left, measure_gap, select_epochs
@@ -36,13 +36,9 @@ from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Adapters):
     """Settings of MG-CLIP; the defaults are the paper's for CIFAR-100 in ten tasks of ten classes."""
 
-    template: str = "a good photo of a {}."
-    """Prompt of a class; `{}` stands for its name."""
-    clean_names: bool = False
-    """Put spaces for the underscores of class names. Off in the paper."""
     epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """LoRA epochs of every task. `auto`: probe the first task for as many as keep the gap (paper: eq. 3); if
     none of them leaves it, `fallback_epochs`."""
@@ -61,14 +57,6 @@ class Config:
     """Learning rate of the LoRA stage (Adam); falls to a hundredth as a cosine, epoch by epoch."""
     batch_size: Annotated[int, Field(ge=1)] = 128
     """Images a step of the LoRA stage, and at a time where features are computed."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
-    """Parts in which a batch is computed: less memory, the same step."""
-    lora_mode: str = "vision+only_kv+text"
-    """Towers and layers with adapters, joined by +: `vision`, `text`, and `only_kv`, `mlp` or neither."""
-    lora_rank: Annotated[int, Field(ge=1)] = 8
-    """Rank of the adapters."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 1.0
-    """The adapters' output is scaled by alpha / rank."""
     lora_init: Literal["xavier", "kaiming"] = "xavier"
     """How A is drawn (B is 0): as in the paper's code, or as peft does."""
     reset: Literal["never", "B", "all"] = "never"

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from perdure.checkpoint import stored_bytes
 from perdure.errors import RecipeError
-from perdure.families.audio_visual import learning, prefix
+from perdure.families.audio_visual import learning, prefix, settings
 from perdure.families.audio_visual.adapter import DualGuidedAdapter
 from perdure.families.audio_visual.inputs import Problem, problem_of
 from perdure.families.audio_visual.parts import TaskParts
@@ -46,7 +45,7 @@ Part = Literal["adapters", "clip_adapters", "contrast", "context", "mid", "deep"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training):
     """Settings of PHP; the defaults are those of the published configuration, less its defects."""
 
     shallow: bool = True
@@ -123,30 +122,8 @@ class Config:
     """Attention heads of the head that answers questions."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """In the head that answers questions."""
-    mask_dim: Annotated[int, Field(ge=1)] = 512
-    """Channels of the map that masks are read from."""
-    mask_heads: Annotated[int, Field(ge=1)] = 8
-    """Attention heads between the frame and its sound in the head of masks."""
-    pixel_statistics: Literal["imagenet", "clip"] = "imagenet"
-    """Mean and deviation that pixels are normalized with: ImageNet's, as published, or those of the CLIP at hand."""
-    epochs: Annotated[int, Field(ge=1)] = 10
-    """Passes over each task's videos."""
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Learning rate of Adam; falls to `lr_min` as a cosine, epoch by epoch."""
-    lr_min: Annotated[float, Field(ge=0)] = 1e-6
-    """Learning rate at the end of the cosine."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
-    """Of Adam, coupled."""
-    clip_norm: Annotated[float, Field(gt=0)] = 0.5
-    """Largest norm of the gradient."""
-    batch_size: Annotated[int, Field(ge=1)] = 2
-    """Videos a step."""
     shuffle: bool = True
     """Videos in a new order each epoch."""
-    cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
-    """Disk space for embedded frames and spectrograms of videos, float16, made once; 0: made anew in each epoch."""
-    cache_folder: Path | None = None
-    """Where they are; none: in the run's folder. Runs may share one."""
     official_modes: bool = False
     """All four below: the published code never leaves training mode."""
     official_audio_statistics: bool = False

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from perdure import training
 from perdure.checkpoint import stored_bytes
-from perdure.families.clip import classifier, export
+from perdure.families.clip import classifier, export, settings
 from perdure.loading import TensorBatches
 from perdure.methods.rapf.fusion import fuse_adapters
 from perdure.methods.rapf.gaussians import (
@@ -41,13 +41,9 @@ from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Prompts):
     """Settings of RAPF; the defaults are the paper's for CIFAR-100 in ten tasks of ten classes."""
 
-    template: str = "a good photo of a {}."
-    """Prompt of a class; `{}` stands for its name."""
-    clean_names: bool = False
-    """Put spaces for the underscores of class names. Off in all published numbers."""
     epochs: Annotated[int, Field(ge=1)] = 15
     """Passes over a task's features."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
