@@ -1,5 +1,6 @@
 """The site: it builds without a dead link, lists every method once, and states every setting with its meaning."""
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -81,6 +82,18 @@ def test_a_formula_that_cannot_be_drawn_is_a_fault(wrong):
     page = rf"$\alpha$, {wrong if wrong[0] == '$' else f'${wrong}$'} - $ and `$\code$`"
     make_site.transformed(page, source=PAGES[0], places={PAGES[0]: PAGES[0]}, faults=faults)
     assert faults == [f"docs/methods/{PAGES[0].name}: {wrong} is not known as a formula"]
+
+
+def test_links_of_the_readme_lead_somewhere():
+    """The site's builder does not read it. Headings become anchors as GitHub makes them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)(?:#([\w-]+))?\)", text) + re.findall(r'src="([^"]+)"()', text)
+    assert len(links) > 20
+    for path, anchor in links:
+        assert (ROOT / path).exists(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], f"{path}#{anchor}"
 
 
 @needs_builder

@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML as YamlReader
+
+from perdure.settings import config
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -19,6 +22,21 @@ BLOCK = re.compile(r"(?:<!-- (file|skip): (.*?) -->\n)?^```(python|bash)\n(.*?)^
 
 def blocks(page):
     return [match.groups() for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+
+
+YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if YAML.search(p.read_text(encoding="utf-8"))], ids=lambda p: p.name)
+def test_the_parts_of_recipes_on_a_page_have_settings_that_exist(page):
+    found = []
+    for text in YAML.findall(page.read_text(encoding="utf-8")):
+        recipe = YamlReader(typ="safe").load(text)
+        named = [("streams", recipe.get("stream")), ("methods", recipe.get("method"))]
+        named += [("models", model) for model in recipe.get("models", {}).values()]
+        found += [(place, value) for place, value in named if value]
+    assert found
+    assert [fault for place, value in found for fault in config.check_named(place, value, ())] == []
 
 
 @pytest.mark.slow
