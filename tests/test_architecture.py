@@ -13,9 +13,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 ROOMS = """
 errors keys
-text_files
+text_files folders yaml_limits
 settings
-images checkpoint lock events
+images checkpoint lock events run_files
 runtime
 types draws
 demands loading

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure import checkpoint, device_memory, lock, loop, recipe
+from perdure import checkpoint, device_memory, devices, lock, recipe, run_files
 from perdure.errors import CheckpointError, RecipeError
 from perdure.evaluate import Evaluation
 from perdure.keys import key_seed
@@ -26,6 +27,8 @@ from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
 from perdure.runtime import Runtime, devices
 from perdure.runtime.placing import place
+from perdure.run import Scores, load_into, run, saved_state
+from perdure.runtime import Runtime
 from perdure.types import Query
 
 LEFTOVERS = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json")
@@ -69,9 +72,11 @@ def _take_folders(jobs: Sequence[tuple[Recipe, Path]], held: contextlib.ExitStac
             refuse_changed(one, folder)
         if again or not _finished(folder):
             held.enter_context(lock.held(folder))
-    if again:
-        for _, folder in jobs:
+    for _, folder in jobs:
+        if again:
             _clear(folder)
+        if not _finished(folder):
+            checkpoint.sweep(folder)
 
 
 class Result(tuple[Finished, ...]):
@@ -126,12 +131,11 @@ def reopen(folder: Path, *, device: str = "auto") -> Opened:
         CheckpointError: it has no finished task.
     """
     asked = recipe.load(_recipe_file(folder))
-    file = checkpoint_file(folder)
-    if not file.exists():
+    saved = saved_state(folder)
+    if saved is None:
         raise CheckpointError("no task of this run is finished", where=str(folder), todo=f"Type: perdure run {folder}")
-    saved = checkpoint.load(file)
     method, models = recipe.build_method(asked, asked.run.seed)
-    method.load_state_dict(saved["method"])
+    load_into(method, saved, folder)
     runtime = Runtime(
         seed=asked.run.seed,
         device=device,
@@ -280,7 +284,7 @@ def _matmul(runtime: Runtime) -> str:
 def _wall_seconds(events: Path) -> float:
     """Time from the first to the last event of each session, summed: the pauses between them do not count."""
     total, begin, last = 0.0, None, None
-    for event in load.json_lines(events)[0]:
+    for event in run_files.read_lines(events)[0]:
         if event["event"] == "session" or begin is None:
             total += last - begin if begin is not None and last is not None else 0.0
             begin = event["time"]
@@ -290,9 +294,9 @@ def _wall_seconds(events: Path) -> float:
 
 def _finished(folder: Path) -> Scores | None:
     """The scores of a run that is complete: the card is written last."""
-    if not (folder / "card.json").exists() or not (folder / "scores.json").exists():
+    saved = run_files.read_scores(folder)
+    if not saved or not run_files.read_card(folder):
         return None
-    saved = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     return Scores(saved["tasks"], saved["headline"], saved["rows"])
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,11 @@ def save(path: Path, state: Any) -> None:
     tree = json.dumps(_pack(state, "", tensors))
     metadata = {"format": FORMAT, "tree": tree, "checksum": _checksum(tree, tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, str(aside), metadata=metadata)
-    _sync(aside)
-    os.replace(aside, path)
+    with _aside(path) as aside:
+        try:
+            save_file(tensors, str(aside), metadata=metadata)
+        except SafetensorError as fault:  # its texts hide the system's number of the error
+            raise _system_error(fault, path) from fault
     _sync(path.parent)
 
 
@@ -59,13 +62,24 @@ def load(path: Path) -> Any:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as fault:
         raise _not_ours(path, fault) from None
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != FORMAT or not {"checksum", "tree"} <= metadata.keys():
         raise CheckpointError("not a checkpoint of perdure", where=str(path))
     if metadata["checksum"] != _checksum(metadata["tree"], tensors):
         raise CheckpointError(
             "damaged (the checksum does not match)", where=str(path), todo="Delete it to start again."
         )
-    return _unpack(json.loads(metadata["tree"]), tensors)
+    try:
+        return _unpack(json.loads(metadata["tree"]), tensors)
+    except (ValueError, KeyError, TypeError, RecursionError) as fault:
+        what = f"its tree of values cannot be read ({type(fault).__name__})"
+        raise CheckpointError(what, where=str(path), todo="Delete it to start again.") from None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes have left of files that they were writing; nobody else may write there now."""
+    for path in folder.rglob(".*"):
+        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _not_ours(path: Path, fault: Exception) -> CheckpointError:
@@ -85,10 +99,28 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """UTF-8 text, written aside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which then takes its place; removed if anything fails."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    _sync(aside)
-    os.replace(aside, path)
+    try:
+        yield aside
+        _sync(aside)
+        os.replace(aside, path)
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)  # it is there after a failure only
+
+
+def _system_error(fault: SafetensorError, path: Path) -> OSError | SafetensorError:
+    """``... (os error 28)`` as the OSError that it was."""
+    number = re.search(r"\(os error (\d+)\)|code: (\d+)", str(fault))
+    code = int(number[1] or number[2]) if number else 0
+    return OSError(code, os.strerror(code), str(path)) if code else fault
 
 
 def stored_bytes(state: Any) -> int:

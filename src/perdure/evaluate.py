@@ -188,9 +188,12 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for line in lines(path.read_text(encoding="utf-8", errors="replace")):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or "id" not in record:
+            break
+        records.append(record)
     return records
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from perdure import checkpoint, demands
+from perdure import checkpoint, demands, run_files
+from perdure.devices import seed_torch
 from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate, predicting
 from perdure.keys import key_seed
@@ -116,6 +118,28 @@ def checkpoint_file(out: Path) -> Path:
     return out / "checkpoint" / "latest.safetensors"
 
 
+def saved_state(out: Path) -> dict[str, Any] | None:
+    """What a run's folder keeps of its last finished task; None if there is none.
+
+    Raises:
+        CheckpointError: the file is damaged, or is not that of a finished task.
+    """
+    file = checkpoint_file(out)
+    if not run_files.is_there(file):
+        return None
+    return run_files.check(run_files.ResumePoint, checkpoint.load(file), where=file, error=CheckpointError)
+
+
+def load_into(method: Method, saved: Mapping[str, Any], out: Path) -> None:
+    """The method as it was after its last finished task.
+
+    Raises:
+        CheckpointError: the state is that of another method.
+    """
+    with run_files.fitting(checkpoint_file(out), what=type(method).__name__):
+        method.load_state_dict(saved["method"])
+
+
 def _test(
     method: Method,
     stream: Stream,
@@ -169,17 +193,16 @@ def _save(method: Method, stream: Stream, scores: Scores, task: Task, runtime: R
 
 def _resume(method: Method, scores: Scores, runtime: Runtime) -> int | None:
     """Load the resume point; the index of the last finished task, or None for a fresh start."""
-    if runtime.out is None or not checkpoint_file(runtime.out).exists():
+    saved = saved_state(runtime.out) if runtime.out is not None else None
+    if saved is None or runtime.out is None:
         return None
-    file = checkpoint_file(runtime.out)
-    saved = checkpoint.load(file)
     if saved["names"] != scores.tasks:
         raise CheckpointError(
             f"the checkpoint is of a stream with tasks {saved['names']}",
-            where=str(file),
+            where=str(checkpoint_file(runtime.out)),
             expected=str(scores.tasks),
         )
-    method.load_state_dict(saved["method"])
+    load_into(method, saved, runtime.out)
     scores.rows[:] = saved["rows"]
     runtime.skipped.update(saved["skipped"])
     if runtime.main:  # a kill may have come between the checkpoint and the scores

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,25 @@ from typing import Any
 from perdure.errors import DataError, PerdureError
 
 
-def read_text(path: Path, *, error: type[PerdureError] = DataError, todo: str = "") -> str:
+def read_text(path: Path, *, error: type[PerdureError] = DataError, todo: str = "", most: int | None = None) -> str:
     """A file's text without a byte-order mark.
 
+    Args:
+        most: bytes that it may have.
+
     Raises:
-        `error`, which names the file: absent, a folder, unreadable, or not UTF-8.
+        `error`, which names the file: absent, a folder, a device, unreadable, too large, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                raise error("this is a device", where=str(path), expected="a file", todo=todo)
+            data = file.read() if most is None else file.read(most + 1)
+        if most is not None and len(data) > most:
+            raise error(f"the file is larger than {most} bytes", where=str(path), expected="less text", todo=todo)
+        text = data.decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
     except FileNotFoundError:
         raise error("there is no such file", where=str(path), todo=todo) from None
     except IsADirectoryError:

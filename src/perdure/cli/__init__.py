@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(given: list[str], *, debug: bool) -> int:
-    from perdure.errors import PerdureError
+    from perdure.errors import PerdureError, printable, refused_by_system
 
     try:
         code = application(given[:1])(args=given, prog_name="perdure", standalone_mode=False)
@@ -53,7 +53,7 @@ def _run(given: list[str], *, debug: bool) -> int:
     except PerdureError as error:
         if debug:
             traceback.print_exc()
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -66,13 +66,22 @@ def _run(given: list[str], *, debug: bool) -> int:
     except Exception as error:
         show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
         if show is not None and isinstance(code, int):  # typer's own: usage
-            show()
+            show(said := io.StringIO())
+            print(printable(said.getvalue()), file=sys.stderr, end="")
             return code
-        return _bug(error, debug=debug)
+        refused = refused_by_system(error) if isinstance(error, OSError) else None
+        if refused is None:
+            return _bug(error, debug=debug)
+        if debug:
+            traceback.print_exc()
+        print(printable(str(refused)), file=sys.stderr)
+        return refused.exit_code
 
 
 def _bug(error: Exception, *, debug: bool) -> int:
     """One line and the path of the trace."""
+    from perdure.errors import printable
+
     if debug:
         traceback.print_exc()
     text = "".join(traceback.format_exception(error))
@@ -80,7 +89,7 @@ def _bug(error: Exception, *, debug: bool) -> int:
         "w", prefix="perdure-trace-", suffix=".txt", delete=False, encoding="utf-8"
     ) as file:
         file.write(f"{' '.join(sys.argv)}\n\n{text}")
-    first = (str(error).splitlines() or [""])[0]
+    first = printable((str(error).splitlines() or [""])[0])
     print(f"internal error: {type(error).__name__}: {first}; trace: {file.name}", file=sys.stderr)
     return INTERNAL
 

@@ -59,6 +59,7 @@ def command(
 
 def _check(recipe: str, overrides: list[str], *, data: bool, steps: int) -> None:
     from perdure import recipe as recipes
+    from perdure.folders import require_folder
 
     loaded = recipes.load(recipe, overrides)
     if loaded.run.trackers:
@@ -66,6 +67,7 @@ def _check(recipe: str, overrides: list[str], *, data: bool, steps: int) -> None
 
         for name in loaded.run.trackers:
             check_tracker(name)
+    require_folder(loaded.folder(loaded.seeds[0]), setting="run.out")
     print(f"{loaded.run.name}: {len(recipes.resolved(loaded))} settings, no fault", flush=True)
     if not data:
         return

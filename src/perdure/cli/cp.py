@@ -32,6 +32,7 @@ def command(
     Writes a JSON Schema beside it, by which editors complete and check it.
     """
     from perdure.errors import RecipeError
+    from perdure.folders import require_file
     from perdure.recipe import load, locate
     from perdure.recipe.schema import json_schema
 
@@ -48,10 +49,8 @@ def command(
     head = f"# yaml-language-server: $schema={schema.name}\n"
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     body = "".join(line for line in lines if not line.startswith("# yaml-language-server:"))
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_text(head + body, encoding="utf-8", newline="\n")
-        schema.write_text(json.dumps(json_schema(loaded), indent=1) + "\n", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise RecipeError(f"cannot be written: {error.strerror}", where=str(error.filename)) from error
+    require_file(to, setting="FILE.yaml")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(head + body, encoding="utf-8", newline="\n")
+    schema.write_text(json.dumps(json_schema(loaded), indent=1) + "\n", encoding="utf-8", newline="\n")
     print(f"wrote {to} and {schema}\nRun it with: perdure run {to}")

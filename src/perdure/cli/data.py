@@ -99,6 +99,7 @@ def make(
     from perdure.errors import RecipeError
     from perdure.settings import registry
     from perdure.settings.config import parse
+    from perdure.folders import require_folder
 
     found = registry.find("data", name)
     if not any((Path(folder) / "disk.py").is_file() for folder in found.submodule_search_locations or ()):
@@ -107,6 +108,7 @@ def make(
     if not layout or out is None:
         layouts = ", ".join(sorted(disk.WRITERS))
         raise RecipeError("--as LAYOUT and --out FOLDER are needed", expected=f"a layout of {layouts}")
+    require_folder(out, setting="--out")
     config = parse(registry.load("data", name).Config, _stated(name, settings or []), where=name)
     written = disk.write(layout, out, config)
     print(f"wrote {len(written)} files below {out}")
@@ -142,8 +144,10 @@ def prepare(
 
     Exit code 1: some videos could not be read; they are named.
     """
+    from perdure.folders import require_folder
     from perdure.prepare.audio_visual import prepare_videos
 
+    require_folder(out, setting="OUT")
     report = prepare_videos(source, out, seconds=seconds, start=start, workers=workers)
     print(f"made {report.made}, there already {report.there_already}, broken {len(report.broken)}")
     for title, names in (("shorter than asked", report.short), ("silent", report.silent)):

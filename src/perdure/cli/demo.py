@@ -5,7 +5,6 @@ Knows which recipes are shown, the live table and the words at the end. All numb
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 import threading
@@ -36,6 +35,9 @@ def command(
     again: Annotated[bool, typer.Option("--again", help="start anew")] = False,
 ) -> None:
     """Watch a pretrained CLIP learn new classes, and forget. About a minute, nothing is downloaded."""
+    from perdure.folders import require_folder
+
+    require_folder(out, setting="--out")
     print("40 classes of drawn shapes come in 8 tasks of 5. Four methods adapt the same small pretrained CLIP;")
     print("after each task all classes seen so far are tested, and the task is not told.\n", flush=True)
     from perdure.recipe import load
@@ -126,10 +128,10 @@ def _cells(folder: Path) -> list[str]:
 
 
 def _row(folder: Path) -> dict[str, Any]:
+    from perdure import run_files
     from perdure.metrics import continual
 
-    file = folder / "scores.json"
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": [], "tasks": []}
+    saved = run_files.read_scores(folder) or {"rows": [], "tasks": []}
     tasks = len(saved["tasks"])
     if not saved["rows"]:
         return {"steps": [], "tasks": -1}

@@ -25,7 +25,9 @@ def command(
 ) -> None:
     """Write a folder that plain transformers and peft load without perdure."""
     from perdure.errors import DataError
+    from perdure.folders import require_folder
 
+    require_folder(out, setting="DIR")
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise DataError("is not empty", where=str(out), todo="Name another folder, or add --force.")
     from perdure import api

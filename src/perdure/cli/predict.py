@@ -51,13 +51,15 @@ def command(
     A file that cannot be read is named on standard error; the others are answered, and the exit code is 1.
     """
     from perdure.errors import DataError
+    from perdure.folders import require_file
 
     form = "json" if as_json else "csv" if as_csv else "text"
     found = list(_images([run, *(files or [])] if method or find else files or []))
     if not found:
-        raise DataError(
-            "no image there", where=", ".join(map(str, files or [run])), expected=", ".join(sorted(SUFFIXES))
-        )
+        named = ", ".join(map(str, files or [run]))
+        raise DataError("no image there", where=named, expected=", ".join(sorted(SUFFIXES)))
+    if html is not None:
+        require_file(html, setting="--html")
     if find:
         _find_among(found, find, model or [], settings or [], form=form, top=top, device=device)
         return

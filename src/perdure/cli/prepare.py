@@ -62,9 +62,12 @@ def asd(
     The new file and its manifest lie beside the source. Stopped, the same command goes on where it was.
     Exit code 0: all chosen records were rewritten; 1: some stay as they were, and the manifest says why.
     """
+    from perdure.folders import require_file
     from perdure.prepare.asd import diversify_file
 
     jobs = _jobs(source, root, task or [], kind, share, out)
+    for *_, target in jobs:
+        require_file(target, setting="--out")
     chat = _chat(endpoint, model, key_variable, local, per_minute, parallel, timeout)
     complete = True
     for name, own_kind, file, target in jobs:
@@ -92,12 +95,14 @@ def predictions(
 
     from perdure.checkpoint import write_text
     from perdure.errors import RecipeError
+    from perdure.folders import require_file
     from perdure.metrics.answer_format import FORMS, TASK_FORMS
     from perdure.metrics.vqa_files import join, read_annotations, read_predictions
 
     for what, value, known in (("task", task, TASK_FORMS), ("form", form or "any", FORMS)):
         if value not in known:
             raise RecipeError(f"there is no {what} {value!r}", where=f"--{what}", expected=", ".join(known))
+    require_file(out, setting="--out")
     rows = join(read_predictions(file), read_annotations(answers, task), task, official=official, where=str(file))
     more = {"scorer": task, "form": form or TASK_FORMS[task], "official": official}
     write_text(out, "".join(json.dumps({**row, **more}, ensure_ascii=False) + "\n" for row in rows))
@@ -114,9 +119,12 @@ def features(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
 ) -> None:
     """Make CLIP features of training images and captions once, for ClipCap and CapDec."""
+    from perdure.config import Named
+    from perdure.folders import require_file
     from perdure.prepare import captions
     from perdure.settings.config import Named
 
+    require_file(out, setting="--out")
     key = "path" if data == "caption_texts" else "root"
     settings = {key: str(root)} if root is not None else {}
     dataset = Named(place="data", name=data, settings=settings).build()
@@ -135,9 +143,11 @@ def clipscore(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
 ) -> None:
     """Add CLIPScore and RefCLIPScore to saved captions; then `perdure score` averages them."""
+    from perdure.folders import require_file
     from perdure.prepare import captions
 
     target = out or file.with_suffix(".clipscore.jsonl")
+    require_file(target, setting="--out")
     means = captions.score_file(file, images, _clip(weights, device), target)
     print("  ".join(f"{name} {value:.2f}" for name, value in means.items()) + f"  -> {target}")
 
@@ -148,8 +158,10 @@ def coco_results(
     out: Annotated[Path, typer.Option("--out", help="folder of results.json and annotations.json")],
 ) -> None:
     """Write saved captions, and the reference captions beside them, as the COCO evaluation reads them."""
+    from perdure.folders import require_folder
     from perdure.prepare import captions
 
+    require_folder(out, setting="--out")
     for path in captions.write_coco(file, out):
         print(path)
 

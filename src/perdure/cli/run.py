@@ -35,9 +35,13 @@ def command(
 
     The same command again resumes the run exactly; a finished run prints its table and trains nothing.
     """
+    from perdure.folders import require_folder
     from perdure.recipe import load
 
     checked = load(recipe, overrides or [])
+    for folder in (checked.folder(seed) for seed in checked.seeds):
+        if again or not (folder / "card.json").is_file():
+            require_folder(folder, setting="run.out")
     from perdure import api  # brings torch: after all that can be wrong in the text
 
     finished = api.execute(checked, again=again, quiet=quiet)

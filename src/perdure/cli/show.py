@@ -15,7 +15,6 @@ import typer
 
 from perdure.cli import _complete
 from perdure.cli._layout import columns, width
-from perdure.text_files import read_json
 
 EXAMPLES = """
 perdure show mg_clip/cifar100
@@ -79,12 +78,12 @@ def _lines(table: dict[str, Any]) -> list[str]:
 
 def _run(folder: Path) -> dict[str, Any]:
     """What is known of a run from its files alone; empty if this is no run's folder."""
-    from perdure import lock
+    from perdure import lock, run_files
 
     if not (folder / "recipe.yaml").is_file():
         return {}
     state: dict[str, Any] = {"folder": str(folder)}
-    scores, card = _json(folder / "scores.json"), _json(folder / "card.json")
+    scores, card = run_files.read_scores(folder), run_files.read_card(folder)
     rows = scores.get("rows", [])
     done = max((row["after"] for row in rows), default=-1) + 1
     total = len(scores.get("tasks", []))
@@ -113,7 +112,3 @@ def _last(rows: Sequence[Mapping[str, Any]], done: int) -> dict[str, str]:
         f"({counts[name]} examples)"
         for name, pairs in found.items()
     }
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}

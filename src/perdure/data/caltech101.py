@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from perdure.config import Seed
 from perdure.types import Dataset
 
 LAYOUT = "101_ObjectCategories/<class>/image_0001.jpg ..., or the class folders themselves"
@@ -30,7 +31,7 @@ class Config:
     """`100` leaves out Faces_easy, which repeats Faces, as test-time adaptation papers do."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of each class that is the test set."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Another seed gives another split; independent of the run's seed."""
 
 

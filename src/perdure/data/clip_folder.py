@@ -14,6 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from perdure.config import Seed
 from perdure.types import Dataset
 
 TODO = "Prepare the videos with `perdure data prepare VIDEOS OUT` and set `root` to OUT."
@@ -31,7 +32,7 @@ class Config:
     """Seconds of every video."""
     test_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of each class that is for testing."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Another seed gives another split; independent of the run's seed."""
 
 

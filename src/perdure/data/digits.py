@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from perdure.config import Seed
 from perdure.types import Dataset
 
 
@@ -23,7 +24,7 @@ class Config:
     """Height and width of an image in pixels; above 8 it is enlarged bilinearly."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of each class that is the test set."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Another seed gives another split; independent of the run's seed."""
 
 

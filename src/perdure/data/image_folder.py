@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from perdure.config import Seed
 from perdure.types import Dataset
 
 LAYOUT = "<class>/*.jpg; or train/<class>/*.jpg and test/<class>/*.jpg"
@@ -32,7 +33,7 @@ class Config:
     """Names of the class folders, in label order; empty: all folders, sorted."""
     test_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of each class that is the test set, where there is no folder for it; 0: none, 1: everything."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Another seed gives another split; independent of the run's seed."""
 
 

@@ -7,10 +7,13 @@ make it and how to read a checkpoint; the layers are in `perdure.layers.resnet`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
+
+from perdure.config import Seed
 
 if TYPE_CHECKING:
     from perdure.layers.resnet import ResNet
@@ -31,7 +34,7 @@ class Config:
     """Outputs of the head: all classes of the stream."""
     width: Annotated[int, Field(gt=0)] = 32
     """Channels of the stem (nf of the paper)."""
-    stages: tuple[Annotated[int, Field(gt=0)], ...] = (1, 2)
+    stages: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(max_length=20)] = (1, 2)
     """Width of each stage as a multiple of `width`; (1, 2, 4, 8) is a whole ResNet-18."""
     gated: tuple[str, ...] = SECOND_STAGE
     """Gated convolutions by name; () gives the plain network."""
@@ -43,10 +46,15 @@ class Config:
     """Input normalization per channel; none in the paper."""
     std: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Input normalization per channel; none in the paper."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the initial weights; null: they follow the run's seed."""
     weights: Path | None = None
     """A checkpoint to start from: the official ``task_*.pth``, or a state dict of this network."""
+
+    def bytes_needed(self) -> int:
+        widths = [self.width, *(self.width * factor for factor in self.stages)]
+        convolutions = sum(9 * after * (before + 3 * after) for before, after in pairwise(widths))
+        return 4 * (convolutions + widths[-1] * self.classes)
 
 
 def load(config: Config) -> ResNet:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from perdure.config import Seed
 from perdure.errors import DataError
 from perdure.layers import weights
 
@@ -28,10 +29,13 @@ class Config:
     """Units of each hidden layer."""
     classes: Annotated[int, Field(gt=0)] = 10
     """Outputs of the head: all classes of the stream."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the initial weights; null: they follow the run's seed."""
     weights: Path | None = None
     """A state dict of this network to start from."""
+
+    def bytes_needed(self) -> int:
+        return 4 * self.hidden * (self.inputs + self.hidden + self.classes)
 
 
 def load(config: Config) -> Mlp:

@@ -7,10 +7,13 @@ TinyResNet-18 beside Dynamos.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
+
+from perdure.config import Seed
 
 if TYPE_CHECKING:
     from perdure.layers.resnet import ResNet
@@ -24,16 +27,21 @@ class Config:
     """Outputs of the head: all classes of the stream."""
     width: Annotated[int, Field(gt=0)] = 64
     """Channels of the stem (nf)."""
-    stages: tuple[Annotated[int, Field(gt=0)], ...] = (1, 2, 4, 8)
+    stages: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(max_length=20)] = (1, 2, 4, 8)
     """Width of each stage as a multiple of `width`."""
     mean: tuple[float, ...] = ()
     """Input normalization per channel."""
     std: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Input normalization per channel."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the initial weights; null: they follow the run's seed."""
     weights: Path | None = None
     """A state dict of this network to start from."""
+
+    def bytes_needed(self) -> int:
+        widths = [self.width, *(self.width * factor for factor in self.stages)]
+        convolutions = sum(9 * after * (before + 3 * after) for before, after in pairwise(widths))
+        return 4 * (convolutions + widths[-1] * self.classes)
 
 
 def load(config: Config) -> ResNet:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, cast
 
 from perdure import demands
 from perdure.errors import RecipeError
+from perdure.nearest import nearest
+from perdure.recipe.forecast import require_room, require_steps
 from perdure.recipe.sections import Evaluate, Expect, Recipe, Run
 from perdure.recipe.source import Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
 from perdure.recipe.text import dump
@@ -97,7 +99,8 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
 
 
 def build_stream(recipe: Recipe) -> Any:
-    """The stream alone; DataError if its data is not there."""
+    """The stream alone; DataError if its data is not there, RecipeError if this machine cannot hold it."""
+    require_room(recipe)
     return recipe.stream.build()
 
 
@@ -129,6 +132,7 @@ def check_fit(recipe: Recipe, stream: Any) -> None:
         needs_task_name=about.needs_task_name,
         split=recipe.evaluate.split,
     )
+    require_steps(recipe, stream)
     classes = max((task.offset + len(task.candidates) for task in stream if task.kind == "classify"), default=0)
     for role, named in recipe.models.items():
         settings = config.parse(registry.settings("models", named.name), named.settings, where=f"models.{role}")
@@ -260,7 +264,7 @@ def _over(below: Layer, above: Layer) -> Layer:
 
 def _run_name(file: Path, label: str) -> str:
     name = label.removesuffix(".yaml") if file.is_relative_to(SHIPPED) else file.stem
-    return re.sub(r"[^\w.+=-]+", "-", name) or "run"
+    return re.sub(r"[^\w.+=-]+", "-", name).lstrip("-")[:60] or "run"
 
 
 def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fault]]:

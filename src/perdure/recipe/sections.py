@@ -16,6 +16,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from perdure.settings.config import Named
+from perdure.config import Named, Seed
+from perdure.folders import LONGEST_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,9 @@ class Run:
 
     name: str = "run"
     """Folder of the run in `out`; by default made from the recipe's name."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """All randomness of a run derives from it."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    seeds: Annotated[tuple[Seed, ...], Field(max_length=1000)] = ()
     """Several runs, one for each seed, instead of `seed`."""
     device: str = "auto"
     """`auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`, `xpu`, `mps`, refused if it is not there."""
@@ -60,7 +62,7 @@ class Run:
     rounding alone, as another device does. A layer is compiled when it first meets a shape: for long runs on a GPU."""
     out: Path = Path("runs")
     """Folder of all runs."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Processes that read and decode examples; changes no result."""
     save_every: Annotated[float, Field(gt=0)] = 300.0
     """Seconds between checkpoints within a task."""
@@ -68,12 +70,14 @@ class Run:
     """What to do with an example that cannot be decoded; `skip` names it in the result card."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
     """Experiment trackers to report to; none unless named here."""
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads of torch; null leaves it to torch."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        if not re.fullmatch(r"[\w.+=-]+", self.name) or set(self.name) == {"."}:
-            yield "name", "expected letters, digits and . _ + = - (it names a folder)"
+        if not re.fullmatch(r"[\w.+=][\w.+=-]*", self.name) or set(self.name) == {"."}:
+            yield "name", "expected letters, digits and . _ + = - (it names a folder, and must not begin with -)"
+        elif len(self.name.encode()) > LONGEST_NAME:
+            yield "name", f"expected at most {LONGEST_NAME} bytes (it names a folder), found {len(self.name.encode())}"
         if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", self.device):
             yield "device", f"expected auto, cpu, cuda, cuda:1, xpu, xpu:1 or mps, found '{self.device}'"
         for seed in self.seeds:

@@ -15,10 +15,11 @@ from typing import Any
 
 from perdure.errors import RecipeError
 from perdure.settings.faults import Fault, Keys
+from perdure.setting_faults import Fault, Keys
+from perdure.text_files import read_text
+from perdure.yaml_limits import DEEPEST, MOST_BYTES, MOST_VALUES
 
 COMMAND_LINE = "<command line>"
-MAX_VALUES = 20_000
-"""More values than any recipe has: aliases of aliases would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +69,7 @@ def read(file: Path, *, label: str) -> tuple[Layer, list[Wrong]]:
     Raises:
         RecipeError: it cannot be read, or is not YAML.
     """
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=label) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"is not UTF-8 text (byte {error.start})", where=label) from error
+    text = read_text(file, error=RecipeError, most=MOST_BYTES)
     reader = _Reader(text, file=label)
     values = reader.whole()
     return Layer(values=values, keys=reader.keys, marks=reader.marks, files=(label,)), reader.wrong
@@ -232,7 +228,7 @@ class _Reader:
         self.keys: dict[Keys, Mark] = {}
         self.marks: dict[Keys, Mark] = {}
         self.wrong: list[Wrong] = []
-        self._left = MAX_VALUES
+        self._left = MOST_VALUES
         self._open: set[int] = set()
 
     def whole(self) -> dict[str, Any]:
@@ -259,6 +255,8 @@ class _Reader:
         from ruamel.yaml.error import MarkedYAMLError, YAMLError
         from ruamel.yaml.reader import ReaderError
 
+        if self.text.startswith("\ufeff"):
+            raise Unreadable([Wrong(mark=self._at(0, 0, 1), what="a second byte-order mark begins the text")])
         try:
             return YAML(typ="safe", pure=True).compose(self.text)
         except MarkedYAMLError as error:
@@ -279,8 +277,9 @@ class _Reader:
 
     def _plain(self, node: Any, path: Keys) -> Any:
         self._left -= 1
-        if self._left < 0 or id(node) in self._open:
-            what = "a value contains itself" if self._left >= 0 else "aliases make too many values"
+        if self._left < 0 or id(node) in self._open or len(path) > DEEPEST:
+            what = "aliases make too many values" if self._left < 0 else "nested too deeply"
+            what = "a value contains itself" if id(node) in self._open else what
             raise Unreadable([*self.wrong, Wrong(mark=self._span(node), what=what)])
         if isinstance(node.value, str):
             return self._scalar(node)

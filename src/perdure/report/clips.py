@@ -20,8 +20,9 @@ from perdure.images import open_image
 from perdure.metrics.parsing import events_of, presence_map, segment_scores
 from perdure.report import drawing
 from perdure.report.drawing import Figure
-from perdure.report.load import Run, json_lines
+from perdure.report.load import Run
 from perdure.report.tables import Group
+from perdure.run_files import Part, read_lines
 
 CLIPS = 3
 """Clips a task: the best, the middle and the worst."""
@@ -61,7 +62,7 @@ def last_records(run: Run, asked: int) -> list[Record]:
     tests = sorted((int(after), path) for after, path in files.items() if after.lstrip("-").isdigit())
     if not tests or _kind(tests[-1][1]) not in KINDS:
         return []
-    return list(json_lines(tests[-1][1])[0])
+    return read_lines(tests[-1][1], Part)[0]
 
 
 def spread(records: Sequence[Record], score: Callable[[Record], float]) -> list[Record]:

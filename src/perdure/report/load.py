@@ -8,14 +8,16 @@ append-only event log, a note; a folder that holds none of the parts is not a ru
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perdure import run_files
 from perdure.errors import DataError
-from perdure.text_files import lines, read_json
+from perdure.setting_faults import shown
+from perdure.text_files import read_text
+from perdure.yaml_limits import MOST_BYTES, plain_yaml
 
 PARTS = ("scores.json", "card.json", "recipe.yaml", "events.jsonl")
 
@@ -69,18 +71,17 @@ def read(folder: Path) -> Run:
         raise DataError("there is no such folder", where=str(folder), expected="a run's folder")
     if not is_run(folder):
         raise DataError("this is not a run's folder", where=str(folder), expected=f"one of {', '.join(PARTS)} in it")
-    scores = _json(folder / "scores.json")
-    events, torn = json_lines(folder / "events.jsonl")
+    scores = run_files.read_scores(folder)
+    events, torn = run_files.read_lines(folder / "events.jsonl")
     notes = [f"{part} is missing" for part in PARTS if not (folder / part).exists()]
     if torn:
         notes.append(f"events.jsonl: {torn} damaged line(s) left out")
-    rows = scores.get("rows", [])
     return Run(
         folder=folder,
-        tasks=[name_of(task) for task in scores.get("tasks", [])],
+        tasks=scores.get("tasks", []),
         headline=scores.get("headline") or "accuracy",
-        rows=[row for row in rows if _is_row(row, folder / "scores.json")],
-        card=_json(folder / "card.json"),
+        rows=scores.get("rows", []),
+        card=run_files.read_card(folder),
         recipe=_yaml(folder / "recipe.yaml"),
         events=events,
         notes=notes,
@@ -116,48 +117,11 @@ def name_of(item: Any) -> str:
     return str(item.get("name", "")) if isinstance(item, Mapping) else str(item or "")
 
 
-def _is_row(row: Any, file: Path) -> bool:
-    if not (isinstance(row, Mapping) and {"after", "asked", "values"} <= row.keys()):
-        raise DataError(f"a row reads {str(row)[:80]}", where=str(file), expected='{"after", "asked", "n", "values"}')
-    return True
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    found = read_json(file, todo="Run the same recipe again; it resumes and rewrites it.")
-    if not isinstance(found, dict):
-        raise DataError(f"holds a {type(found).__name__}", where=str(file), expected="a JSON object")
-    return found
-
-
 def _yaml(file: Path) -> dict[str, Any]:
-    if not file.exists():
+    """The settings of a run's recipe, whatever they are: reports are made of older runs and of other packages' too."""
+    if not run_files.is_there(file):
         return {}
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        found = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
-    except YAMLError as error:
-        raise DataError(f"damaged YAML ({str(error).splitlines()[0]})", where=str(file)) from None
+    found = plain_yaml(read_text(file, most=MOST_BYTES), where=str(file))
     if not isinstance(found, dict):
-        raise DataError(f"holds a {type(found).__name__}", where=str(file), expected="settings by name")
+        raise DataError(f"holds {shown(found)}", where=str(file), expected="settings by name", todo=run_files.AGAIN)
     return found
-
-
-def json_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """Events, and how many lines could not be read (a kill tears the last one)."""
-    if not file.exists():
-        return [], 0
-    events, torn = [], 0
-    for line in lines(file.read_text(encoding="utf-8", errors="replace")):
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            event = None
-        if isinstance(event, dict):
-            events.append(event)
-        elif line.strip():
-            torn += 1
-    return events, torn

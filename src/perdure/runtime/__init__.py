@@ -19,6 +19,10 @@ from torch import Tensor
 
 from perdure import checkpoint, events
 from perdure.errors import CheckpointError, Interrupted, MissingExtra, PerdureError, RecipeError
+from perdure import checkpoint, collectives, compiling, devices, events, run_files, zero
+from perdure.collectives import Agreement
+from perdure.devices import seed_torch
+from perdure.errors import CheckpointError, Interrupted, MissingExtra, PerdureError, RecipeError, system_explained
 from perdure.events import Events
 from perdure.keys import key_seed
 from perdure.runtime import collectives, compiling, devices, zero
@@ -199,7 +203,8 @@ class Runtime:
         fault: PerdureError | None = None
         if self.main:
             try:
-                act()
+                with system_explained():
+                    act()
             except PerdureError as raised:
                 fault = raised
         for found in self.gather([fault]):
@@ -330,9 +335,10 @@ class Steps:
         self.runtime.flush()
 
     def _restore(self) -> tuple[int, bool]:
-        if self.file is None or not self.file.exists():
+        if self.file is None or not run_files.is_there(self.file):
             return 0, False
-        saved = checkpoint.load(self.file)
+        point = checkpoint.load(self.file)
+        saved = run_files.check(run_files.StagePoint, point, where=self.file, error=CheckpointError)
         if set(saved["state"]) != set(self.state):
             raise CheckpointError(
                 f"stage '{self.stage}' saved {sorted(saved['state'])}, now {sorted(self.state)}",
@@ -340,7 +346,8 @@ class Steps:
                 todo="Delete the run's folder to start again.",
             )
         for name, item in self.state.items():
-            _restore_into(item, saved["state"][name], where=f"{self.file}: {name}")
+            with run_files.fitting(self.file, what=f"stage '{self.stage}', {name}"):
+                _restore_into(item, saved["state"][name], where=f"{self.file}: {name}")
         return saved["step"], saved["finished"]
 
 

@@ -19,15 +19,26 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import PurePath
-from typing import Any, TypeVar
+from pathlib import Path, PurePath
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Interval, Le, Lt
 
 from perdure.errors import RecipeError
 from perdure.settings import registry
 from perdure.settings.faults import Fault, Keys, in_words, nearest_choice, said, shown
 from perdure.settings.suggestions import nearest
+from perdure.folders import path_fault
+from perdure.nearest import nearest
+from perdure.setting_faults import Fault, Keys, in_words, nearest_choice, said, shown
 
 T = TypeVar("T")
+Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
+"""A seed: what generators of random numbers take."""
+MOST = 10**9
+"""The largest whole number of a setting that states no bound of its own: a count of things that a run goes through."""
+LARGEST = 3.4e38
+"""Of float32, in which settings meet tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +117,7 @@ def check(cls: type[T], mapping: Any, path: Keys = ()) -> tuple[T | None, list[F
     known = {str(k): v for k, v in mapping.items() if str(k) in hints}
     faults = [_unknown(key, list(hints), path) for key in mapping if str(key) not in hints]
     for key, value in list(known.items()):
-        inside = [*_not_finite(value, (*path, key)), *_inside(hints[key], value, (*path, key))]
+        inside = [*_unholdable(value, (*path, key)), *_inside(hints[key], value, (*path, key))]
         faults += inside
         if inside:
             del known[key]
@@ -169,27 +180,34 @@ def _required(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if f.default is none and f.default_factory is none]
 
 
-def _not_finite(value: Any, path: Keys) -> Iterator[Fault]:
-    """Infinity and NaN, which every bound of one side lets pass and no setting means."""
+def _unholdable(value: Any, path: Keys) -> Iterator[Fault]:
+    """What no setting means and bounds of one side let pass: infinity, NaN, numbers beyond their type, NUL in text."""
     if isinstance(value, float) and not math.isfinite(value):
         yield Fault(path=path, what=f"expected a finite number, found {value}")
+    elif isinstance(value, float) and abs(value) > LARGEST:
+        yield Fault(path=path, what=f"expected a number of at most {LARGEST:g} (float32), found {value:g}")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield Fault(path=path, what=f"expected a whole number of at most 64 bits, found {shown(value)}")
+    elif isinstance(value, str) and "\0" in value:
+        yield Fault(path=path, what="expected text without the character NUL")
     elif isinstance(value, Mapping):
         for key, sub in value.items():
-            yield from _not_finite(sub, (*path, key))
+            yield from _unholdable(sub, (*path, key))
     elif isinstance(value, list | tuple):
         for i, sub in enumerate(value):
-            yield from _not_finite(sub, (*path, i))
+            yield from _unholdable(sub, (*path, i))
 
 
 def _inside(hint: Any, value: Any, path: Keys) -> Iterator[Fault]:
-    """Faults of what pydantic lets pass: unknown keys of nested settings, and Named of another place."""
+    """Faults of what pydantic lets pass: unknown keys of nested settings, Named of another place, counts without end,
+    paths that no file system holds."""
     if isinstance(value, Named):
         value = value.plain()
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         if args[0] is Named:
             yield from check_named(str(args[1]), value, path)
-        else:
+        elif args[0] is not int or not any(map(_is_upper_bound, args[1:])):
             yield from _inside(args[0], value, path)
     elif origin in (typing.Union, types.UnionType):
         if value is not None or type(None) not in args:
@@ -207,6 +225,17 @@ def _inside(hint: Any, value: Any, path: Keys) -> Iterator[Fault]:
     elif args and isinstance(value, list | tuple):
         for i, sub in enumerate(value):
             yield from _inside(args[0], sub, (*path, i))
+    elif hint is int and isinstance(value, int) and abs(value) > MOST:
+        yield Fault(path=path, what=f"expected a number of at most {MOST}, found {shown(value)}")
+    elif hint is Path and isinstance(value, str) and (fault := path_fault(value)):
+        yield Fault(path=path, what=fault)
+
+
+def _is_upper_bound(constraint: Any) -> bool:
+    """Whether pydantic's `Field` or one of annotated_types bounds a number from above."""
+    if isinstance(constraint, Interval):
+        return constraint.le is not None or constraint.lt is not None
+    return isinstance(constraint, Le | Lt) or any(isinstance(c, Le | Lt) for c in getattr(constraint, "metadata", ()))
 
 
 def check_named(place: str, value: Any, path: Keys) -> list[Fault]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from perdure.settings.config import Named
+from perdure.config import Named, Seed
 from perdure.types import Dataset, Examples, Stream, Task
 
 METRICS = {
@@ -40,7 +41,7 @@ class Config:
     """Only so many training videos of each task, chosen by `seed`."""
     test_per_task: Annotated[int, Field(ge=1)] | None = None
     """Only so many test videos of each task, chosen by `seed`."""
-    seed: int = 0
+    seed: Seed = 0
     """Chooses the examples of `train_per_task` and `test_per_task`."""
     official_scores: bool = False
     """The headline of parsed videos is top-1, as in the published code, not F1."""

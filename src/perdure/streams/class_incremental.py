@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from perdure.config import Named, Seed
 from perdure.errors import DataError, RecipeError
 from perdure.settings.config import Named
 from perdure.settings.suggestions import nearest
@@ -48,7 +49,7 @@ class Config:
     order: str = "default"
     """`default`: the data set's published class order if there is one, else numeric. `numeric`. `random`: drawn from
     `order_seed`. The name of a shipped list (`imagenet_r__rapf`, or short `rapf`). A JSON file with labels or names."""
-    order_seed: int = 0
+    order_seed: Seed = 0
     """For `order: random`; independent of the run's seed."""
     clean_names: bool = False
     """Write spaces for the underscores of class names. Published CLIP numbers keep the underscores."""

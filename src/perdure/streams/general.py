@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from perdure.config import Named, Seed
 from perdure.errors import RecipeError
 from perdure.settings.config import Named
 from perdure.streams import selection, transformed
@@ -29,7 +30,7 @@ class Config:
     """Order of the classes; `random` is drawn from `seed`."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Images of a batch. A batch may hold the end of a group and the beginning of the next."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of classes (`random`) and within groups; independent of the run's seed."""
     train_per_class: Annotated[int, Field(ge=1)] | None = None
     """Only the first so many training images of each class."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from perdure.config import Seed
 from perdure.data import instruction
 from perdure.data.instruction import Form, Scorer
 from perdure.errors import DataError, RecipeError
@@ -76,7 +77,7 @@ class Config:
     """Only so many training conversations of each task, chosen by `seed`."""
     test_per_task: Annotated[int, Field(ge=1)] | None = None
     """Only so many test questions of each task, chosen by `seed`."""
-    seed: int = 0
+    seed: Seed = 0
     """Chooses the examples of `train_per_task` and `test_per_task`."""
     official: bool = False
     """Score as the published code does, with its defects."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 from pydantic import Field
 
+from perdure.config import Named, Seed
 from perdure.errors import DataError
 from perdure.settings.config import Named
 from perdure.streams import selection, transformed
@@ -40,7 +41,7 @@ class Config:
     official_sampling: bool = False
     """As the official code: each image is drawn from its whole chunk, with replacement, so that about a third
     of the images never come. By default each comes at most once."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order within chunks; independent of the run's seed."""
     train_per_class: Annotated[int, Field(ge=1)] | None = None
     """Only the first so many training images of each class."""

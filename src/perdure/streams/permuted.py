@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from perdure.config import Named, Seed
 from perdure.errors import DataError
 from perdure.images import open_image
 from perdure.settings.config import Named
@@ -29,7 +30,7 @@ class Config:
     """A data set of kind `classify`, with images of one size."""
     tasks: Annotated[int, Field(ge=1)] = 20
     """Number of tasks, each with an order of pixels of its own."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the orders; independent of the run's seed."""
     train_per_class: Annotated[int, Field(ge=0)] | None = None
     """Only the first so many training images of each class."""

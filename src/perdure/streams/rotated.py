@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from perdure.settings.config import Named
+from perdure.config import Named, Seed
 from perdure.streams import transformed
 from perdure.types import Dataset, Stream
 
@@ -25,7 +26,7 @@ class Config:
     """Number of tasks, each with an angle of its own."""
     angles: tuple[float, ...] = ()
     """Degrees counter-clockwise, one a task; empty: drawn from 0 to 180 by `seed`."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the angles; independent of the run's seed."""
     train_per_class: Annotated[int, Field(ge=0)] | None = None
     """Only the first so many training images of each class."""

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from perdure.config import Named, Seed
 from perdure.data.imagenet_shifted import CORRUPTIONS, Corruption
 from perdure.errors import DataError, RecipeError
 from perdure.settings.config import Named
@@ -69,7 +70,7 @@ class Config:
     """Only so many images of a set, after shuffling."""
     shuffle: bool = True
     """Mix the classes, in an order that `order_seed` decides; matters to methods that carry state."""
-    order_seed: int = 0
+    order_seed: Seed = 0
     """Independent of the run's seed."""
 
     def faults(self):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from perdure.config import Seed
 from perdure.data.microworld import render, scenes, styles, words
 from perdure.types import Dataset, Example, Examples
 
@@ -45,7 +46,7 @@ class Config:
     """Strength of the style; `plain` has none."""
     image_size: Annotated[int, Field(ge=32, multiple_of=32)] = 32
     """Pixels a side."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed is another set of pictures of the same world."""
     train_per_class: Annotated[int, Field(ge=0)] = 100
     """Training pictures of each class (view `classes`)."""
@@ -72,6 +73,14 @@ class Config:
     """Validation clips of an audio-visual layout."""
     test_clips: Annotated[int, Field(ge=0)] = 100
     """Test clips of an audio-visual layout."""
+
+    def bytes_needed(self) -> int:
+        """Labels or captions of all pictures, and the pictures that are kept rendered."""
+        if self.view == "classes":
+            count = 40 * (self.train_per_class + self.validation_per_class + self.test_per_class)
+        else:
+            count = 100 * (self.train_scenes + self.validation_scenes + self.test_scenes)
+        return 8 * count + 64 * 3 * self.image_size**2
 
 
 def read(config: Config) -> Dataset:

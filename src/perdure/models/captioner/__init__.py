@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
+from perdure.config import Seed
 from perdure.errors import WeightsError
 from perdure.layers import weights
 from perdure.models.captioner.beam import Beam, beam_search
@@ -56,7 +57,7 @@ class Config:
     """Of the transformer mapper."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the language model; the mapper is always float32."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of a fresh mapper; null: it follows the run's seed."""
 
 

@@ -1,0 +1,215 @@
+"""The files of a run's folder, checked when they are read: one schema each.
+
+Knows what `scores.json`, `card.json`, `events.jsonl` and the resume points hold, and says where one of them holds
+something else. Does not know what the numbers mean; imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from perdure.errors import CheckpointError, DataError, PerdureError
+from perdure.setting_faults import in_words, shown
+from perdure.text_files import lines, read_json
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | None
+AGAIN = "Delete it; the same recipe, run again, writes it anew."
+
+
+class Part(BaseModel):
+    """An object; what a schema does not name may stand beside it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Row(Part):
+    """One test of one task."""
+
+    after: Annotated[int, Field(ge=-1, lt=2**31)]
+    asked: Annotated[int, Field(ge=0, lt=2**31)]
+    n: Count
+    values: dict[str, Number | str | dict[str, Number | str]]
+
+
+class ScoresFile(Part):
+    """`scores.json`."""
+
+    tasks: list[str]
+    headline: str
+    rows: list[Row]
+
+    @model_validator(mode="after")
+    def _tasks_exist(self) -> ScoresFile:
+        for i, row in enumerate(self.rows):
+            if max(row.after, row.asked) >= len(self.tasks):
+                raise ValueError(
+                    f"row {i} is after task {row.after} and asks task {row.asked} of {len(self.tasks)}, counted from 0"
+                )
+        return self
+
+
+class CardFile(Part):
+    """`card.json`."""
+
+    method: str = ""
+    recipe: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    weights: dict[str, dict[str, Any]] = {}
+    data: dict[str, Any] = {}
+    stream: dict[str, Any] = {}
+    seeds: dict[str, int] = {}
+    facts: dict[str, Any] = {}
+    precision: str = ""
+    device: str = ""
+    extra_parameters: Number = None
+    stored_bytes: Number = None
+    wall_seconds: Number = None
+    peak_memory: dict[str, Number] = {}
+    versions: dict[str, str] = {}
+    git: dict[str, Any] | None = None
+    accuracy_matrix: dict[str, Any] = {}
+
+
+class Event(Part):
+    """A line of `events.jsonl`."""
+
+    event: str
+    time: float
+    task: Annotated[int, Field(ge=-1, lt=2**31)] = -1
+
+
+class Asked(Part):
+    """The question that the last finished task was tested with."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    kind: str
+    candidates: list[str]
+    offset: Count = 0
+    task: str | None = None
+
+
+class ResumePoint(ScoresFile):
+    """`checkpoint/latest.safetensors`: what is known after a finished task."""
+
+    headline: str = ""
+    tasks: list[str] = Field(alias="names")
+    task: Count
+    method: dict[str, Any]
+    query: Asked
+    skipped: dict[str, str]
+
+    @model_validator(mode="after")
+    def _task_exists(self) -> ResumePoint:
+        if self.task >= len(self.tasks):
+            raise ValueError(f"task {self.task} of {len(self.tasks)}, counted from 0")
+        return self
+
+
+class StagePoint(Part):
+    """`checkpoint/task_NNNN/STAGE.safetensors`: what is known within a task."""
+
+    step: Count
+    finished: bool
+    state: dict[str, Any]
+
+
+def check(
+    schema: type[BaseModel], value: Any, *, where: str | Path, error: type[PerdureError] = DataError, todo: str = AGAIN
+) -> Any:
+    """The value as it was given.
+
+    Raises:
+        `error`, which names the first part that is none of the schema.
+    """
+    try:
+        _adapter(schema).validate_python(value)
+    except ValidationError as faults:
+        first = faults.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        found = "nothing" if first["type"] == "missing" else shown(first["input"])
+        expected = in_words(first)
+        if first["type"] == "value_error":
+            raise error(expected, where=str(where), todo=todo) from None
+        what = f"{place}: found {found}" if place else f"holds {found}"
+        raise error(what, where=str(where), expected=expected, todo=todo) from None
+    return value
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """`scores.json` of a run; empty if there is none. Raises as `check`."""
+    return _read(ScoresFile, folder / "scores.json")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """`card.json` of a run; empty if there is none. Raises as `check`."""
+    return _read(CardFile, folder / "card.json")
+
+
+def read_lines(file: Path, schema: type[BaseModel] = Event) -> tuple[list[dict[str, Any]], int]:
+    """Events (or lines of another schema), and how many lines were none (a kill tears the last one)."""
+    if not is_there(file):
+        return [], 0
+    found, torn = [], 0
+    for line in lines(file.read_text(encoding="utf-8", errors="replace")):
+        try:
+            found.append(check(schema, json.loads(line), where=file))
+        except (ValueError, RecursionError, DataError):
+            torn += bool(line.strip())
+    return found, torn
+
+
+def is_there(file: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        DataError: something else lies in its place: a folder, a pipe, a device.
+    """
+    try:
+        mode = file.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise DataError(f"this is {what}", where=str(file), expected="a file of the run", todo="Move it away.")
+    return True
+
+
+@contextmanager
+def fitting(file: Path, *, what: str) -> Iterator[None]:
+    """Whatever a state makes fail that is of something else than `what` becomes a message.
+
+    Raises:
+        CheckpointError: it names the file.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as fault:
+        lines = [line.strip() for line in str(fault).split("\n") if line.strip()]
+        said = ": ".join([type(fault).__name__, *lines[-1:]])[:200]
+        raise CheckpointError(
+            f"the state is not that of {what} ({said})",
+            where=str(file),
+            expected="what the same recipe saved here",
+            todo="Add --again to make the run anew.",
+        ) from fault
+
+
+def _read(schema: type[BaseModel], file: Path) -> dict[str, Any]:
+    if not is_there(file):
+        return {}
+    value: Mapping[str, Any] = check(schema, read_json(file, todo=AGAIN), where=file)
+    return dict(value)
+
+
+@cache
+def _adapter(schema: type[BaseModel]) -> TypeAdapter:
+    return TypeAdapter(schema)
