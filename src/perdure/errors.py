@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -138,6 +139,19 @@ def refused_by_system(error: OSError) -> SystemRefused | None:
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     said = (error.strerror or os.strerror(error.errno)).lower()
     return SystemRefused(said, where=names[-1] if names else "", todo=_ADVICE[error.errno])
+
+
+def too_little_memory(error: Exception) -> DeviceMemoryError | None:
+    """The message for a request of memory that the machine has not; None where the error is another."""
+    text = str(error)
+    wanted = re.search(r"tried to allocate (\d+) bytes|Unable to allocate ([\d.]+ \w+)", text)
+    if not (wanted or isinstance(error, MemoryError) or "Storage size calculation overflowed" in text):
+        return None
+    size = f" {wanted[2] or wanted[1] + ' bytes'}" if wanted else ""
+    return DeviceMemoryError(
+        f"this machine has too little memory{' for' if size else ''}{size}",
+        todo=f"Choose smaller sizes or batches, or another machine. {_KEPT}",
+    )
 
 
 @contextmanager

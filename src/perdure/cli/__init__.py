@@ -16,7 +16,7 @@ import tempfile
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -40,11 +40,43 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII locale loses nothing and ends nothing
-    sys.exit(_run(given, debug=debug))
+    plain, sys.stdout = sys.stdout, Escaping(sys.stdout) if sys.stdout.isatty() else sys.stdout
+    try:
+        code = _run(given, debug=debug)
+    finally:
+        sys.stdout = plain
+    sys.exit(code)
+
+
+class Escaping(io.TextIOBase):
+    """Standard output on a terminal, which obeys control characters in names and in what files hold: shown escaped."""
+
+    def __init__(self, plain: Any) -> None:
+        self.plain = plain
+        """For what draws on the terminal itself."""
+
+    def write(self, text: str) -> int:
+        from perdure.errors import printable
+
+        self.plain.write(printable(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.plain.flush()
+
+    def isatty(self) -> bool:
+        return self.plain.isatty()
+
+    def fileno(self) -> int:
+        return self.plain.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self.plain.encoding
 
 
 def _run(given: list[str], *, debug: bool) -> int:
-    from perdure.errors import PerdureError, printable, refused_by_system
+    from perdure.errors import PerdureError, printable, refused_by_system, too_little_memory
 
     try:
         code = application(given[:1])(args=given, prog_name="perdure", standalone_mode=False)
@@ -69,7 +101,7 @@ def _run(given: list[str], *, debug: bool) -> int:
             show(said := io.StringIO())
             print(printable(said.getvalue()), file=sys.stderr, end="")
             return code
-        refused = refused_by_system(error) if isinstance(error, OSError) else None
+        refused = refused_by_system(error) if isinstance(error, OSError) else too_little_memory(error)
         if refused is None:
             return _bug(error, debug=debug)
         if debug:
@@ -85,13 +117,21 @@ def _bug(error: Exception, *, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     text = "".join(traceback.format_exception(error))
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="perdure-trace-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(f"{' '.join(sys.argv)}\n\n{text}")
     first = printable((str(error).splitlines() or [""])[0])
-    print(f"internal error: {type(error).__name__}: {first}; trace: {file.name}", file=sys.stderr)
+    print(f"internal error: {type(error).__name__}: {first}; trace: {_trace(text)}", file=sys.stderr)
     return INTERNAL
+
+
+def _trace(text: str) -> str:
+    """The path of a file that holds the trace; how to see it where no file can be written."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="perdure-trace-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(f"{' '.join(sys.argv)}\n\n{text}")
+    except OSError:
+        return "add --debug"
+    return file.name
 
 
 def application(wanted: list[str]):

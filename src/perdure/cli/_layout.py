@@ -11,6 +11,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from perdure.errors import printable
+
 NARROWEST = 20
 
 
@@ -23,7 +25,7 @@ def width() -> int | None:
 
 def columns(rows: Sequence[Sequence[str]], *, indent: str = "", total: int | None = None) -> list[str]:
     """Rows in aligned columns; the last column is wrapped under itself, or below the row where it is narrow."""
-    rows = [[cell.replace("\n", " ") for cell in row] for row in rows]
+    rows = [[printable(cell.replace("\n", " "), keep="") for cell in row] for row in rows]
     if not rows:
         return []
     last = len(rows[0]) - 1

@@ -78,9 +78,11 @@ class _table:
         if not sys.stdout.isatty():
             print(table_lines({}, total=None)[0], flush=True)
             return lambda name: print(table_lines({name: _cells(self.folders[name])}, total=None)[1], flush=True)
+        from rich.console import Console
         from rich.live import Live
 
-        self.live = Live(self._drawn(), refresh_per_second=4)
+        console = Console(file=getattr(sys.stdout, "plain", sys.stdout))
+        self.live = Live(self._drawn(), refresh_per_second=4, console=console)
         self.live.start()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()

@@ -121,8 +121,10 @@ def _find_among(
 
 def _name_unreadable(skipped: Mapping[str, str]) -> None:
     """On standard error; then the exit code is 1."""
+    from perdure.errors import printable
+
     for reason in skipped.values():
-        print(reason, file=sys.stderr)
+        print(printable(reason), file=sys.stderr)
     if skipped:
         raise SystemExit(1)
 

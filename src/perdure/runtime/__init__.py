@@ -22,7 +22,15 @@ from perdure.errors import CheckpointError, Interrupted, MissingExtra, PerdureEr
 from perdure import checkpoint, collectives, compiling, devices, events, run_files, zero
 from perdure.collectives import Agreement
 from perdure.devices import seed_torch
-from perdure.errors import CheckpointError, Interrupted, MissingExtra, PerdureError, RecipeError, system_explained
+from perdure.errors import (
+    CheckpointError,
+    Interrupted,
+    MissingExtra,
+    PerdureError,
+    RecipeError,
+    printable,
+    system_explained,
+)
 from perdure.events import Events
 from perdure.keys import key_seed
 from perdure.runtime import collectives, compiling, devices, zero
@@ -248,7 +256,7 @@ class Runtime:
     def say(self, text: str) -> None:
         """One line for the person who waits, on standard error."""
         if self.main and not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     # -- stages -----------------------------------------------------------------------------------------
 

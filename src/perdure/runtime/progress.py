@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from perdure.errors import printable
+
 PLAIN_EVERY = 30.0
 """Seconds between lines where standard error is not a terminal."""
 
@@ -18,6 +20,7 @@ class Progress:
     """Progress of one stage. Use as a context manager; call `advance` after each step."""
 
     def __init__(self, label: str, *, total: int, start: int = 0, show: bool = True) -> None:
+        label = printable(label, keep="")
         self.label, self.total, self.start, self.done = label, total, start, start
         self.began = self.last_line = time.monotonic()
         self.values: Mapping[str, Any] = {}
