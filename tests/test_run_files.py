@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from perdure import checkpoint, run, run_files
+from perdure import checkpoint, loop, run_files
 from perdure.errors import CheckpointError, DataError
 from perdure.report import load
 
@@ -121,9 +121,9 @@ def test_lines_that_are_no_events_are_counted(tmp_path):
 @given(st.sampled_from(list(places(POINT))), VALUES)
 def test_a_resume_point_is_read_or_refused_whatever_stands_in_a_part(tmp_path_factory, path, new):
     folder = tmp_path_factory.mktemp("run")
-    checkpoint.save(run.checkpoint_file(folder), replaced(POINT, path, new))
+    checkpoint.save(loop.checkpoint_file(folder), replaced(POINT, path, new))
     try:
-        saved = run.saved_state(folder)
+        saved = loop.saved_state(folder)
     except CheckpointError as refused:
         assert "latest.safetensors" in str(refused) and "\n" not in str(refused)
         return
@@ -132,15 +132,15 @@ def test_a_resume_point_is_read_or_refused_whatever_stands_in_a_part(tmp_path_fa
 
 @pytest.mark.parametrize("key", POINT)
 def test_a_resume_point_without_a_part_is_refused(tmp_path, key):
-    checkpoint.save(run.checkpoint_file(tmp_path), {k: v for k, v in POINT.items() if k != key})
+    checkpoint.save(loop.checkpoint_file(tmp_path), {k: v for k, v in POINT.items() if k != key})
     with pytest.raises(CheckpointError, match=f"{key}: found nothing"):
-        run.saved_state(tmp_path)
+        loop.saved_state(tmp_path)
 
 
 def test_a_resume_point_of_a_stage_is_none_of_a_task(tmp_path):
-    checkpoint.save(run.checkpoint_file(tmp_path), {"step": 3, "finished": False, "state": {}})
+    checkpoint.save(loop.checkpoint_file(tmp_path), {"step": 3, "finished": False, "state": {}})
     with pytest.raises(CheckpointError, match="latest"):
-        run.saved_state(tmp_path)
+        loop.saved_state(tmp_path)
 
 
 def test_the_state_of_another_method_is_named():
@@ -150,7 +150,7 @@ def test_the_state_of_another_method_is_named():
 
     for state in ({}, {"net": None}, {"net": {"a": torch.zeros(3)}}, {"net": [1]}):
         with pytest.raises(CheckpointError, match="the state is not that of Other") as refused:
-            run.load_into(Other(), {"method": state}, run_files.Path("out"))
+            loop.load_into(Other(), {"method": state}, run_files.Path("out"))
         assert "\n" not in str(refused.value)
 
 

@@ -15,20 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, device_memory, lock, loop, recipe
-from perdure import checkpoint, device_memory, devices, lock, recipe, run_files
+from perdure import checkpoint, device_memory, lock, loop, recipe, run_files
 from perdure.errors import CheckpointError, RecipeError
 from perdure.evaluate import Evaluation
 from perdure.keys import key_seed
-from perdure.loop import Scores, checkpoint_file
+from perdure.loop import Scores, load_into, saved_state
 from perdure.metrics import continual
 from perdure.recipe import Built, Recipe
 from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
 from perdure.runtime import Runtime, devices
 from perdure.runtime.placing import place
-from perdure.run import Scores, load_into, run, saved_state
-from perdure.runtime import Runtime
 from perdure.types import Query
 
 LEFTOVERS = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json")

@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, demands
 from perdure import checkpoint, demands, run_files
-from perdure.devices import seed_torch
 from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate, predicting
 from perdure.keys import key_seed

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from perdure.errors import CheckpointError, DataError, PerdureError
-from perdure.setting_faults import in_words, shown
+from perdure.settings.faults import in_words, shown
 from perdure.text_files import lines, read_json
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]

@@ -97,9 +97,9 @@ def make(
     from importlib import import_module
 
     from perdure.errors import RecipeError
+    from perdure.folders import require_folder
     from perdure.settings import registry
     from perdure.settings.config import parse
-    from perdure.folders import require_folder
 
     found = registry.find("data", name)
     if not any((Path(folder) / "disk.py").is_file() for folder in found.submodule_search_locations or ()):

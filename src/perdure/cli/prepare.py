@@ -119,7 +119,6 @@ def features(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
 ) -> None:
     """Make CLIP features of training images and captions once, for ClipCap and CapDec."""
-    from perdure.config import Named
     from perdure.folders import require_file
     from perdure.prepare import captions
     from perdure.settings.config import Named

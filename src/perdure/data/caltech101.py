@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from perdure.config import Seed
+from perdure.settings.config import Seed
 from perdure.types import Dataset
 
 LAYOUT = "101_ObjectCategories/<class>/image_0001.jpg ..., or the class folders themselves"

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perdure.config import Seed
+from perdure.settings.config import Seed
 from perdure.types import Dataset
 
 TODO = "Prepare the videos with `perdure data prepare VIDEOS OUT` and set `root` to OUT."

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from perdure.config import Seed
+from perdure.settings.config import Seed
 from perdure.types import Dataset
 
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perdure.config import Seed
+from perdure.settings.config import Seed
 from perdure.types import Dataset
 
 LAYOUT = "<class>/*.jpg; or train/<class>/*.jpg and test/<class>/*.jpg"

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from perdure.config import Seed
 from perdure.errors import DataError
 from perdure.layers import weights
+from perdure.settings.config import Seed
 
 
 @dataclass(frozen=True, kw_only=True)

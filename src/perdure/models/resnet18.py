@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from perdure.config import Seed
+from perdure.settings.config import Seed
 
 if TYPE_CHECKING:
     from perdure.layers.resnet import ResNet

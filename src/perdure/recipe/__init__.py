@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, cast
 
 from perdure import demands
 from perdure.errors import RecipeError
-from perdure.nearest import nearest
 from perdure.recipe.forecast import require_room, require_steps
 from perdure.recipe.sections import Evaluate, Expect, Recipe, Run
 from perdure.recipe.source import Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 import psutil
 
-from perdure import config, registry
-from perdure.config import Named
 from perdure.errors import RecipeError
 from perdure.recipe.plan import passes
 from perdure.recipe.sections import Recipe
+from perdure.settings import config, registry
+from perdure.settings.config import Named
 from perdure.types import Stream
 
 MOST_STEPS = 10**9

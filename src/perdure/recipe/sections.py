@@ -15,9 +15,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from perdure.settings.config import Named
-from perdure.config import Named, Seed
 from perdure.folders import LONGEST_NAME
+from perdure.settings.config import Named, Seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from typing import Any
 
 from perdure.errors import RecipeError
 from perdure.settings.faults import Fault, Keys
-from perdure.setting_faults import Fault, Keys
 from perdure.text_files import read_text
 from perdure.yaml_limits import DEEPEST, MOST_BYTES, MOST_VALUES
 

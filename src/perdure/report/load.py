@@ -15,7 +15,7 @@ from typing import Any
 
 from perdure import run_files
 from perdure.errors import DataError
-from perdure.setting_faults import shown
+from perdure.settings.faults import shown
 from perdure.text_files import read_text
 from perdure.yaml_limits import MOST_BYTES, plain_yaml
 

@@ -17,11 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from perdure import checkpoint, events
-from perdure.errors import CheckpointError, Interrupted, MissingExtra, PerdureError, RecipeError
-from perdure import checkpoint, collectives, compiling, devices, events, run_files, zero
-from perdure.collectives import Agreement
-from perdure.devices import seed_torch
+from perdure import checkpoint, events, run_files
 from perdure.errors import (
     CheckpointError,
     Interrupted,

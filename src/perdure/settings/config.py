@@ -25,12 +25,10 @@ from typing import Annotated, Any, TypeVar
 from annotated_types import Interval, Le, Lt
 
 from perdure.errors import RecipeError
+from perdure.folders import path_fault
 from perdure.settings import registry
 from perdure.settings.faults import Fault, Keys, in_words, nearest_choice, said, shown
 from perdure.settings.suggestions import nearest
-from perdure.folders import path_fault
-from perdure.nearest import nearest
-from perdure.setting_faults import Fault, Keys, in_words, nearest_choice, said, shown
 
 T = TypeVar("T")
 Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]

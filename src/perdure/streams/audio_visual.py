@@ -13,8 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from perdure.settings.config import Named
-from perdure.config import Named, Seed
+from perdure.settings.config import Named, Seed
 from perdure.types import Dataset, Examples, Stream, Task
 
 METRICS = {

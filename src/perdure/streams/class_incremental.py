@@ -17,9 +17,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure.config import Named, Seed
 from perdure.errors import DataError, RecipeError
-from perdure.settings.config import Named
+from perdure.settings.config import Named, Seed
 from perdure.settings.suggestions import nearest
 from perdure.streams import selection
 from perdure.text_files import read_json

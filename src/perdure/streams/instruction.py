@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure.config import Seed
 from perdure.data import instruction
 from perdure.data.instruction import Form, Scorer
 from perdure.errors import DataError, RecipeError
 from perdure.keys import key_seed
+from perdure.settings.config import Seed
 from perdure.types import NO_EXAMPLES, Dataset, Examples, Stream, Task
 
 COIN: tuple[tuple[str, Scorer], ...] = (

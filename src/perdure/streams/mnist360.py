@@ -16,9 +16,8 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 from pydantic import Field
 
-from perdure.config import Named, Seed
 from perdure.errors import DataError
-from perdure.settings.config import Named
+from perdure.settings.config import Named, Seed
 from perdure.streams import selection, transformed
 from perdure.types import Dataset, Stream, Task
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from perdure.config import Named, Seed
 from perdure.errors import DataError
 from perdure.images import open_image
-from perdure.settings.config import Named
+from perdure.settings.config import Named, Seed
 from perdure.streams import transformed
 from perdure.types import Dataset, Stream
 

@@ -10,8 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perdure.settings.config import Named
-from perdure.config import Named, Seed
+from perdure.settings.config import Named, Seed
 from perdure.streams import transformed
 from perdure.types import Dataset, Stream
 

@@ -21,10 +21,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure.config import Named, Seed
 from perdure.data.imagenet_shifted import CORRUPTIONS, Corruption
 from perdure.errors import DataError, RecipeError
-from perdure.settings.config import Named
+from perdure.settings.config import Named, Seed
 from perdure.settings.suggestions import nearest
 from perdure.streams import selection
 from perdure.types import Dataset, Stream, Task

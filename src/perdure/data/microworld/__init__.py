@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from perdure.config import Seed
 from perdure.data.microworld import render, scenes, styles, words
+from perdure.settings.config import Seed
 from perdure.types import Dataset, Example, Examples
 
 Style = Literal[

@@ -19,7 +19,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
-from perdure.config import Seed
 from perdure.errors import WeightsError
 from perdure.layers import weights
 from perdure.models.captioner.beam import Beam, beam_search
@@ -27,6 +26,7 @@ from perdure.models.captioner.convert import load_mapper
 from perdure.models.captioner.mapper import make_mapper
 from perdure.models.captioner.words import Words
 from perdure.models.clip.source import place
+from perdure.settings.config import Seed
 
 __all__ = ["Captioner", "Config", "Spoken", "Words", "load"]
 
