@@ -177,7 +177,7 @@ def test_what_is_not_a_recipe_is_one_message(text, expected):
 
 def test_bytes_that_are_not_utf8_and_folders_are_named():
     Path("q.yaml").write_bytes(b"method: \xff")
-    with pytest.raises(RecipeError, match=r"q\.yaml: is not UTF-8 text \(byte 8\)"):
+    with pytest.raises(RecipeError, match=r"q\.yaml: this is no UTF-8 text \(byte 8"):
         recipe.load("q.yaml")
     with pytest.raises(RecipeError, match=r"there is no recipe or file `\.`"):
         recipe.load(".")

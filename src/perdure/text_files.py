@@ -41,7 +41,7 @@ def read_text(path: Path, *, error: type[PerdureError] = DataError, todo: str = 
     except IsADirectoryError:
         raise error("this is a folder", where=str(path), expected="a file", todo=todo) from None
     except UnicodeDecodeError as fault:
-        raise error(f"this is no UTF-8 text ({fault.reason})", where=str(path), todo=todo) from None
+        raise error(f"this is no UTF-8 text (byte {fault.start}: {fault.reason})", where=str(path), todo=todo) from None
     except (OSError, ValueError) as fault:
         what = getattr(fault, "strerror", None) or str(fault)
         raise error(f"the file cannot be read ({what})", where=str(path), todo=todo) from None
