@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 import tiny_audio_visual as tiny
 import torch
-from transformers import ClapModel
+from transformers import ClapFeatureExtractor, ClapModel
 
 from perdure.errors import DataError, WeightsError
 from perdure.models import clap
-from perdure.models.clap import FrontEnd
+from perdure.models.clap import FrontEnd, preprocessor
 from perdure.models.clap.convert import from_laion
 from perdure.models.clap.mel import tiled_power
 
@@ -128,3 +129,26 @@ def test_statistics_of_the_batch_leave_the_stored_ones_unless_told():
         assert torch.equal(model.tower.batch_norm.running_mean, before)
         model.patches(mel(), batch_statistics=True, update=True)
     assert not torch.equal(model.tower.batch_norm.running_mean, before)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"feature_size": 128},
+        {"fft_window_size": 512},
+        {"sampling_rate": 16000},
+        {"top_db": 80},
+        {"padding": "pad"},
+        {"chunk_length_s": 10},
+    ],
+    ids=lambda said: next(iter(said)),
+)
+def test_a_field_of_the_front_end_is_used_or_refused_by_name(said, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.raises(WeightsError, match=next(iter(said))):
+        preprocessor.front_end(tmp_path, mels=64)
+
+
+def test_hugging_faces_own_front_end_is_the_default(tmp_path):
+    ClapFeatureExtractor(frequency_min=50).save_pretrained(tmp_path)
+    assert FrontEnd(**preprocessor.front_end(tmp_path, mels=64)) == FrontEnd()

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, ClapConfig, ClapModel, PreTrainedTokeniz
 from transformers import logging as transformers_logging
 
 from perdure.errors import DataError, WeightsError
+from perdure.models.clap import preprocessor
 from perdure.models.clap.convert import from_laion, is_laion
 from perdure.models.clap.mel import FrontEnd
 from perdure.models.clip.archive import MALFORMED, first_line, read_tensors
@@ -60,7 +61,8 @@ def load(config: Config) -> Clap:
     else:
         model, folder = _from_file(source), config.tokenizer or "roberta-base"
     audio: Any = model.config.audio_config
-    front = FrontEnd(mels=audio.num_mel_bins, reference_rate=config.mel_reference_rate, **_front_end(source))
+    stated = preprocessor.front_end(source.folder, mels=audio.num_mel_bins)
+    front = FrontEnd(mels=audio.num_mel_bins, reference_rate=config.mel_reference_rate, **stated)
     return Clap(model.to(dtype), source=source, tokenizer=_tokenizer(folder), front=front)
 
 
@@ -266,21 +268,6 @@ def _from_file(source: Source) -> ClapModel:
             f"holds {len(state)} tensors ({first} ...), but no CLAP", where=str(file), expected="LAION's names"
         )
     return from_laion(state, where=str(file))
-
-
-def _front_end(source: Source) -> dict[str, Any]:
-    """What `preprocessor_config.json` beside the weights says of frames and bands; Hugging Face's values mean what the
-    defaults do (480 samples at 48 kHz are 320 at 32 kHz)."""
-    file = source.folder / "preprocessor_config.json"
-    if not file.is_file():
-        return {}
-    stated, found = read_json(file), {}
-    if "hop_length" in stated:
-        found["hop"] = round(stated["hop_length"] * FrontEnd.rate / stated.get("sampling_rate", 48_000))
-    for ours, theirs in (("lowest", "frequency_min"), ("highest", "frequency_max"), ("longest", "max_length_s")):
-        if theirs in stated:
-            found[ours] = float(stated[theirs])
-    return found
 
 
 def _tokenizer(folder: str) -> PreTrainedTokenizerBase | None:

@@ -241,7 +241,7 @@ class Llava(nn.Module):
             start=start,
             pad=self.pad,
             max_new_tokens=max_new_tokens,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=self.ends,
             suppress_tokens=self.suppressed or None,
         )
         return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in new]
@@ -296,6 +296,13 @@ class Llava(nn.Module):
     def suppressed(self) -> list[int]:
         """Ids of the rows from the image token on, which no answer holds."""
         return list(range(self.vocabulary, self.model.get_input_embeddings().weight.shape[0]))
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids that end an answer: the tokenizer's, and what the model's generation settings add."""
+        stated = self.model.generation_config.eos_token_id
+        more = stated if isinstance(stated, list) else [] if stated is None else [stated]
+        return list(dict.fromkeys([self.tokenizer.eos_token_id, *more]))
 
     @property
     def pad(self) -> int:

@@ -40,9 +40,11 @@ def whole(weights: str, *, revision: str | None, dtype: torch.dtype, legacy: boo
     weights = place(weights)
     try:
         with quiet():
-            model = LlavaForConditionalGeneration.from_pretrained(weights, revision=revision or "main", dtype=dtype)
+            model = _filled(LlavaForConditionalGeneration, weights, revision=revision or "main", dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a LLaVA", weights, error) from None
+    strategy = model.config.vision_feature_select_strategy
+    refuse(strategy != "default", f"vision_feature_select_strategy is {strategy!r}", "'default' (patches)", weights)
     return model, load_tokenizer(weights, legacy=legacy)
 
 
@@ -61,12 +63,12 @@ def parts(
     llm, vision = place(llm), place(vision)
     try:
         with quiet():
-            decoder = AutoModelForCausalLM.from_pretrained(llm, revision=revision or "main", dtype=dtype)
+            decoder = _filled(AutoModelForCausalLM, llm, revision=revision or "main", dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a language model", llm, error) from None
     try:
         with quiet():
-            tower = CLIPVisionModel.from_pretrained(vision, dtype=dtype)
+            tower = _filled(CLIPVisionModel, vision, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _unreadable("a CLIP", vision, error) from None
     model = put_together(decoder, tower)
@@ -189,6 +191,16 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
+
+
+def _filled(kind: Any, weights: str, **settings: Any) -> Any:
+    """A pretrained model all of whose weights are in its files: what is missing would be left at random."""
+    model, info = kind.from_pretrained(weights, output_loading_info=True, **settings)
+    lacking = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+    lacking = [name for name in lacking if not name.endswith("position_ids")]
+    if lacking:
+        raise WeightsError(f"{len(lacking)} tensors are missing, first {lacking[0]}", where=weights)
+    return model
 
 
 def _unreadable(what: str, where: str, error: BaseException) -> WeightsError:
