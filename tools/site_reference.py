@@ -184,8 +184,8 @@ def _docs(cls: type) -> dict[str, str]:
 
 def _inner(hint: Any) -> type | None:
     """The settings class that a field holds, if it is one, or may be."""
-    if dataclasses.is_dataclass(hint) and hint is not config.Named:
-        return typing.cast(type, hint)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint is not config.Named:
+        return hint
     if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
         return next((found for arg in typing.get_args(hint) if (found := _inner(arg))), None)
     return None
@@ -228,7 +228,8 @@ def _bounds(mark: Any) -> Iterator[str]:
         for name, form in BOUNDS.items():
             value = getattr(each, name, None)
             if value is not None:
-                yield form.format(value)
+                power = (value + 1).bit_length() - 1 if isinstance(value, int) else 0
+                yield form.format(f"2^{power} - 1" if power > 30 and value + 1 == 2**power else value)
 
 
 def _cell(text: str) -> str:

@@ -3,12 +3,17 @@
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+from annotated_types import Interval
+from pydantic import Field
 
 from perdure.settings import registry
+from perdure.settings.config import Named
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
@@ -50,6 +55,20 @@ def test_every_setting_of_everything_is_in_the_reference_with_its_meaning(place)
         rows = list(site_reference._rows(registry.settings(place, name)))
         assert {row[0].strip("`") for row in rows} >= set(registry.field_docs(place, name))
         assert all(meaning for _, _, meaning, _ in rows), f"{place}/{name}: a setting has no docstring"
+
+
+def test_types_are_in_words():
+    from tools import site_reference
+
+    @dataclass(frozen=True, kw_only=True)
+    class Inside:
+        share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+    seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
+    words = {seed: "integer, ≥ 0, ≤ 2^63 - 1", Inside | None: "settings or null", tuple[str, ...]: "list of text"}
+    words |= {Literal["a", "b"] | None: "`a`, `b` or null", Annotated[Named, "data"]: "a name of [data](data.md)"}
+    assert {hint: site_reference._type(hint).replace("\N{NO-BREAK SPACE}", " ") for hint in words} == words
+    assert site_reference._inner(seed) is None and site_reference._inner(Inside | None) is Inside
 
 
 @needs_builder
