@@ -97,10 +97,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8 text, written aside and renamed."""
+    """UTF-8 text, written aside and renamed. A lone surrogate, which UTF-8 does not have, is written as JSON does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -165,7 +165,7 @@ class _Part:
 
     def append(self, records: Sequence[Record]) -> None:
         if self.file is not None:
-            with self.file.open("a", encoding="utf-8") as file:
+            with self.file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(_line(record) for record in records)
                 file.flush()
 

@@ -54,7 +54,7 @@ class Events:
 def write(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Append JSON lines and wait until they are on the disk."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as opened:
+    with file.open("a", encoding="utf-8", errors="backslashreplace") as opened:
         opened.writelines(to_json(line) + "\n" for line in lines)
         opened.flush()
         os.fsync(opened.fileno())

@@ -71,7 +71,7 @@ def read_classes(text: str) -> list[str]:
     """Names with commas between them (quote a name that has one), or ``@FILE`` with a name on each line.
 
     Raises:
-        DataError: the file is missing, or a name is there twice.
+        DataError: the file is missing, quotes do not fit, or a name is there twice or holds a control character.
     """
     from perdure.errors import DataError
 
@@ -81,8 +81,15 @@ def read_classes(text: str) -> list[str]:
             raise DataError("no such file", where=str(path), expected="a class name on each line")
         found = [line.strip() for line in lines(read_text(path))]
     else:
-        found = [name.strip() for row in csv.reader([text], skipinitialspace=True) for name in row]
+        try:
+            found = [name.strip() for row in csv.reader([text], skipinitialspace=True, strict=True) for name in row]
+        except csv.Error as fault:
+            raise DataError(
+                f"its quotes do not fit ({fault})", where="--classes", expected='a,"b, with a comma"'
+            ) from None
     names = [name for name in found if name]
+    if odd := [name for name in names if not name.isprintable()]:
+        raise DataError(f"a name holds a control character: {odd[0][:80]}", where="--classes", expected="plain words")
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise DataError(f"{sorted(twice)[0]!r} is there twice", where="--classes", expected="different names")

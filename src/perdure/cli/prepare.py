@@ -243,12 +243,14 @@ def _chat(
 
 
 def _print(name: str, target: Path, manifest: dict[str, Any]) -> None:
+    from perdure.errors import printable
+
     styles = ", ".join(f"{style} {n}" for style, n in manifest["styles"].items())
     print(f"{name}: {manifest['records']} records ({styles}) -> {target}")
     if unseen := manifest["by_model_unseen"]:
         print(f"  warning: {unseen} records with an image were rewritten by a model that was not shown it")
     failed = manifest["failed"]
     for entry in failed[:10]:
-        print(f"  record {entry['record']} ({entry['id']}) stays as it is: {entry['why']}")
+        print(printable(f"  record {entry['record']} ({entry['id']}) stays as it is: {entry['why']}"))
     if len(failed) > 10:
         print(f"  ... and {len(failed) - 10} more in {target.with_suffix('.manifest.json')}")

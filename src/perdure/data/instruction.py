@@ -94,6 +94,8 @@ def training_fault(record: Any, *, boxes: bool = False) -> str | None:
     for answer in turns[1::2]:
         if fault := _answer_fault(answer["value"], boxes):
             return fault
+    if not isinstance(record.get("image"), str | None):
+        return f"'image' is {str(record['image'])[:40]}, expected a path"
     marks = sum("<image>" in m["value"] for m in turns)
     if marks != (record.get("image") is not None):
         return f"'image' is {record.get('image')!r}, but {marks} messages say <image>"

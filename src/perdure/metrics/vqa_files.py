@@ -31,7 +31,11 @@ def read_annotations(path: str | Path, scorer: str) -> dict[str, Any]:
     path = Path(path)
     if scorer == "scienceqa" and path.is_dir():
         problems, splits = read_json(path / "problems.json"), read_json(path / "pid_splits.json")
-        return {pid: _science_target(problems, pid, path) for pid in splits["test"]}
+        test = splits.get("test") if isinstance(splits, Mapping) else None
+        if not isinstance(problems, Mapping) or not isinstance(test, list) or not all(isinstance(p, str) for p in test):
+            expected = 'problems.json: {id: problem}, pid_splits.json: {"test": [id, ...]}'
+            raise DataError("these are no files of ScienceQA", where=str(path), expected=expected)
+        return {pid: _science_target(problems, pid, path) for pid in test}
     content = read_json(path)
     if scorer == "gqa" and isinstance(content, Mapping):
         return dict(content)
@@ -98,6 +102,10 @@ def _science_target(problems: Mapping[str, Any], pid: str, folder: Path) -> dict
     if pid not in problems:
         raise DataError(f"question {pid} of pid_splits.json is not in problems.json", where=str(folder))
     problem = problems[pid]
+    answer, choices = (problem.get("answer"), problem.get("choices")) if isinstance(problem, Mapping) else (None, None)
+    if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < min(len(choices), 5):
+        expected = '{"answer": number of a choice from 0, "choices": [...]}'
+        raise DataError(f"question {pid} has no answer", where=str(folder / "problems.json"), expected=expected)
     return {"letter": "ABCDE"[problem["answer"]], "choices": len(problem["choices"])}
 
 

@@ -114,6 +114,8 @@ def diversify_file(
     records = read_json(source)
     if not isinstance(records, list):
         raise DataError("this is no list of records", where=str(source))
+    if odd := [i for i, record in enumerate(records) if not isinstance(record, Mapping)]:
+        raise DataError(f"record {odd[0]} is no object", where=str(source), expected="records in LLaVA's form")
     journal = Journal(out.parent / "asd_replies.jsonl")
     made = diversify(records, task=task, kind=kind, share=share, seed=seed, chat=chat, journal=journal, images=images)
     head = {

@@ -14,11 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from perdure import run_files
 from perdure.checkpoint import write_text
 from perdure.errors import DataError
 from perdure.families.captioning.features import store
 from perdure.images import open_image
 from perdure.metrics import caption_scores, captioning
+from perdure.metrics.record_schemas import Captioned
 from perdure.text_files import read_json_lines
 
 if TYPE_CHECKING:
@@ -89,6 +91,8 @@ def write_coco(path: Path, out: Path) -> list[Path]:
         DataError: two predictions of one image.
     """
     records = read_records(path)
+    if any(not isinstance(record.get("image_id"), str | int) for record in records):
+        raise DataError("a record has no image_id", where=str(path), expected="a number or a text in each")
     ids = [record["image_id"] for record in records]
     if len(set(ids)) < len(ids):
         twice = next(i for k, i in enumerate(ids) if i in ids[:k])
@@ -106,10 +110,12 @@ def write_coco(path: Path, out: Path) -> list[Path]:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Records of captions from a run's folder of predictions."""
-    records = [record for _, record in read_json_lines(path)]
-    if not records or not all(isinstance(record, dict) and "caption" in record for record in records):
+    found = list(read_json_lines(path))
+    if not found or not all(isinstance(r, dict) and {"id", "caption", "references"} <= r.keys() for _, r in found):
         raise DataError("these are no records of captions", where=str(path), expected="predictions/*.jsonl of a run")
-    return records
+    for number, record in found:
+        run_files.check(Captioned, record, where=f"{path}, line {number}", todo="")
+    return [record for _, record in found]
 
 
 @torch.no_grad()

@@ -7,11 +7,13 @@ know what is asked for. The key is read from the environment and written nowhere
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import http.client
 import json
 import mimetypes
 import os
+import re
 import threading
 import time
 import urllib.error
@@ -96,8 +98,22 @@ class Endpoint:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        if urlsplit(self.base_url).scheme not in ("http", "https"):
-            raise EndpointError("this is no address of an endpoint", where=self.base_url, expected="http(s)://...")
+        if fault := _address_fault(self.base_url):
+            expected = "such as http://localhost:8000/v1"
+            raise EndpointError(f"this is no address of an endpoint: {fault}", where=self.base_url, expected=expected)
+        limits = {"parallel": (1, 256), "per_minute": (1e-3, 1e6), "timeout": (0.1, 86_400.0)}
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                option = f"--{name.replace('_', '-')}"
+                raise EndpointError(f"is {value:g}", where=option, expected=f"{least:g} to {most:g}")
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):
+            expected = "a name of an environment variable"
+            raise EndpointError(f"is {self.key_variable!r}", where="--key-variable", expected=expected)
+        key = os.environ.get(self.key_variable, "")
+        if not (key.isascii() and key.isprintable()):
+            what = "holds a key with characters that no header takes"
+            raise EndpointError(what, where=self.key_variable, expected="ASCII on one line")
 
     def ask(self, requests: Sequence[Request], reply: Callable[[int, str | None, str], None]) -> None:
         """See `Chat`. Raises EndpointError if the endpoint is down or refuses every request."""
@@ -163,6 +179,8 @@ class Endpoint:
             raw = answer.read()
         try:
             text = json.loads(raw)["choices"][0]["message"]["content"]
+            if isinstance(text, str):
+                text.encode()  # a lone surrogate could not be kept
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise RequestFailed(f"the reply is no chat completion: {raw[:80]!r}") from None
         if not isinstance(text, str):
@@ -182,6 +200,22 @@ class Endpoint:
         if code in (401, 403):
             return f"Put a valid key into the environment variable {self.key_variable}."
         return f"Check the address and whether it serves a model called {self.name}."
+
+
+def _address_fault(address: str) -> str:
+    """What is wrong with the address of an endpoint; empty if nothing."""
+    if not (address.isascii() and address.isprintable()) or " " in address:
+        return "it holds a character that no address has"
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as fault:  # a port that is none, brackets that do not close
+        return str(fault).lower()
+    if parts.scheme not in ("http", "https"):
+        return "it does not begin with http:// or https://"
+    if port == 0 or not host or any(not 0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
+        return "it names no host"
+    return ""
 
 
 class Journal:
@@ -239,6 +273,8 @@ def ask_all(chat: Chat, requests: Sequence[Request], journal: Journal) -> list[t
 def _content(request: Request) -> Any:
     if request.image is None:
         return request.user
+    if not request.image.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(request.image))
     kind = mimetypes.guess_type(request.image.name)[0] or "image/jpeg"
     data = base64.b64encode(request.image.read_bytes()).decode()
     return [

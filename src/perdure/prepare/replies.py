@@ -51,6 +51,8 @@ def loose_json(text: str) -> Any:
     cleaned = re.sub(r",(\s*[}\]])", r"\1", cleaned)  # a comma too many
     try:
         return json.JSONDecoder(strict=False).raw_decode(cleaned)[0]
+    except RecursionError:
+        raise BadReply("its JSON is nested too deeply") from None
     except ValueError as error:
         raise BadReply(f"no JSON ({error})") from None
 

@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perdure import metrics
+from perdure import metrics, run_files
 from perdure.errors import DataError, RecipeError
+from perdure.metrics import record_schemas
 from perdure.report import load, tables
 from perdure.text_files import read_json_lines
+
+MOST_TASKS = 10_000
+"""Tasks of a run whose number nothing says."""
 
 
 def score(what: Path, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -44,6 +48,11 @@ def score(what: Path, names: Sequence[str] = ()) -> dict[str, Any]:
             expected="files such as 0_0.jsonl",
             todo="Run with evaluate.save_predictions=true.",
         )
+    most = len(run.tasks) or MOST_TASKS
+    if beyond := [file.name for place, file in sorted(files.items()) if not -1 <= place[0] < most > place[1]]:
+        raise DataError(
+            f"{beyond[0]} is named for a task that the run has not", where=str(what), expected=f"tasks 0 to {most - 1}"
+        )
     measured = {(row["after"], row["asked"]): list(row["values"]) for row in run.rows}
     rows = [_row(files[p], *p, names or measured.get(p) or ["accuracy"]) for p in sorted(files)]
     size = 1 + max(max(place) for place in files)
@@ -67,6 +76,9 @@ def _row(file: Path, after: Any, asked: Any, names: Sequence[str]) -> dict[str, 
 
 
 def _compute(name: str, records: list[dict[str, Any]], file: Path) -> Any:
+    schema = record_schemas.schema(metrics.metric(name).module)
+    for number, record in enumerate(records, 1):
+        run_files.check(schema, record, where=f"{file}, record {number}", todo=f"`{name}` reads such records.")
     try:
         return metrics.compute(name, records)
     except KeyError as missing:
@@ -76,6 +88,10 @@ def _compute(name: str, records: list[dict[str, Any]], file: Path) -> Any:
             expected="a metric of the same kind of task",
             todo="See: perdure list metrics",
         ) from None
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as fault:  # of parts within a field
+        raise DataError(
+            f"`{name}` cannot be computed of these records ({fault})", where=str(file), expected="records of its kind"
+        ) from fault
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
