@@ -189,6 +189,16 @@ def test_a_java_program_that_never_answers_is_ended_and_named(tmp_path, monkeypa
         caption_words.meteor(["a cat"], [["a cat"]])
 
 
+def test_a_java_program_that_fails_is_named_with_its_last_words(tmp_path, monkeypatch):
+    (tmp_path / "java").write_text("#!/bin/sh\necho at main >&2\necho no memory >&2\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(DataError, match=r"METEOR failed \(no memory\)"):
+        caption_words.meteor(["a cat"], [["a cat"]])
+    with pytest.raises(DataError, match=r"Stanford's tokenizer failed \(no memory\)"):
+        caption_words.tokenize(["a cat"], "ptb")
+
+
 def test_a_single_image_has_no_cider_for_all_its_words_are_in_every_document():
     assert metrics.compute("cider", rows()) is None
     assert metrics.compute("caption_scores", rows())["cider"] is None

@@ -10,8 +10,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,10 +98,9 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tu
     command = ["-jar", "-Xmx2G", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
     rows = ([*r, c] for c, r in zip(candidates, references, strict=True))
     pairs = [" ||| ".join(["SCORE", *(text.replace("|||", "") for text in row)]) for row in rows]
-    counts = _java(command, pairs, tool="METEOR")
-    numbers = [float(line) for line in _java(command, [" ||| ".join(["EVAL", *counts])], tool="METEOR")]
-    if len(numbers) != len(pairs) + 1:
-        raise DataError(f"METEOR gave {len(numbers)} numbers for {len(pairs)} captions")
+    with _asking(command, len(pairs), tool="METEOR") as ask:  # one process: its tables take longer than its answers
+        counts = [ask(pair, 1)[0] for pair in pairs]
+        numbers = [float(line) for line in ask(" ||| ".join(["EVAL", *counts]), len(pairs) + 1)]
     return numbers[-1], numbers[:-1]
 
 
@@ -136,11 +137,60 @@ def _java(arguments: Sequence[str], given: Sequence[str], *, tool: str, todo: st
             ["java", *arguments], input=text, capture_output=True, check=False, timeout=limit, env=environment
         )
     except subprocess.TimeoutExpired:
-        raise DataError(f"{tool} gave no answer within {limit:.0f} seconds", todo=todo) from None
+        raise _late(tool, limit, todo) from None
     if made.returncode:
-        said = made.stderr.decode(errors="replace").strip().split("\n")[-1]
-        raise DataError(f"{tool} failed ({said})", todo=todo)
+        raise _failed(tool, made.stderr, todo)
     return lines(made.stdout.decode())
+
+
+@contextmanager
+def _asking(arguments: Sequence[str], texts: int, *, tool: str) -> Iterator[Callable[[str, int], list[str]]]:
+    """A Java program that answers line by line: ``ask(line, n)`` gives the n lines that it answers.
+
+    Raises:
+        DataError: it ends before it has answered, or has not done so within the time for so many texts.
+    """
+    limit, late = SECONDS + 0.1 * texts, threading.Event()
+    pipe, environment = subprocess.PIPE, {**os.environ, **_environment()}
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(["java", *arguments], stdin=pipe, stdout=pipe, stderr=said, env=environment) as program,
+    ):
+        assert program.stdin and program.stdout
+        given, answered = program.stdin, program.stdout
+
+        def ask(line: str, count: int) -> list[str]:
+            with suppress(BrokenPipeError):  # then it has ended, and answers nothing
+                given.write(f"{line}\n".encode())
+                given.flush()
+            found = [answered.readline().decode().strip() for _ in range(count)]
+            if all(found):
+                return found
+            said.seek(0)
+            raise _late(tool, limit) if late.is_set() else _failed(tool, said.read())
+
+        def end() -> None:
+            late.set()
+            program.kill()
+
+        clock = threading.Timer(limit, end)
+        clock.start()
+        try:
+            yield ask
+        finally:
+            clock.cancel()
+            program.kill()
+            with suppress(BrokenPipeError):
+                given.close()
+
+
+def _late(tool: str, limit: float, todo: str = "") -> DataError:
+    return DataError(f"{tool} gave no answer within {limit:.0f} seconds", todo=todo)
+
+
+def _failed(tool: str, said: bytes, todo: str = "") -> DataError:
+    last = said.decode(errors="replace").strip().split("\n")[-1]
+    return DataError(f"{tool} failed ({last})", todo=todo)
 
 
 @contextmanager
