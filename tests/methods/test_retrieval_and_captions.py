@@ -136,12 +136,14 @@ def test_capdec_reads_no_image():
     method.learn(replace(caption_stream(1).tasks[0], train=texts), Runtime(device="cpu", quiet=True))
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("decoding", ["official", "transformers", "nucleus"])
 def test_every_decoding_says_the_same_for_any_batch(decoding):
     alone, together = (answers(learner("clipcap", decoding=decoding), caption_stream(), 0, n) for n in (1, 3))
     assert alone == together and all(isinstance(text, str) for text in alone)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("settings", [{}, {"nucleus": 0.9}, {"mask_padding": True}, {"amplify": True}])
 def test_adapting_makes_what_the_reward_likes_more_probable_and_puts_the_mapper_back(settings):
     method = adapting(**settings)

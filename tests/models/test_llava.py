@@ -175,6 +175,7 @@ def test_recomputing_activations_changes_no_gradient():
         torch.testing.assert_close(plain, recomputed)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("size", [2, 5, 16])
 def test_answers_are_those_of_one_question_at_a_time(llava, size):
     questions = [example for task in tiny_tasks(test=4) for example in task.test]

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from perdure.errors import WeightsError
 from perdure.layers import weights
+from perdure.models.cache_names import cache_name
 from perdure.models.captioner.beam import Beam, beam_search
 from perdure.models.captioner.convert import load_mapper
 from perdure.models.captioner.mapper import make_mapper
@@ -157,7 +158,8 @@ class Captioner(nn.Module):
     def read(self, prefix: Float[Tensor, "images prefix width"]) -> Spoken:
         """Run the language model over prefixes; gradients flow into them."""
         out: Any = self.llm(inputs_embeds=prefix.to(self.llm.dtype), use_cache=True)
-        return Spoken([(layer.keys, layer.values) for layer in out.past_key_values.layers], out.logits[:, -1])
+        layers = getattr(out, cache_name(self.llm)).layers
+        return Spoken([(layer.keys, layer.values) for layer in layers], out.logits[:, -1])
 
     def follow(
         self, spoken: Spoken, ids: Int[Tensor, "captions words"], mask: Int[Tensor, "captions words"]
@@ -171,8 +173,8 @@ class Captioner(nn.Module):
             inputs_embeds=self.llm.get_input_embeddings()(ids[:, :-1]),
             attention_mask=full,
             position_ids=self._positions(full)[:, self.prefix :],
-            past_key_values=spoken.cache(len(ids)),
             use_cache=True,
+            **{cache_name(self.llm): spoken.cache(len(ids))},
         )
         return torch.cat([first, rest.logits], dim=1)
 
@@ -180,6 +182,7 @@ class Captioner(nn.Module):
         """Beam search with the published scoring; see `perdure.models.captioner.beam`."""
         images = len(spoken.last)
         cache: Any = spoken.cache(beams)
+        name = cache_name(self.llm)
         place = self.prefix
         words = self.words
         settings = Beam(beams=beams, captions=captions, most=min(most, self.room - 1), start=words.start, end=words.end)
@@ -193,8 +196,8 @@ class Captioner(nn.Module):
             out: Any = self.llm(
                 inputs_embeds=self.llm.get_input_embeddings()(last[:, None]),
                 position_ids=position,
-                past_key_values=cache,
                 use_cache=True,
+                **{name: cache},
             )
             return out.logits[:, -1]
 

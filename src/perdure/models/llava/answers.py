@@ -13,6 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from perdure.models.cache_names import cache_name
+
 ROOM = 64
 """Tokens by which the buffers of keys and values grow."""
 
@@ -45,7 +47,7 @@ class SharedStart:
         if not self._layers:
             started = growing_cache()
             ids = self.ids.to(self.model.device)[None]
-            self.model(input_ids=ids, past_key_values=started, use_cache=True, logits_to_keep=1)
+            self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_name(self.model): started})
             self._layers = [(layer.keys, layer.values) for layer in started.layers]  # type: ignore
         made = growing_cache()
         for i, pair in enumerate(self._layers):
@@ -79,7 +81,7 @@ def greedy(
     out = model.generate(
         input_ids=ids,
         attention_mask=mask,
-        past_key_values=cache,
+        **{cache_name(model): cache},
         **({} if pixels is None else {"pixel_values": pixels}),
         do_sample=False,
         num_beams=1,
