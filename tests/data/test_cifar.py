@@ -132,6 +132,7 @@ def test_allowed_names_cannot_be_turned_into_other_ones(tmp_path):
         cifar_archive.load(path)
 
 
+@pytest.mark.filterwarnings("error")
 def test_damaged_pickles_are_refused_and_never_crash(tmp_path, data):
     clean = python2({"fine_labels": [1, 2], "data": data[:2]})
     path = tmp_path / "train"

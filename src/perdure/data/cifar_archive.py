@@ -96,6 +96,11 @@ def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
     return np.ndarray(0, dtype=np.int8)
 
 
+def _dtype(kind: str, align: Any = False, copy: Any = False) -> np.dtype:
+    """Python 2 wrote the flags as 0 and 1, a damaged file may hold any number, which numpy warns of."""
+    return np.dtype(kind, bool(align), bool(copy))
+
+
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Python 3 writes bytes into old pickles as ``encode(text, 'latin1')``; no other codec is run."""
     return codecs.latin_1_encode(text)[0]
@@ -103,7 +108,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _dtype,
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
     ("numpy._core.multiarray", "_reconstruct"): _empty_array,
     ("_codecs", "encode"): _encode,
