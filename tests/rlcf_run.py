@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from perdure.evaluate import Evaluation
-from perdure.loop import run
+from perdure.loop import run, seed_everything
 from perdure.runtime import Runtime
 from perdure.settings.config import Named
 
@@ -21,6 +21,7 @@ def main(out: Path, dying: str = "", batches: str = "0") -> None:
         {"name": "microworld", "style": s, "train_per_class": 0, "test_per_class": 1} for s in ("plain", "sketch")
     ]
     stream = Named(place="streams", name="shifted_tests", settings={"data": styles, "limit": 7}).build()
+    seed_everything(0)
     for name in ("rlcf_prompt", "rlcf_encoder"):
         clips = {
             role: Named(place="models", name="clip", settings={"weights": weights}).build()
