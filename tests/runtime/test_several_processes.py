@@ -1,6 +1,6 @@
 """A run in several processes is that in one: with whole weights in each, and shared out by FSDP or DeepSpeed's ZeRO.
 
-Each case starts real processes that talk through gloo, with SEFE on a tiny LLaVA.
+Each case of several starts real processes that talk through gloo, with SEFE on a tiny LLaVA.
 """
 
 import os
@@ -16,6 +16,7 @@ import torch
 from perdure import checkpoint
 from perdure.cli.launch import configurations
 from perdure.evaluate import read_records
+from tests import instruction_run
 
 ROOT = Path(__file__).parents[2]
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -45,10 +46,15 @@ def launcher(configuration):
     return ["-m", "accelerate.commands.launch", *settings]
 
 
-def launch(out, *, processes=1, by=None, stop_after=None):
-    """Runs `instruction_run`, in two processes by a shipped configuration; its final state if it came to the end."""
-    start = [] if processes == 1 else launcher(by)
-    command = [sys.executable, *start, "-m", "tests.instruction_run", str(out)]
+def in_one(out):
+    """`instruction_run` to its end in this process; its final state."""
+    instruction_run.main(out, stop_after=-1)
+    return checkpoint.load(out / "state.safetensors")
+
+
+def launch(out, *, by=None, stop_after=None):
+    """Runs `instruction_run` in two processes by a shipped configuration; its final state if it came to the end."""
+    command = [sys.executable, *launcher(by), "-m", "tests.instruction_run", str(out)]
     command += [] if stop_after is None else [str(stop_after)]
     environment = {
         **os.environ,
@@ -73,7 +79,7 @@ def launch(out, *, processes=1, by=None, stop_after=None):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
-    return out, launch(out)
+    return out, in_one(out)
 
 
 @pytest.fixture(scope="module", params=["fsdp", pytest.param("zero3", marks=ZERO)])
@@ -85,7 +91,7 @@ def sharing(request):
 @pytest.fixture(scope="module")
 def shared_out(sharing, tmp_path_factory):
     out = tmp_path_factory.mktemp("shared_out")
-    return out, launch(out, processes=2, by=sharing)
+    return out, launch(out, by=sharing)
 
 
 def check_same(first, second, **tolerance):
@@ -102,14 +108,14 @@ def answers(out):
 
 
 def test_two_processes_learn_the_weights_of_one(alone, tmp_path):
-    state = launch(tmp_path, processes=2)
+    state = launch(tmp_path)
     check_same(alone[1], state, rtol=1e-4, atol=1e-5)
     assert answers(tmp_path) == answers(alone[0]) and state["in parts"] == [False]
 
 
 @ZERO
 def test_two_processes_that_share_gradients_and_moments_out_learn_the_weights_of_one(alone, tmp_path):
-    state = launch(tmp_path, processes=2, by="zero2")
+    state = launch(tmp_path, by="zero2")
     check_same(alone[1], state, rtol=1e-4, atol=1e-5)
     assert answers(tmp_path) == answers(alone[0]) and state["in parts"] == [False]
 
@@ -123,16 +129,16 @@ def test_two_processes_that_share_the_weights_out_learn_those_of_one(alone, shar
 def stopped(sharing, tmp_path_factory):
     """A shared run that was stopped in its second task, when the penalty is on: 6 steps of 2 parts a task."""
     out = tmp_path_factory.mktemp("stopped")
-    assert launch(out, processes=2, by=sharing, stop_after=17) is None
+    assert launch(out, by=sharing, stop_after=17) is None
     assert list((out / "checkpoint").glob("task_0001/*.safetensors"))
     return out
 
 
 def test_resuming_a_shared_run_in_mid_task_equals_never_stopping(sharing, shared_out, stopped, tmp_path):
     again = shutil.copytree(stopped, tmp_path / "again")
-    check_same(shared_out[1], launch(again, processes=2, by=sharing), rtol=0, atol=0)
+    check_same(shared_out[1], launch(again, by=sharing), rtol=0, atol=0)
 
 
 def test_one_process_goes_on_where_two_that_shared_the_weights_stopped(alone, stopped, tmp_path):
     again = shutil.copytree(stopped, tmp_path / "again")
-    check_same(alone[1], launch(again), rtol=1e-4, atol=1e-5)
+    check_same(alone[1], in_one(again), rtol=1e-4, atol=1e-5)
