@@ -31,7 +31,7 @@ def main(out: Path, dying: str = "", batches: str = "0") -> None:
         if name == dying:
             method.predictor = mortal(method.predictor, int(batches))
         runtime = Runtime(device="cpu", quiet=True, out=out / name)
-        run(method, stream, plan="current", evaluation=Evaluation(batch_size=3), runtime=runtime)
+        run(method, stream, evaluation=Evaluation(plan="current", batch_size=3), runtime=runtime)
 
 
 def mortal(predictor, batches: int):

@@ -45,11 +45,14 @@ def cells(scores):
     ],
 )
 def test_the_plan_says_which_tasks_are_tested(plan, expected):
-    assert cells(go(stream=tiny_stream(tasks=2), plan=plan)) == expected
+    assert cells(go(stream=tiny_stream(tasks=2), evaluation=Evaluation(plan=plan))) == expected
 
 
 def test_testing_before_the_first_task_gives_row_minus_one():
-    assert cells(go(stream=tiny_stream(tasks=2), plan="all", start=True))[:2] == [(-1, 0), (-1, 1)]
+    assert cells(go(stream=tiny_stream(tasks=2), evaluation=Evaluation(plan="all", start=True)))[:2] == [
+        (-1, 0),
+        (-1, 1),
+    ]
 
 
 def test_the_folder_holds_scores_records_and_events(tmp_path):

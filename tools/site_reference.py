@@ -19,6 +19,7 @@ from perdure.recipe import sections
 from perdure.recipe.text import flow
 from perdure.settings import config, registry
 from perdure.settings.source import class_docs, locate, parsed
+from perdure.types import Evaluation
 
 METHODS = re.compile(r"^## Methods\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
@@ -82,7 +83,7 @@ def recipe_sections() -> str:
         "settings of that name, and may state `evaluate`, `run` and `expect`. `perdure show RECIPE` prints all of them "
         "with their origin.\n"
     )
-    parts = [("evaluate", sections.Evaluate), ("run", sections.Run), ("expect", sections.Expect)]
+    parts = [("evaluate", Evaluation), ("run", sections.Run), ("expect", sections.Expect)]
     return "\n".join([head, *(f"## {name}\n\n{cls.__doc__}\n\n{table(cls)}\n" for name, cls in parts)])
 
 

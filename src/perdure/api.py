@@ -6,6 +6,7 @@ Knows run folders, seeds, signals and the result card. Does not know YAML, nor a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import signal
@@ -17,15 +18,15 @@ from typing import Any
 
 from perdure import checkpoint, device_memory, lock, loop, recipe, run_files
 from perdure.errors import CheckpointError, RecipeError
-from perdure.evaluate import Evaluation
 from perdure.keys import key_seed
 from perdure.loop import Scores, load_into, saved_state
 from perdure.metrics import continual
-from perdure.recipe import Built, Recipe
+from perdure.recipe import Built, Recipe, Setting
 from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
 from perdure.runtime import Runtime, devices
 from perdure.runtime.placing import place
+from perdure.settings import registry
 from perdure.types import Query
 
 LEFTOVERS = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json")
@@ -170,22 +171,8 @@ def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
         checkpoint.write_text(folder / "recipe.yaml", recipe.to_yaml(asked))
     runtime.log("session", device=str(runtime.device), processes=runtime.processes)
     runtime.flush()
-    evaluate = asked.evaluate
-    evaluation = Evaluation(
-        batch_size=evaluate.batch_size,
-        split=evaluate.split,
-        order=evaluate.order,
-        save_predictions=evaluate.save_predictions,
-    )
     with stopping_on_signals(runtime), device_memory.explained(asked, runtime):
-        scores = loop.run(
-            built.method,
-            built.stream,
-            plan=evaluate.plan,
-            evaluation=evaluation,
-            runtime=runtime,
-            start=evaluate.start,
-        )
+        scores = loop.run(built.method, built.stream, evaluation=asked.evaluate, runtime=runtime)
     if runtime.main:
         checkpoint.write_json(folder / "card.json", _card(asked, built, scores, runtime, folder))
     runtime.wait()
@@ -258,6 +245,7 @@ def _card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder:
         scores=scores.to_json(),
         weights={role: model.provenance() for role, model in built.models.items() if hasattr(model, "provenance")},
         data=data,
+        code=_own_code(settings),
         stream=manifest,
         seeds={"seed": asked.run.seed, "torch": key_seed(asked.run.seed, "build")},
         precision=asked.run.precision,
@@ -268,6 +256,13 @@ def _card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder:
         facts=facts,
         repository=Path.cwd(),
     )
+
+
+def _own_code(settings: Mapping[str, Setting]) -> dict[str, dict[str, str]]:
+    """Files of the user's own that the recipe names, by their names: where they lie, and their digest."""
+    values = [v for s in settings.values() for v in (s.value if isinstance(s.value, list) else [s.value])]
+    files = [Path(v) for v in values if isinstance(v, str) and registry.is_file(v) and Path(v).is_file()]
+    return {f.name: {"path": str(f), "sha256": hashlib.sha256(f.read_bytes()).hexdigest()} for f in files}
 
 
 def _matmul(runtime: Runtime) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -24,25 +23,11 @@ from perdure.runtime import Runtime
 from perdure.runtime.collectives import Agreement
 from perdure.runtime.devices import seed_torch
 from perdure.runtime.progress import Progress
+from perdure.settings import registry
 from perdure.text_files import lines, to_json
-from perdure.types import Batch, Examples, Predictions, Query, Task
+from perdure.types import Batch, Evaluation, Examples, Predictions, Query, Task
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How tasks are tested."""
-
-    batch_size: int = 128
-    """Test examples at a time."""
-    split: Literal["test", "validation"] = "test"
-    """Which examples of a task are used."""
-    order: Literal["dataset", "shuffled"] = "dataset"
-    """In which order examples come: as in the data set, or by the run's seed. It moves a number only where a method
-    carries state from sample to sample."""
-    save_predictions: bool = True
-    """Keep the records as JSON lines."""
 
 
 def evaluate(
@@ -78,8 +63,9 @@ def evaluate(
     if len(examples) and not found:
         raise DataError("no example could be read", where=f"task '{task.name}', split {settings.split}")
     part.finish(found)
-    names = [*task.metrics, *(["task_accuracy"] if any("inferred" in record for record in found) else [])]
-    return {metric: metrics.compute(metric, found) for metric in names}, len(found)
+    inferred = ["task_accuracy"] if any("inferred" in record for record in found) else []
+    names = dict.fromkeys([*task.metrics, *settings.metrics, *inferred])
+    return {registry.label(metric): metrics.compute(metric, found) for metric in names}, len(found)
 
 
 def _order(count: int, task: Task, settings: Evaluation, runtime: Runtime) -> Sequence[int]:

@@ -62,16 +62,10 @@ def run(
     method: Method,
     stream: Stream,
     *,
-    plan: str = "seen",
     evaluation: Evaluation | None = None,
     runtime: Runtime,
-    start: bool = False,
 ) -> Scores:
     """Go through `stream` with `method`; resume from `runtime.out` if a run is under way there.
-
-    Args:
-        plan: a name in `PLANS`.
-        start: also test before the first task (row -1).
 
     Returns:
         The scores; also in ``scores.json`` after every task.
@@ -82,21 +76,22 @@ def run(
     """
     evaluation = evaluation or Evaluation()
     _check(method, stream, evaluation)
+    plan = PLANS[evaluation.plan]
     scores = Scores([task.name for task in stream], stream.tasks[0].metrics[0])
     done = _resume(method, scores, runtime)
     place(method, runtime)
     if done is None:
         done = -1
-        if start:
+        if evaluation.start:
             runtime.task = -1
-            _test(method, stream, PLANS[plan](stream, -1) or stream.tasks[:1], -1, scores, evaluation, runtime)
+            _test(method, stream, plan(stream, -1) or stream.tasks[:1], -1, scores, evaluation, runtime)
     for task in stream.tasks[done + 1 :]:
         runtime.task = task.index
         seed_torch(runtime.key("learn"))
         began = time.perf_counter()
         method.learn(task, runtime)
         learned = time.perf_counter()
-        _test(method, stream, PLANS[plan](stream, task.index), task.index, scores, evaluation, runtime)
+        _test(method, stream, plan(stream, task.index), task.index, scores, evaluation, runtime)
         tested = time.perf_counter()
         runtime.log("task", name=task.name, learn_seconds=learned - began, test_seconds=tested - learned)
         _save(method, stream, scores, task, runtime)

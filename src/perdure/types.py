@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, overload, runtime_checkable
+
+from pydantic import Field
 
 from perdure.errors import RecipeError
 
 if TYPE_CHECKING:
     from perdure.runtime import Runtime
 
-Kind = Literal["classify", "retrieve", "caption", "instruct", "localize-events", "parse-video", "segment", "answer"]
-"""What is asked: the eight kinds of question that a method may answer."""
+Kind = str
+"""What is asked, a kind of question that a method may answer: ``classify``, ``retrieve``, ``caption``, ``instruct``,
+``localize-events``, ``parse-video``, ``segment``, ``answer``, or one that another package adds (`perdure.metrics`)."""
 
 Batch = Mapping[str, Any]
 """Named tensors (or lists) of several examples: what `preprocess` gave for each, stacked."""
@@ -24,6 +27,28 @@ Batch = Mapping[str, Any]
 Predictions = Any
 """What a predictor returns for a batch, one entry an example: a score matrix ``[examples, candidates]``
 for `classify` and `retrieve`, a list of strings for `caption`, `instruct`; see `perdure.metrics`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How, and which, tasks are tested after each task."""
+
+    plan: Literal["seen", "current", "all", "last", "seen+next"] = "seen"
+    """Tasks tested after each task: those seen so far, the current one, all, all but only at the end (`last`), or
+    those seen and the next."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Test examples at a time."""
+    split: Literal["test", "validation"] = "test"
+    """Which examples of a task are used."""
+    order: Literal["dataset", "shuffled"] = "dataset"
+    """Order of the test examples: the data set's, or one that hangs on the run's seed. It moves a number only for
+    methods that carry state from sample to sample (with `momentum`), and there it is the main noise."""
+    start: bool = False
+    """Also test before the first task is learned."""
+    save_predictions: bool = True
+    """Keep a record of each test example in `predictions/`."""
+    metrics: tuple[str, ...] = ()
+    """Measured beside those of each task: names of `perdure list metrics`, or files (`./mine.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

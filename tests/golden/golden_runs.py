@@ -135,7 +135,7 @@ def run(file: Path) -> None:
         runtime = StoredOrder()
         asked = Stream(name="golden", tasks=stream.tasks, scope="all", task_revealed=revealed)
         before = Before(method, asked, kind, a)
-        scores = go(method, asked, plan="seen+next", runtime=runtime, evaluation=Evaluation(batch_size=8))
+        scores = go(method, asked, runtime=runtime, evaluation=Evaluation(plan="seen+next", batch_size=8))
         before.check()
         matrix = np.array(scores.matrix()[0], dtype=float)
         np.testing.assert_allclose(matrix, a[f"acc_{kind}"], rtol=1e-9)

@@ -125,7 +125,12 @@ def test_slow_weights_make_answers_depend_on_what_came_before_and_start_anew_wit
 def test_a_test_pass_that_was_stopped_goes_on_with_equal_records(tmp_path):
     stream = shifted()
     whole, part = fresh("rlcf_prompt"), fresh("rlcf_prompt")
-    run(whole, stream, plan="current", runtime=Runtime(device="cpu", quiet=True, out=tmp_path / "whole"))
+    run(
+        whole,
+        stream,
+        evaluation=Evaluation(plan="current"),
+        runtime=Runtime(device="cpu", quiet=True, out=tmp_path / "whole"),
+    )
     expected = read_records(tmp_path / "whole/predictions/0_0.jsonl")
     half = tmp_path / "part/predictions"
     half.mkdir(parents=True)

@@ -6,16 +6,24 @@ know models or files; imports neither torch nor numpy, so that `perdure list met
 A kind joins by one line in `RECORDERS`: the module here that has ``records(predictions, examples, query)
 -> list[dict]``, JSON-ready. A metric joins by one line in `METRICS`: a function of the same name in that
 line's module, from an iterable of records to a float (or to a dict of floats by name).
+
+Other packages add both by entry points, of ``perdure.kinds`` (name -> module with `records`) and ``perdure.metrics``
+(name -> module with a function of that name, ``UNIT = "%"`` and ``DIRECTION = "up"`` or ``"down"``). A metric can
+also be a file, ``./mrr.py``, that holds the same for its own name.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any, Literal
 
 from perdure.errors import RecipeError
+from perdure.settings import registry
+from perdure.settings.source import Source, parsed
 from perdure.settings.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -48,6 +56,8 @@ class Metric:
     """One line for `perdure list metrics`."""
     needs: str = ""
     """What must be installed beyond the core, if anything."""
+    spec: ModuleSpec | None = None
+    """The module of a metric that is not perdure's own."""
 
     @property
     def arrow(self) -> str:
@@ -110,11 +120,10 @@ def records(
     Args:
         task: the task tested; stands beside the `inferred` one, if the method inferred any.
     """
-    assert kind in RECORDERS, f"no records for tasks of kind {kind}"
     if isinstance(predictions, Inferred):
         rows = records(kind, predictions.predictions, examples, query)
         return [row | {"task": task, "inferred": own} for row, own in zip(rows, predictions.tasks, strict=True)]
-    return import_module(f"{__name__}.{RECORDERS[kind]}").records(predictions, examples, query)
+    return _recorder(kind).records(predictions, examples, query)
 
 
 def compute(name: str, records: Iterable[dict[str, Any]]) -> Any:
@@ -122,17 +131,55 @@ def compute(name: str, records: Iterable[dict[str, Any]]) -> Any:
 
     Raises RecipeError for a name that no metric has.
     """
-    return getattr(import_module(f"{__name__}.{metric(name).module}"), name)(records)
+    entry = metric(name)
+    module = registry.imported(entry.spec) if entry.spec else import_module(f"{__name__}.{entry.module}")
+    return getattr(module, registry.label(name))(records)
 
 
 def metric(name: str) -> Metric:
-    """The entry of `METRICS`; RecipeError with the nearest name if there is none."""
-    if name not in METRICS:
-        near = nearest(name, METRICS)
-        raise RecipeError(
-            f"there is no metric `{name}`",
-            where="metrics",
-            expected=f"one of {', '.join(sorted(METRICS))}",
-            todo=f"Did you mean `{near}`?" if near else "See: perdure list metrics",
-        )
-    return METRICS[name]
+    """The entry of a metric; RecipeError with the nearest name if there is none."""
+    if entry := find(name):
+        return entry
+    near = nearest(name, METRICS)
+    raise RecipeError(
+        f"there is no metric `{name}`",
+        where="metrics",
+        expected=f"one of {', '.join(sorted(METRICS))}, or a file such as ./{name}.py",
+        todo=f"Did you mean `{near}`?" if near else "See: perdure list metrics",
+    )
+
+
+def find(name: str, files: Iterable[str] = ()) -> Metric | None:
+    """The entry of a metric, without importing it: perdure's, another package's, or a file's; None if there is none.
+
+    Args:
+        files: paths among which a name without a path may stand for one.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if spec := registry.elsewhere("metrics", next((f for f in files if registry.label(f) == name), name)):
+        return _described(parsed(spec), registry.label(name), spec)
+    return None
+
+
+def _described(source: Source, name: str, spec: ModuleSpec) -> Metric:
+    """From a module's ``UNIT``, ``DIRECTION`` and the docstring of its function."""
+    function = source.nodes.get(name)
+    if not isinstance(function, ast.FunctionDef):
+        raise RecipeError(f"has no function `{name}`", where=str(source.file), expected=f"def {name}(records)")
+    unit, direction = (source.value(key) if key in source.nodes else None for key in ("UNIT", "DIRECTION"))
+    if direction not in ("up", "down"):
+        raise RecipeError("does not say what is better", where=str(source.file), expected='DIRECTION = "up" or "down"')
+    docs = (ast.get_docstring(function) or "").split("\n")[0]
+    return Metric(spec.name, str(unit or ""), direction, docs, spec=spec)
+
+
+def _recorder(kind: str) -> Any:
+    if kind in RECORDERS:
+        return import_module(f"{__name__}.{RECORDERS[kind]}")
+    if spec := registry.elsewhere("kinds", kind):
+        return registry.imported(spec)
+    raise RecipeError(
+        f"nothing makes records for tasks of kind `{kind}`",
+        expected=f"one of {', '.join(RECORDERS)}, or an entry point of perdure.kinds",
+    )

@@ -7,26 +7,26 @@ torch before `build`.
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from perdure import demands
+from perdure import demands, metrics
 from perdure.errors import RecipeError
 from perdure.recipe.forecast import require_room, require_steps
-from perdure.recipe.sections import Evaluate, Expect, Recipe, Run
+from perdure.recipe.sections import Expect, Recipe, Run
 from perdure.recipe.source import Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
 from perdure.recipe.text import dump
 from perdure.settings import config, registry
 from perdure.settings.config import Named
 from perdure.settings.faults import Fault, Keys, shown
-from perdure.settings.source import class_docs
+from perdure.settings.source import docs_of
 from perdure.settings.suggestions import nearest
+from perdure.types import Evaluation
 
 SHIPPED, shipped = registry.RECIPES, registry.recipes
-__all__ = ["Evaluate", "Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
+__all__ = ["Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
 SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
 NAMED_SECTIONS = frozenset({"stream", "models", "method"})
 NOT_A_CHANGE = frozenset({"out", "name", "device", "workers", "save_every", "trackers", "threads", "seeds", "compile"})
@@ -171,19 +171,12 @@ def resolved(recipe: Recipe) -> dict[str, Setting]:
     add_named("method", recipe.method)
     for section in ("evaluate", "run"):
         part = getattr(recipe, section)
-        docs = section_docs(type(part))
+        docs = docs_of(type(part))
         for key in config.field_types(type(part)):
             add(f"{section}.{key}", getattr(part, key), docs[key])
     if recipe.expect:
         add("expect", recipe.expect, "Published numbers, printed beside ours.")
     return table
-
-
-def section_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a section."""
-    tree = ast.parse(Path(__file__).with_name("sections.py").read_text(encoding="utf-8"))
-    node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__)
-    return class_docs(node)
 
 
 def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
@@ -288,8 +281,9 @@ def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fa
     run_values = values.get("run", {})
     if isinstance(run_values, Mapping):
         run_values = {"name": default_name, **run_values}
-    evaluate, some = config.check(Evaluate, values.get("evaluate", {}), ("evaluate",))
+    evaluate, some = config.check(Evaluation, values.get("evaluate", {}), ("evaluate",))
     run, more = config.check(Run, run_values, ("run",))
+    some += _unknown_metrics(evaluate)
     expect, rest = _expected(values.get("expect", []))
     faults += [*some, *more, *rest]
     if faults or evaluate is None or run is None:
@@ -317,7 +311,7 @@ def _origins(layer: Layer) -> dict[str, str]:
 def _roles(method: Any, models: Mapping[str, Any]) -> list[Fault]:
     """Models that the method needs and are not given, or that it does not take."""
     name = method.get("name") if isinstance(method, Mapping) else method
-    if name not in registry.names("methods"):
+    if not isinstance(name, str) or not registry.known("methods", name):
         return []
     about = registry.describe("methods", name)
     takes = f"it takes: {', '.join(about.roles)}" if about.roles else "it takes none"
@@ -331,6 +325,16 @@ def _roles(method: Any, models: Mapping[str, Any]) -> list[Fault]:
     return extra + [
         Fault(path=("models",), what=f"method `{name}` needs a model `{r}`", hint=hint, at="key") for r in missing
     ]
+
+
+def _unknown_metrics(evaluation: Evaluation | None) -> list[Fault]:
+    faults = []
+    for i, name in enumerate(evaluation.metrics if evaluation else ()):
+        try:
+            metrics.metric(name)
+        except RecipeError as fault:
+            faults.append(Fault(path=("evaluate", "metrics", i), what=fault.what, hint=fault.todo or fault.expected))
+    return faults
 
 
 def _expected(values: Any) -> tuple[tuple[Expect, ...], list[Fault]]:
@@ -375,7 +379,7 @@ def _leaves(values: Mapping[str, Any]) -> dict[str, list[str]]:
 
     def look(place: str, value: Any, prefix: str) -> None:
         name = value.get("name") if isinstance(value, Mapping) else value
-        if name in registry.names(cast(registry.Place, place)) and isinstance(name, str):
+        if isinstance(name, str) and registry.known(cast(registry.Place, place), name):
             note(registry.settings(cast(registry.Place, place), name), prefix, value)
 
     look("streams", values.get("stream"), "stream")
@@ -383,6 +387,6 @@ def _leaves(values: Mapping[str, Any]) -> dict[str, list[str]]:
     models = values.get("models")
     for role, value in models.items() if isinstance(models, Mapping) else ():
         look("models", value, f"models.{role}")
-    note(Evaluate, "evaluate", None)
+    note(Evaluation, "evaluate", None)
     note(Run, "run", None)
     return found

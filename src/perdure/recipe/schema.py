@@ -11,9 +11,10 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from perdure.recipe import section_docs
-from perdure.recipe.sections import Evaluate, Expect, Recipe, Run
+from perdure.recipe.sections import Expect, Recipe, Run
 from perdure.settings import config, registry
+from perdure.settings.source import docs_of
+from perdure.types import Evaluation
 
 
 def json_schema(recipe: Recipe) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def json_schema(recipe: Recipe) -> dict[str, Any]:
                 "stream": _named("streams", recipe.stream.name),
                 "models": _object(models, required),
                 "method": _named("methods", recipe.method.name),
-                "evaluate": _section(Evaluate),
+                "evaluate": _section(Evaluation),
                 "run": _section(Run),
                 "expect": {"type": "array", "items": _section(Expect)},
             },
@@ -49,7 +50,7 @@ def _named(place: str, name: str) -> dict[str, Any]:
 
 def _section(cls: type) -> dict[str, Any]:
     required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
-    return _object(_properties(cls, section_docs(cls)), required)
+    return _object(_properties(cls, docs_of(cls)), required)
 
 
 def _properties(cls: type, docs: dict[str, str]) -> dict[str, Any]:

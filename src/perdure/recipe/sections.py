@@ -17,26 +17,7 @@ from pydantic import Field
 
 from perdure.folders import LONGEST_NAME
 from perdure.settings.config import Named, Seed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """How, and which, tasks are tested after each task."""
-
-    plan: Literal["seen", "current", "all", "last", "seen+next"] = "seen"
-    """Tasks tested after each task: those seen so far, the current one, all, all but only at the end (`last`), or
-    those seen and the next."""
-    batch_size: Annotated[int, Field(ge=1)] = 128
-    """Test examples at a time."""
-    split: Literal["test", "validation"] = "test"
-    """Which examples of a task are used."""
-    order: Literal["dataset", "shuffled"] = "dataset"
-    """Order of the test examples: the data set's, or one that hangs on the run's seed. It moves a number only for
-    methods that carry state from sample to sample (with `momentum`), and there it is the main noise."""
-    start: bool = False
-    """Also test before the first task is learned."""
-    save_predictions: bool = True
-    """Keep a record of each test example in `predictions/`."""
+from perdure.types import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +88,7 @@ class Recipe:
     method: Named
     models: dict[str, Named] = field(default_factory=dict)
     """By role."""
-    evaluate: Evaluate = field(default_factory=Evaluate)
+    evaluate: Evaluation = field(default_factory=Evaluation)
     run: Run = field(default_factory=Run)
     expect: tuple[Expect, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)

@@ -71,7 +71,19 @@ def read(file: Path, *, label: str) -> tuple[Layer, list[Wrong]]:
     text = read_text(file, error=RecipeError, most=MOST_BYTES)
     reader = _Reader(text, file=label)
     values = reader.whole()
+    values = _with_whole_paths(values, file.parent)
     return Layer(values=values, keys=reader.keys, marks=reader.marks, files=(label,)), reader.wrong
+
+
+def _with_whole_paths(value: Any, folder: Path) -> Any:
+    """Paths of Python files in `folder`, which stand for methods, models, metrics ... of the user's own, made whole."""
+    if isinstance(value, dict):
+        return {key: _with_whole_paths(inner, folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_whole_paths(inner, folder) for inner in value]
+    if isinstance(value, str) and value.endswith(".py") and (file := folder / Path(value).expanduser()).is_file():
+        return str(file.resolve())
+    return value
 
 
 def read_overrides(overrides: Sequence[str]) -> tuple[Layer, list[Wrong]]:
@@ -95,7 +107,7 @@ def read_overrides(overrides: Sequence[str]) -> tuple[Layer, list[Wrong]]:
             wrong += error.wrong if isinstance(error, Unreadable) else []
             continue
         wrong += reader.wrong
-        single: Any = found
+        single: Any = _with_whole_paths(found, Path())
         for part in reversed(path):
             single = {part: single}
         at = 0

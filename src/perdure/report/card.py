@@ -38,6 +38,7 @@ def make_card(
     device: str,
     wall_seconds: float,
     peak_memory: Mapping[str, int],
+    code: Mapping[str, Any] | None = None,
     origins: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
     repository: Path | None = None,
@@ -48,6 +49,7 @@ def make_card(
         recipe: the merged recipe.
         scores: what ``scores.json`` holds.
         weights: role -> provenance of the pretrained model (source, revision, sha256 of the file).
+        code: file of the user's own -> its path and sha256.
         data: name -> facts of the data set (counts, fingerprint of the file list).
         stream: the stream's manifest (class order, cuts).
         seeds: ``{"seed": ..., "class_order": ...}``.
@@ -59,11 +61,12 @@ def make_card(
     """
     own = dict(facts or {})
     asked = {"method": name_of(recipe.get("method")), "recipe": dict(recipe), "recipe_sha256": digest(recipe)}
-    given = {"origins": origins or {}, "weights": weights, "data": data, "stream": stream, "seeds": seeds}
+    given = {"weights": weights, "data": data, "code": code or {}, "stream": stream, "seeds": seeds}
     return {
         "card": VERSION,
         **asked,
         **{part: dict(value) for part, value in given.items()},
+        "origins": dict(origins or {}),
         "precision": precision,
         "extra_parameters": own.pop("extra_parameters", None),
         "stored_bytes": own.pop("stored_bytes", None),

@@ -16,6 +16,7 @@ from typing import Any
 from perdure import run_files
 from perdure.errors import DataError
 from perdure.settings.faults import shown
+from perdure.settings.registry import is_file, label
 from perdure.text_files import read_text
 from perdure.yaml_limits import MOST_BYTES, plain_yaml
 
@@ -48,6 +49,13 @@ class Run:
     @property
     def method(self) -> str:
         return name_of(self.recipe.get("method") or self.card.get("method"))
+
+    @property
+    def own_metrics(self) -> list[str]:
+        """Files of metrics that the recipe names."""
+        evaluate = self.recipe.get("evaluate")
+        named = evaluate.get("metrics") if isinstance(evaluate, Mapping) else None
+        return [str(name) for name in named if is_file(str(name))] if isinstance(named, list) else []
 
     @property
     def stream(self) -> str:
@@ -114,7 +122,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def name_of(item: Any) -> str:
     """Name of something that recipes write as ``name`` or as ``{name: ..., settings}``."""
-    return str(item.get("name", "")) if isinstance(item, Mapping) else str(item or "")
+    return label(str(item.get("name", "")) if isinstance(item, Mapping) else str(item or ""))
 
 
 def _yaml(file: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from perdure.metrics import METRICS, continual
+from perdure.metrics import METRICS, continual, find
 from perdure.report import load
 from perdure.report.card import identity
 from perdure.report.load import Run, flatten
@@ -143,7 +143,7 @@ def run_numbers(run: Run) -> dict[Number, float]:
         return found
     scalar = [m for row in run.rows for m, v in row["values"].items() if isinstance(v, int | float)]
     for metric in dict.fromkeys([run.headline, *scalar]):
-        entry = METRICS.get(metric)
+        entry = find(metric, run.own_metrics)
         unit, direction = (entry.unit, entry.direction) if entry else ("", "up")
         for aggregate, value in _aggregates(run, metric, full=metric == run.headline and direction == "up").items():
             better = continual.DIRECTIONS.get(aggregate, direction) if aggregate == "forgetting" else direction

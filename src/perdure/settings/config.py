@@ -244,18 +244,23 @@ def check_named(place: str, value: Any, path: Keys) -> list[Fault]:
         found = "no `name`" if isinstance(value, Mapping) and name is None else shown(name)
         hint = f"see: perdure list {place}"
         return [Fault(path=path, what=f"expected the name of a {what}, found {found}", hint=hint)]
-    options = registry.names(typing.cast(registry.Place, place))
     at = (*path, "name") if isinstance(value, Mapping) else path
-    if name not in options:
-        near = nearest(name, options)
-        hint = f"did you mean `{near}`?" if near else f"see: perdure list {place}"
-        return [Fault(path=at, what=f"no {what} is called `{name}`", hint=hint)]
+    if not registry.known(typing.cast(registry.Place, place), name):
+        return [_no_such(place, name, at)]
     try:
         cls = registry.settings(typing.cast(registry.Place, place), name)
     except RecipeError as error:
         return [Fault(path=at, what=f"the settings of `{name}` cannot be read: {error}")]
     stated = {k: v for k, v in value.items() if k != "name"} if isinstance(value, Mapping) else {}
     return check(cls, stated, path)[1]
+
+
+def _no_such(place: str, name: str, path: Keys) -> Fault:
+    if registry.is_file(name):
+        return Fault(path=path, what=f"there is no file `{name}`", hint="a path is taken from where the recipe lies")
+    near = nearest(name, registry.names(typing.cast(registry.Place, place)))
+    hint = f"did you mean `{near}`?" if near else f"see: perdure list {place}; or the path of a file: ./{name}.py"
+    return Fault(path=path, what=f"no {registry.SINGULAR[place]} is called `{name}`", hint=hint)
 
 
 @cache

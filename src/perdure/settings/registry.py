@@ -1,4 +1,4 @@
-"""Names of methods, models, data sets and streams: one file, one name.
+"""Names of methods, models, data sets and streams: one file, one name, or the path of a file.
 
 Knows where the file of a name lies, and what of it is read from the source without running it
 (`perdure.settings.source`): settings, roles, documentation. Does not know what a recipe is, nor any concrete
@@ -8,6 +8,7 @@ method, model, data set or stream.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import re
 import sys
@@ -15,8 +16,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
-from importlib.util import spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from perdure.errors import RecipeError
@@ -52,6 +54,8 @@ class Description:
 
 
 RECIPES = _HERE / "recipes"
+_FILES = "perdure_file_"
+"""Begins the module names of files that recipes name by path."""
 
 
 @cache
@@ -65,26 +69,42 @@ def names(place: Place) -> list[str]:
     return sorted({*_own(place), *_foreign(place)})
 
 
+def known(place: Place, name: str) -> bool:
+    """Whether something of the place is called so, or is a file of the user's own."""
+    return Path(name).is_file() if is_file(name) else name in names(place)
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is a path: ``./mine.py`` stands for the one thing of that place in the file."""
+    return name.endswith(".py")
+
+
+def label(name: str) -> str:
+    """What a reader sees of a name: of a path the file's name alone."""
+    return Path(name).stem if is_file(name) else name
+
+
 def find(place: Place, name: str) -> ModuleSpec:
     """Where a name lies, without importing it. A name of perdure wins over another package's.
 
     Raises:
         RecipeError: nothing is called so; the nearest name is suggested.
     """
+    if is_file(name):
+        return _file(name)
     if file := _own(place).get(name):
         search = [str(file.parent)] if file.name == "__init__.py" else None
         module = f"perdure.{place}.{name}"
         spec = spec_from_file_location(module, file, submodule_search_locations=search)
         assert spec is not None
         return spec
-    if module := _foreign(place).get(name):
-        return locate(module)
+    if spec := elsewhere(place, name):
+        return spec
     near = nearest(name, names(place))
     hint = f"Did you mean `{near}`?" if near else f"See: perdure list {place}"
     raise RecipeError(f"no {SINGULAR[place]} is called `{name}`", todo=hint)
 
 
-@cache
 def describe(place: Place, name: str) -> Description:
     """Summary, needs, and for a method its kinds and roles, read from the source."""
     head = summarize(place, name)
@@ -92,11 +112,10 @@ def describe(place: Place, name: str) -> Description:
         return head
     method = _method_class(_source(place, name), name)
     roles, optional = _roles(method)
-    named = {name: _kinds(method, name) for name in ("answers", "needs_task_name")}
+    named = {key: _kinds(method, key) for key in ("answers", "needs_task_name")}
     return replace(head, **named, roles=roles, optional_roles=optional)
 
 
-@cache
 def summarize(place: Place, name: str) -> Description:
     """Summary and needs alone: the file is not parsed, for `perdure list` reads dozens of them."""
     spec = find(place, name)
@@ -106,7 +125,6 @@ def summarize(place: Place, name: str) -> Description:
     return Description(name=name, summary=summary, needs=needs.group(1) if needs else "", module=spec.name)
 
 
-@cache
 def settings(place: Place, name: str) -> type:
     """The `Config` class of a name, made from its source alone: neither the module nor torch is imported.
 
@@ -117,7 +135,6 @@ def settings(place: Place, name: str) -> type:
     return _source(place, name).value("Config")
 
 
-@cache
 def field_docs(place: Place, name: str) -> dict[str, str]:
     """The docstring under each field of `Config`."""
     return _source(place, name).field_docs("Config")
@@ -126,7 +143,7 @@ def field_docs(place: Place, name: str) -> dict[str, str]:
 def load(place: Place, name: str) -> Any:
     """Imports the module of a name. For methods: the class that the file is named after."""
     spec = find(place, name)
-    module = importlib.import_module(spec.name)
+    module = imported(spec)
     if place != "methods":
         return module
     wanted = _plain(_method_name(spec, name))
@@ -134,6 +151,48 @@ def load(place: Place, name: str) -> Any:
         if isinstance(value, type) and _plain(key) == wanted:
             return value
     raise _no_class(spec, name)
+
+
+def _file(name: str) -> ModuleSpec:
+    file = Path(name).expanduser().absolute()
+    if not file.is_file():
+        raise RecipeError("there is no such file", where=name, expected="a Python file of your own, or a name")
+    if not file.stem.isidentifier():
+        raise RecipeError("this name cannot be a module's", where=name, expected="letters, digits and _")
+    version = f"{file.parent} {file.stat().st_mtime_ns}"  # edited in mid-session, it is another module
+    digest = hashlib.blake2b(version.encode(), digest_size=4).hexdigest()
+    spec = spec_from_file_location(f"{_FILES}{digest}.{file.stem}", file)
+    assert spec is not None
+    return spec
+
+
+def elsewhere(group: str, name: str) -> ModuleSpec | None:
+    """Where a name lies outside perdure: in a file, or by an entry point of ``perdure.<group>``; not imported."""
+    if is_file(name):
+        return _file(name)
+    module = _foreign(group).get(name)
+    return locate(module) if module else None
+
+
+def imported(spec: ModuleSpec) -> ModuleType:
+    """The module; files beside a file of the user's own can be imported by it, as by a script."""
+    if not spec.name.startswith(_FILES):
+        return importlib.import_module(spec.name)
+    if spec.name in sys.modules:
+        return sys.modules[spec.name]
+    assert spec.loader is not None
+    beside = str(Path(str(spec.origin)).parent)
+    if beside not in sys.path:
+        sys.path.append(beside)
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    done = False
+    try:
+        spec.loader.exec_module(module)
+        done = True
+    finally:
+        if not done:
+            del sys.modules[spec.name]
+    return module
 
 
 @cache
@@ -151,9 +210,9 @@ def _own(place: Place) -> dict[str, Path]:
 _CONFIG = re.compile(r"^class Config\b|^from \S+ import .*\bConfig\b", re.MULTILINE)
 
 
-def _foreign(place: Place) -> dict[str, str]:
+def _foreign(group: str) -> dict[str, str]:
     """Entry points of other packages: name -> module."""
-    return _entry_points(f"perdure.{place}", tuple(sys.path))
+    return _entry_points(f"perdure.{group}", tuple(sys.path))
 
 
 @cache

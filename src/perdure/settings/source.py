@@ -126,6 +126,11 @@ class Source:
         return module
 
 
+def docs_of(cls: type) -> dict[str, str]:
+    """The docstring under each field of a class, inherited ones included."""
+    return parsed(locate(cls.__module__)).field_docs(cls.__name__)
+
+
 def docstring(file: Path) -> str:
     """A module's docstring, without parsing the module."""
     with file.open(encoding="utf-8") as opened:

@@ -103,7 +103,7 @@ def run_fresh(make: Make, stream: Stream, runtime: Runtime | None = None) -> tup
 
 
 def go(method: Method, stream: Stream, runtime: Runtime, *, start: bool = False) -> Scores:
-    return run(method, stream, evaluation=Evaluation(batch_size=4), runtime=runtime, start=start)
+    return run(method, stream, evaluation=Evaluation(batch_size=4, start=start), runtime=runtime)
 
 
 def run_until_finished(make: Make, stream: Stream, runtimes: Iterable[Runtime]) -> tuple[Scores, Method]:
