@@ -46,8 +46,7 @@ def make_card(
     """The card as JSON-ready dict.
 
     Args:
-        recipe: the merged recipe.
-        scores: what ``scores.json`` holds.
+        recipe, scores: the merged recipe; what ``scores.json`` holds.
         weights: role -> provenance of the pretrained model (source, revision, sha256 of the file).
         code: file of the user's own -> its path and sha256.
         data: name -> facts of the data set (counts, fingerprint of the file list).
@@ -60,11 +59,10 @@ def make_card(
         repository: a folder in the git work tree whose state is noted; None for none.
     """
     own = dict(facts or {})
-    asked = {"method": name_of(recipe.get("method")), "recipe": dict(recipe), "recipe_sha256": digest(recipe)}
     given = {"weights": weights, "data": data, "code": code or {}, "stream": stream, "seeds": seeds}
     return {
         "card": VERSION,
-        **asked,
+        **{"method": name_of(recipe.get("method")), "recipe": dict(recipe), "recipe_sha256": digest(recipe)},
         **{part: dict(value) for part, value in given.items()},
         "origins": dict(origins or {}),
         "precision": precision,
