@@ -62,7 +62,7 @@ def make_card(
     given = {"weights": weights, "data": data, "code": code or {}, "stream": stream, "seeds": seeds}
     return {
         "card": VERSION,
-        **{"method": name_of(recipe.get("method")), "recipe": dict(recipe), "recipe_sha256": digest(recipe)},
+        "method": name_of(recipe.get("method")), "recipe": dict(recipe), "recipe_sha256": digest(recipe),
         **{part: dict(value) for part, value in given.items()},
         "origins": dict(origins or {}),
         "precision": precision,
