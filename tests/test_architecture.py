@@ -28,7 +28,7 @@ streams methods prepare
 evaluate
 loop report
 recipe
-device_memory
+device_memory resuming
 testing
 api
 cli

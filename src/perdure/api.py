@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, device_memory, lock, loop, recipe, run_files
+from perdure import checkpoint, device_memory, lock, loop, recipe, resuming, run_files
 from perdure.errors import CheckpointError, RecipeError
 from perdure.keys import key_seed
 from perdure.loop import Scores, load_into, saved_state
@@ -28,9 +27,6 @@ from perdure.runtime import Runtime, devices
 from perdure.runtime.placing import place
 from perdure.settings import registry
 from perdure.types import Query
-
-LEFTOVERS = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json")
-"""What a run that is made again begins without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +62,13 @@ def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> Resul
 def _take_folders(jobs: Sequence[tuple[Recipe, Path]], held: contextlib.ExitStack, *, again: bool) -> None:
     """Hold every folder in which there is work to do, emptied if it is to be done again."""
     for one, folder in jobs:
-        if not again:
-            refuse_changed(one, folder)
         if again or not _finished(folder):
             held.enter_context(lock.held(folder))
+        if not again:
+            resuming.require_same_settings(one, folder)
     for _, folder in jobs:
         if again:
-            _clear(folder)
+            resuming.clear(folder)
         if not _finished(folder):
             checkpoint.sweep(folder)
 
@@ -147,27 +143,17 @@ def reopen(folder: Path, *, device: str = "auto") -> Opened:
     return Opened(folder=folder, recipe=asked, method=method, models=models, runtime=runtime, query=query)
 
 
-def refuse_changed(asked: Recipe, folder: Path) -> None:
-    """RecipeError, naming the settings, if `folder` holds a run of another recipe."""
-    file = folder / "recipe.yaml"
-    if not file.exists():
-        return
-    changed = recipe.differences(recipe.load(file), asked)
-    if changed:
-        listed = "; ".join(f"{name}: {was!r} there, {now!r} now" for name, was, now in changed)
-        raise RecipeError(
-            f"holds a run with other settings: {listed}",
-            where=str(folder),
-            todo="Set run.name=... for a run beside it, or add --again to make it anew.",
-        )
-
-
 def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
     runtime = make_runtime(asked, folder, quiet=quiet)
     if finished := _finished(folder):
+        if said := resuming.require_same_data_if_there(asked, folder):
+            runtime.say(f"{folder}: {said}")
         return Finished(folder=folder, scores=finished, fresh=False, main=runtime.main)
     built = recipe.build(asked, asked.run.seed)
+    resuming.require_same_data(built.stream.manifest, folder)
+    runtime.wait()
     if runtime.main:
+        checkpoint.write_json(folder / "data.json", built.stream.manifest)
         checkpoint.write_text(folder / "recipe.yaml", recipe.to_yaml(asked))
     runtime.log("session", device=str(runtime.device), processes=runtime.processes)
     runtime.flush()
@@ -285,11 +271,8 @@ def _wall_seconds(events: Path) -> float:
 
 
 def _finished(folder: Path) -> Scores | None:
-    """The scores of a run that is complete: the card is written last."""
-    saved = run_files.read_scores(folder)
-    if not saved or not run_files.read_card(folder):
-        return None
-    return Scores(saved["tasks"], saved["headline"], saved["rows"])
+    saved = resuming.finished_scores(folder)
+    return None if saved is None else Scores(saved["tasks"], saved["headline"], saved["rows"])
 
 
 def _recipe_file(folder: Path) -> Path:
@@ -297,17 +280,6 @@ def _recipe_file(folder: Path) -> Path:
     if not file.is_file():
         raise RecipeError("this is not a run's folder", where=str(folder), expected="recipe.yaml in it")
     return file
-
-
-def _clear(folder: Path) -> None:
-    for name in LEFTOVERS:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
-    with contextlib.suppress(FileNotFoundError):
-        (folder / "recipe.yaml").unlink()
 
 
 def write_model_card(opened: Opened, folder: Path, usage: str) -> None:

@@ -15,6 +15,7 @@ from perdure import recipe
 from perdure.errors import DeviceMemoryError
 from perdure.recipe import Recipe
 from perdure.runtime import Runtime
+from perdure.settings.inert import moves_no_number
 
 SIZES_IN_TESTS = ("at_once", "chunk", "generate_batch")
 
@@ -68,7 +69,7 @@ def _advice(settings: Mapping[str, Any], *, testing: bool) -> str:
             change = f"{name}={value // 2}"
         else:
             continue
-        (same if recipe.moves_no_number(name, settings) else other).append(change)
+        (same if moves_no_number(name, settings) else other).append(change)
     other += ["run.precision=bf16"] if settings["run.precision"] == "float32" else []
     parts = [f"Set {' or '.join(same)}, with which this run goes on to the same numbers."] if same else []
     parts += [f"Or make another run (run.name=...) with {' or '.join(other)}."] if other else []

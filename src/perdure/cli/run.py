@@ -5,11 +5,16 @@ Knows arguments and what is printed where (progress on standard error, the table
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from perdure.cli import _complete
+
+if TYPE_CHECKING:
+    from perdure.recipe import Recipe
 
 EXAMPLES = """
 perdure run mg_clip/microworld
@@ -39,6 +44,8 @@ def command(
     from perdure.recipe import load
 
     checked = load(recipe, overrides or [])
+    if not again and _all_finished(checked):
+        return
     for folder in (checked.folder(seed) for seed in checked.seeds):
         if again or not (folder / "card.json").is_file():
             require_folder(folder, setting="run.out")
@@ -48,3 +55,24 @@ def command(
     if finished.main:
         print(finished)
         print(f"The report, with figures: {finished.pages()['report.html']}")
+
+
+def _all_finished(asked: Recipe) -> bool:
+    """Print the table of runs that are all finished, at once: torch is not imported."""
+    from perdure import resuming
+    from perdure.report import load, markdown, report, tables
+
+    jobs = [(asked.for_seed(seed), asked.folder(seed)) for seed in asked.seeds]
+    if not all(resuming.finished_scores(folder) for _, folder in jobs):
+        return False
+    if os.environ.get("RANK", "0") != "0":  # one of several processes prints
+        return True
+    for one, folder in jobs:
+        resuming.require_same_settings(one, folder)
+        if said := resuming.require_same_data_if_there(one, folder):
+            print(f"{folder}: {said}", file=sys.stderr)
+    folders = [folder for _, folder in jobs]
+    print("finished before; nothing was trained (--again makes it anew)", file=sys.stderr)
+    print(markdown.markdown(tables.groups([load.read(folder) for folder in folders])))
+    print(f"The report, with figures: {report(folders, folders[0].parent)['report.html']}")
+    return True

@@ -21,6 +21,7 @@ from perdure.recipe.text import dump
 from perdure.settings import config, registry
 from perdure.settings.config import Named
 from perdure.settings.faults import Fault, Keys, shown
+from perdure.settings.inert import moves_no_number
 from perdure.settings.source import docs_of
 from perdure.settings.suggestions import nearest
 from perdure.types import Evaluation
@@ -29,10 +30,6 @@ SHIPPED, shipped = registry.RECIPES, registry.recipes
 __all__ = ["Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
 SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
 NAMED_SECTIONS = frozenset({"stream", "models", "method"})
-NOT_A_CHANGE = frozenset({"out", "name", "device", "workers", "save_every", "trackers", "threads", "seeds", "compile"})
-"""Settings of `run` that a run may be resumed with: they move no number."""
-COST_ONLY = frozenset({"accumulate", "at_once", "chunk", "generate_batch", "encode_batch_size"})
-"""The same for settings of methods, beside `evaluate.batch_size`: how much is worked on at once."""
 
 
 class Setting(NamedTuple):
@@ -194,18 +191,6 @@ def flat(table: Mapping[str, Setting]) -> dict[str, Any]:
         inner = setting.value if isinstance(setting.value, Mapping) else None
         found |= {name: setting.value} if inner is None else {f"{name}.{key}": value for key, value in inner.items()}
     return found
-
-
-def moves_no_number(name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a run goes on to the same numbers, up to rounding, with another value of a setting (one of `flat`)."""
-    section, _, rest = name.partition(".")
-    if section == "run":
-        return rest in NOT_A_CHANGE
-    group, _, key = rest.rpartition(".")
-    by_token = settings.get(f"method.{group}.mean") == "token"  # a mean over the tokens of each part of a batch
-    return name == "evaluate.batch_size" or (
-        section == "method" and key in COST_ONLY and not (key == "accumulate" and by_token)
-    )
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:

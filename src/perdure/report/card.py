@@ -51,8 +51,7 @@ def make_card(
         code: file of the user's own -> its path and sha256.
         data: name -> facts of the data set (counts, fingerprint of the file list).
         stream: the stream's manifest (class order, cuts).
-        seeds: ``{"seed": ..., "class_order": ...}``.
-        wall_seconds: of the whole run, resumed parts included.
+        seeds: ``{"seed": ..., "class_order": ...}``; wall_seconds: of the whole run, resumed parts included.
         peak_memory: bytes, ``{"resident": ..., "gpu": ...}``.
         origins: dotted setting -> "default", "file:line" or "command line".
         facts: the method's own (``extra_parameters``, ``stored_bytes``, ...).
@@ -62,15 +61,16 @@ def make_card(
     given = {"weights": weights, "data": data, "code": code or {}, "stream": stream, "seeds": seeds}
     return {
         "card": VERSION,
-        "method": name_of(recipe.get("method")), "recipe": dict(recipe), "recipe_sha256": digest(recipe),
+        "method": name_of(recipe.get("method")),
+        "recipe": dict(recipe),
+        "recipe_sha256": digest(recipe),
         **{part: dict(value) for part, value in given.items()},
         "origins": dict(origins or {}),
         "precision": precision,
         "extra_parameters": own.pop("extra_parameters", None),
         "stored_bytes": own.pop("stored_bytes", None),
         "facts": own,
-        "device": device,
-        "wall_seconds": round(wall_seconds, 3),
+        **{"device": device, "wall_seconds": round(wall_seconds, 3)},
         "peak_memory": dict(peak_memory),
         "versions": versions(),
         "git": None if repository is None else git_state(repository),

@@ -21,13 +21,10 @@ from perdure.metrics import METRICS, continual, find
 from perdure.report import load
 from perdure.report.card import identity
 from perdure.report.load import Run, flatten
+from perdure.settings.inert import OF_RUN
 
 ENOUGH = 3
 """Fewest seeds for an interval or a winner."""
-NOT_SETTINGS = frozenset(
-    f"run.{name}" for name in ("name", "seed", "seeds", "out", "device", "workers", "threads", "trackers", "save_every")
-)
-"""Settings that say where and how often a recipe is run, not what it does; so does every `root` of data."""
 MOST_IN_LABEL = 3
 """Settings that a label spells out."""
 AGGREGATES = {
@@ -125,7 +122,8 @@ def groups(runs: Sequence[Run]) -> list[Group]:
 def settings(run: Run) -> dict[str, Any]:
     """Dotted settings that make the experiment: without seed, places and `expect`."""
     flat = flatten({k: v for k, v in run.recipe.items() if k != "expect"})
-    return {name: value for name, value in flat.items() if name not in NOT_SETTINGS and not name.endswith(".root")}
+    inert = {"run.seed", *(f"run.{name}" for name in OF_RUN)}
+    return {name: value for name, value in flat.items() if name not in inert and not name.endswith(".root")}
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
