@@ -130,3 +130,25 @@ def test_a_folder_that_nothing_was_put_into_goes_again(tmp_path):
     with lock.held(tmp_path / "a" / "b"):
         assert lock.holder(tmp_path / "a" / "b").process == os.getpid()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [{"process": -5}, {"process": 10**30}, {"process": "x"}, {"booted": "x"}, {"booted": float("nan")}],
+    ids=str,
+)
+def test_a_lock_that_holds_something_else_is_taken_over(tmp_path, differences):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / lock.NAME).write_text(json.dumps(asdict(lock._myself()) | differences))
+    assert lock.holder(folder) is None
+    with lock.held(folder):
+        assert lock.holder(folder) is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"\xff\xfe", b"[" * 100_000, b"3"], ids=lambda c: str(c[:8]))
+def test_a_lock_that_is_no_lock_is_taken_over(tmp_path, content):
+    (tmp_path / lock.NAME).write_bytes(content)
+    assert lock.holder(tmp_path) is None
+    with lock.held(tmp_path):
+        assert lock.holder(tmp_path) is not None

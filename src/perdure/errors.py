@@ -145,7 +145,8 @@ def too_little_memory(error: Exception) -> DeviceMemoryError | None:
     """The message for a request of memory that the machine has not; None where the error is another."""
     text = str(error)
     wanted = re.search(r"tried to allocate (\d+) bytes|Unable to allocate ([\d.]+ \w+)", text)
-    if not (wanted or isinstance(error, MemoryError) or "Storage size calculation overflowed" in text):
+    unsaid = ("Storage size calculation overflowed", "bad_alloc")
+    if not (wanted or isinstance(error, MemoryError) or any(part in text for part in unsaid)):
         return None
     size = f" {wanted[2] or wanted[1] + ' bytes'}" if wanted else ""
     return DeviceMemoryError(

@@ -15,8 +15,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+from pydantic import Field, TypeAdapter
 
 from perdure.errors import BusyError
 
@@ -28,17 +30,20 @@ SILENT_FOR = 120.0
 dead."""
 
 
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Holder:
     """The process that works in a folder."""
 
     host: str
-    process: int
+    process: Annotated[int, Field(gt=0, lt=2**31)]
     since: str
     """When it took the folder: local time with its offset from UTC, ISO 8601."""
-    booted: float
+    booted: Seconds
     """When its host was started, in seconds since 1970."""
-    after_boot: float
+    after_boot: Seconds
     """When the process was started, in seconds after its host: tells it from a later one with the same number."""
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -174,10 +179,10 @@ def _touch(file: Path, done: threading.Event) -> None:
 
 
 def _read(file: Path) -> Holder | None:
-    """None: there is none, or it is torn."""
+    """None: there is none, or it is torn or something else."""
     try:
-        return Holder(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return TypeAdapter(Holder).validate_json(file.read_bytes(), strict=True)
+    except (OSError, ValueError):
         return None
 
 

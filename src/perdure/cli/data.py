@@ -136,17 +136,20 @@ def _stated(name: str, settings: list[str]) -> dict[str, Any]:
 def prepare(
     source: Annotated[Path, typer.Argument(help="folder of videos, or one video")],
     out: Annotated[Path, typer.Argument(help="folder for frames and sound")],
-    seconds: Annotated[int, typer.Option("--seconds", min=1, help="seconds taken of each video")] = 10,
+    seconds: Annotated[int, typer.Option("--seconds", min=1, max=86_400, help="seconds taken of each video")] = 10,
     start: Annotated[float, typer.Option("--start", min=0, help="where to begin, in seconds")] = 0.0,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="processes")] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=256, help="processes")] = 1,
 ) -> None:
     """Take one frame a second and 32 kHz sound out of videos; go on where an earlier call stopped.
 
     Exit code 1: some videos could not be read; they are named.
     """
+    from perdure.errors import RecipeError
     from perdure.folders import require_folder
     from perdure.prepare.audio_visual import prepare_videos
 
+    if not start < 10**6:  # NaN, too
+        raise RecipeError(f"is {start:g}", where="--start", expected="seconds from the beginning, below a million")
     require_folder(out, setting="OUT")
     report = prepare_videos(source, out, seconds=seconds, start=start, workers=workers)
     print(f"made {report.made}, there already {report.there_already}, broken {len(report.broken)}")

@@ -31,7 +31,7 @@ NAME = max(map(len, ("method", *METHODS)))
 
 def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the runs and the report")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of all four runs")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="seed of all four runs")] = 0,
     again: Annotated[bool, typer.Option("--again", help="start anew")] = False,
 ) -> None:
     """Watch a pretrained CLIP learn new classes, and forget. About a minute, nothing is downloaded."""

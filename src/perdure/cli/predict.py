@@ -35,7 +35,7 @@ def command(
         ),
     ],
     files: Annotated[list[Path] | None, typer.Argument(help="images, or folders of images", metavar="FILE...")] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="answers for each file")] = 1,
+    top: Annotated[int, typer.Option("--top", min=1, max=10**6, help="answers for each file")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="comma-separated values")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
