@@ -136,3 +136,36 @@ def test_a_fault_of_ours_is_still_an_internal_error(folder, capsys, monkeypatch)
 
     monkeypatch.setattr("perdure.report.report", fail)
     assert said(capsys, "report", "run")[0] == 70
+
+
+def test_a_file_called_as_the_folder_of_runs_is_named(folder, capsys):
+    (folder / "runs").write_text("a file")
+    code, out, err = said(capsys, "run", "q.yaml", "--quiet")
+    assert code == 2 and not out and err.count("\n") == 1
+    assert "runs is no folder" in err and "run.out" in err
+
+
+@pytest.mark.slow
+def test_a_run_that_is_taken_up_leaves_no_file_of_a_killed_process(folder, capsys):
+    stray = folder / "runs" / "q" / "seed_0" / "predictions" / ".-1_0.jsonl.31022"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("half a rec")
+    assert said(capsys, "run", "q.yaml", "--quiet")[0] == 0
+    assert not [path for path in (folder / "runs").rglob(".*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_in_the_middle_of_a_run_is_one_message_and_the_run_goes_on(folder, capsys, monkeypatch):
+    from perdure import checkpoint
+
+    save = checkpoint.save_file
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "latest.safetensors")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    code, _, err = said(capsys, "run", "q.yaml", "--quiet")
+    assert code == 2 and err.count("\n") == 1
+    assert "no space left on device" in err and "the same command goes on" in err
+    monkeypatch.setattr(checkpoint, "save_file", save)
+    assert said(capsys, "run", "q.yaml", "--quiet")[0] == 0
