@@ -35,6 +35,31 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_what_libraries_print_is_no_part_of_the_results(folder, monkeypatch, capsys):
+    from perdure import api
+    from perdure.cli import main
+
+    execute = api.execute
+    monkeypatch.setattr(api, "execute", lambda *args, **how: print("[WARNING] no GPU") or execute(*args, **how))
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit):
+        main(["run", "q.yaml", "--quiet"])
+    out, err = capsys.readouterr()
+    assert out.startswith("|method|metric|") and "[WARNING]" not in out
+    assert err == "[WARNING] no GPU\n"
+
+
+def test_of_several_processes_the_first_alone_says_what_is_wrong_with_the_settings(folder, monkeypatch, capsys):
+    from perdure.cli import main
+
+    monkeypatch.chdir(folder)
+    for rank, says in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as leaving:
+            main(["run", "q.yaml", "method.lr=-1"])
+        assert leaving.value.code == 2 and ("method.lr" in capsys.readouterr().err) == says
+
+
 def test_a_run_ends_with_its_table_and_the_next_command_and_a_second_one_trains_nothing(folder):
     first = run(folder)
     assert first.returncode == 0, first.stderr

@@ -85,7 +85,8 @@ def _run(given: list[str], *, debug: bool) -> int:
     except PerdureError as error:
         if debug:
             traceback.print_exc()
-        print(printable(str(error)), file=sys.stderr)
+        if not _said_by_the_first(error):
+            print(printable(str(error)), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -108,6 +109,14 @@ def _run(given: list[str], *, debug: bool) -> int:
             traceback.print_exc()
         print(printable(str(refused)), file=sys.stderr)
         return refused.exit_code
+
+
+def _said_by_the_first(error: Exception) -> bool:
+    """Settings are the same in every process of a run: what is wrong with them is said once. Other faults may be those
+    of one process alone, and each says its own."""
+    from perdure.errors import RecipeError
+
+    return isinstance(error, RecipeError) and os.environ.get("RANK", "0") != "0"
 
 
 def _bug(error: Exception, *, debug: bool) -> int:

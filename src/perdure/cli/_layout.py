@@ -1,6 +1,7 @@
 """Lines and columns for a terminal, or for a pipe.
 
-Knows widths. Does not know what is shown. Colours are not used: what matters is in words.
+Knows widths, and which output is for results. Does not know what is shown.
+Colours are not used: what matters is in words.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, redirect_stdout
+from typing import Any
 
 from perdure.errors import printable
 
@@ -21,6 +24,11 @@ def width() -> int | None:
     if os.environ.get("COLUMNS", "").isdigit():
         return max(int(os.environ["COLUMNS"]), NARROWEST)
     return max(shutil.get_terminal_size().columns, NARROWEST) if sys.stdout.isatty() else None
+
+
+def libraries_aside() -> AbstractContextManager[Any]:
+    """While work is done, what libraries print lands on standard error: standard output is for results."""
+    return redirect_stdout(sys.stderr)
 
 
 def columns(rows: Sequence[Sequence[str]], *, indent: str = "", total: int | None = None) -> list[str]:

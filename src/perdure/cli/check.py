@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from perdure.cli import _complete
-from perdure.cli._layout import columns, width
+from perdure.cli._layout import columns, libraries_aside, width
 
 if TYPE_CHECKING:
     from perdure.recipe import Recipe
@@ -77,7 +77,9 @@ def _check(recipe: str, overrides: list[str], *, data: bool, steps: int) -> None
     if steps:
         from perdure.testing.trial import first_steps  # brings torch
 
-        print("\n".join(["", *_tried(first_steps(loaded, stream, steps), steps)]))
+        with libraries_aside():
+            trial = first_steps(loaded, stream, steps)
+        print("\n".join(["", *_tried(trial, steps)]))
 
 
 def _plan(loaded: Recipe, stream: Stream) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from perdure.cli._layout import width
+from perdure.cli._layout import libraries_aside, width
 
 EXAMPLES = """
 perdure demo
@@ -50,7 +50,8 @@ def command(
 
     with _table(folders) as show:
         for name, recipe in recipes.items():
-            api.execute(recipe, again=again, quiet=True)
+            with libraries_aside():
+                api.execute(recipe, again=again, quiet=True)
             show(name)
     pages = report(list(folders.values()), out)
     said = _seen({name: _row(folder) for name, folder in folders.items()})

@@ -31,14 +31,17 @@ def command(
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise DataError("is not empty", where=str(out), todo="Name another folder, or add --force.")
     from perdure import api
+    from perdure.cli._layout import libraries_aside
 
-    opened = api.reopen(run, device="cpu")
+    with libraries_aside():
+        opened = api.reopen(run, device="cpu")
     if not hasattr(opened.method, "export"):
         name = opened.recipe.method.name
         raise DataError(f"method {name} learns nothing that could be exported", where=str(run))
     out.mkdir(parents=True, exist_ok=True)
-    usage = opened.method.export(out)
-    api.write_model_card(opened, out, usage)
+    with libraries_aside():
+        usage = opened.method.export(out)
+        api.write_model_card(opened, out, usage)
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         print(path)
     print(f"\n{usage.strip()}")

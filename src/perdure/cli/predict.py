@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from perdure.cli import _complete
+from perdure.cli._layout import libraries_aside
 from perdure.images import SUFFIXES, is_image
 
 EXAMPLES = """
@@ -66,15 +67,23 @@ def command(
     if method:
         _adapt_to(found, method, classes, model or [], settings or [], form=form, top=top, device=device, html=html)
         return
+    with libraries_aside():
+        answers, runtime = _answered(run, found, top, device)
+    _print(answers, form=form)
+    _name_unreadable(runtime.skipped)
+
+
+def _answered(run: Path, found: Sequence[Path], top: int, device: str) -> tuple[list[dict[str, Any]], Any]:
+    """What a run answers, and the runtime that notes what could not be read."""
     from perdure import api, device_memory  # they bring torch: after all that can be wrong in the arguments
+    from perdure.errors import DataError
 
     opened = api.reopen(run, device=device)
     if opened.query.kind != "classify":
         raise DataError(f"the run answers tasks of kind {opened.query.kind}", where=str(run), expected="classify")
-    with device_memory.explained(None, opened.runtime, todo="Name fewer files at a time, or add --device cpu."):
-        answers = _answers(opened, found, top)
-    _print(answers, form=form)
-    _name_unreadable(opened.runtime.skipped)
+    todo = "Name fewer files at a time, or add --device cpu."
+    with device_memory.explained(None, opened.runtime, todo=todo):
+        return _answers(opened, found, top), opened.runtime
 
 
 def _adapt_to(
@@ -92,9 +101,9 @@ def _adapt_to(
     """Answers before and after adapting to each image, and what the reward model says."""
     from perdure.cli import _adapt
 
-    rows, runtime = _adapt.adapt(
-        method, _adapt.read_classes(classes), found, models=models, settings=settings, top=top, device=device
-    )
+    named = _adapt.read_classes(classes)
+    with libraries_aside():
+        rows, runtime = _adapt.adapt(method, named, found, models=models, settings=settings, top=top, device=device)
     print(_adapt.show(rows, form=form))
     if html is not None:
         _adapt.write_page(html, rows, method=method)

@@ -50,8 +50,10 @@ def command(
         if again or not (folder / "card.json").is_file():
             require_folder(folder, setting="run.out")
     from perdure import api  # brings torch: after all that can be wrong in the text
+    from perdure.cli._layout import libraries_aside
 
-    finished = api.execute(checked, again=again, quiet=quiet)
+    with libraries_aside():
+        finished = api.execute(checked, again=again, quiet=quiet)
     if finished.main:
         print(finished)
         print(f"The report, with figures: {finished.pages()['report.html']}")
