@@ -111,7 +111,7 @@ class ExampleBatches:
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 collate_fn=self._collate,
-                pin_memory=self.runtime.device.type == "cuda",
+                pin_memory=self.runtime.device.type == "cuda" and torch.cuda.is_available(),
                 multiprocessing_context=_context() if workers else None,
                 generator=torch.Generator(),  # else the loader would draw from the global one, wherever it stands
             )

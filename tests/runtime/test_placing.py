@@ -171,6 +171,7 @@ def beyond_the_first():
             yield name, kind
 
 
+@pytest.mark.filterwarnings("error:.*pin_memory:UserWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), beyond_the_first())
 def test_every_method_learns_predicts_and_resumes_on_a_second_device(name, kind):
