@@ -50,8 +50,8 @@ def make_card(
         weights: role -> provenance of the pretrained model (source, revision, sha256 of the file).
         code: file of the user's own -> its path and sha256.
         data: name -> facts of the data set (counts, fingerprint of the file list).
-        stream, seeds: the stream's manifest (class order, cuts); ``{"seed": ..., "class_order": ...}``; wall_seconds: of the whole run, resumed parts included.
-        peak_memory: bytes, ``{"resident": ..., "gpu": ...}``.
+        stream, seeds: the stream's manifest (class order, cuts); ``{"seed": ..., "class_order": ...}``.
+        wall_seconds, peak_memory: of the whole run, resumed parts included; bytes, ``{"resident": ..., "gpu": ...}``.
         origins: dotted setting -> "default", "file:line" or "command line".
         facts: the method's own (``extra_parameters``, ``stored_bytes``, ...).
         repository: a folder in the git work tree whose state is noted; None for none.
