@@ -96,6 +96,21 @@ def test_weights_that_the_disk_has_no_room_for_are_refused(monkeypatch):
     recipe.check_fit(loaded, recipe.build_stream(loaded))
 
 
+def test_views_that_no_memory_holds_are_refused_before_anything_is_built():
+    loaded = recipe.load("rlcf_encoder/microworld", ["method.views=1000000000"])
+    with pytest.raises(RecipeError, match=r"method: needs at least 11\.2 TiB of memory"):
+        recipe.build_stream(loaded)
+
+
+def test_a_generated_data_set_that_no_memory_holds_is_not_written(capsys):
+    from perdure.cli import main
+
+    with pytest.raises(SystemExit) as left:
+        main(["data", "make", "microworld", "--as", "imagefolder", "--out", "o", "train_per_class=1000000000"])
+    assert left.value.code == 2 and "microworld: needs at least" in capsys.readouterr().err
+    assert not Path("o").exists()
+
+
 @pytest.mark.parametrize(
     ("width", "stages"), [(4, (1, 2)), (8, (1, 2, 4)), (3, (2, 1))], ids=["two_stages", "three", "narrowing"]
 )

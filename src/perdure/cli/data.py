@@ -98,6 +98,7 @@ def make(
 
     from perdure.errors import RecipeError
     from perdure.folders import require_folder
+    from perdure.recipe.forecast import bytes_needed, require_memory
     from perdure.settings import registry
     from perdure.settings.config import parse
 
@@ -110,6 +111,7 @@ def make(
         raise RecipeError("--as LAYOUT and --out FOLDER are needed", expected=f"a layout of {layouts}")
     require_folder(out, setting="--out")
     config = parse(registry.load("data", name).Config, _stated(name, settings or []), where=name)
+    require_memory(name, bytes_needed(config))
     written = disk.write(layout, out, config)
     print(f"wrote {len(written)} files below {out}")
 

@@ -31,15 +31,8 @@ def require_room(recipe: Recipe) -> None:
     Raises:
         RecipeError: it names the section, and how much is lacking.
     """
-    memory = psutil.virtual_memory().total
     for where, needed in _needed(recipe):
-        if needed > memory:
-            raise RecipeError(
-                f"needs at least {_size(needed)} of memory",
-                where=where,
-                expected=f"less than the {_size(memory)} that this machine has",
-                todo="Choose smaller sizes.",
-            )
+        require_memory(where, needed)
     written = sum(needed for where, needed in _needed(recipe) if where.startswith("models."))
     free = _free(recipe.run.out)
     if written > free:
@@ -47,6 +40,18 @@ def require_room(recipe: Recipe) -> None:
             f"a checkpoint needs at least {_size(written)}, {_size(free)} are free",
             where=str(recipe.run.out),
             todo="Free some space, or set run.out to a folder on another disk.",
+        )
+
+
+def require_memory(where: str, needed: int) -> None:
+    """Assert that this machine's memory holds so many bytes. RecipeError names `where`."""
+    memory = psutil.virtual_memory().total
+    if needed > memory:
+        raise RecipeError(
+            f"needs at least {_size(needed)} of memory",
+            where=where,
+            expected=f"less than the {_size(memory)} that this machine has",
+            todo="Choose smaller sizes.",
         )
 
 
@@ -75,7 +80,8 @@ def bytes_needed(settings: Any) -> int:
 
 def _needed(recipe: Recipe) -> Iterator[tuple[str, int]]:
     """(dotted name, bytes) of all that the recipe names, things within things too."""
-    named = [("stream", recipe.stream), *((f"models.{role}", each) for role, each in recipe.models.items())]
+    models = ((f"models.{role}", each) for role, each in recipe.models.items())
+    named = [("stream", recipe.stream), ("method", recipe.method), *models]
     for where, each in named:
         yield from _of(where, each)
 

@@ -39,6 +39,10 @@ class Views:
     answer: Literal["plain", "confident"] = "plain"
     """Answer from the plain view, or from the mean over the kept views."""
 
+    def bytes_needed(self) -> int:
+        """The views of one image in float32, at the size of the smallest model."""
+        return 4 * 3 * 32 * 32 * self.views
+
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
