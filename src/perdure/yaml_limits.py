@@ -5,6 +5,7 @@ Knows ruamel's nodes. Does not know recipes, nor lines and carets (`perdure.reci
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from perdure.errors import DataError
@@ -26,6 +27,10 @@ def plain_yaml(text: str, *, where: str) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    if fault := text_fault(text):
+        raise DataError(fault, where=where)
+    if re.search(r"<<\s*:", text):
+        raise DataError("merge keys (<<) are not read", where=where, expected="settings by name")
     try:
         found = YAML(typ="safe").load(text)
     except RecursionError:
@@ -36,6 +41,16 @@ def plain_yaml(text: str, *, where: str) -> Any:
     if fault := _fault(found):
         raise DataError(fault, where=where)
     return found
+
+
+def text_fault(text: str) -> str:
+    """What of a text would keep ruamel busy for minutes before it says so; empty if nothing."""
+    depth = 0
+    for bracket in re.findall(r"[\[{\]}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > 20 * DEEPEST:  # far beyond what quoted texts may hold
+            return "nested too deeply"
+    return ""
 
 
 def _fault(value: Any) -> str:

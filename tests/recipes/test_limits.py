@@ -177,6 +177,23 @@ def test_a_yaml_value_within_the_limits_is_read_and_beyond_them_is_a_message(val
         assert json.dumps(plain_yaml(text, where="x")) == text
 
 
+MERGES = "a: &a {x: 1}\nk0: &k0 {<<: [*a, *a]}\n"
+MERGES += "".join(f"k{i}: &k{i} {{<<: [*k{i - 1}, *k{i - 1}]}}\n" for i in range(1, 40))
+
+
+def test_merges_of_merges_do_not_multiply():
+    with pytest.raises(PerdureError, match="merge keys"):
+        plain_yaml(MERGES, where="x")
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "[{a: "])
+def test_nesting_without_end_is_seen_before_it_is_parsed(opening):
+    with pytest.raises(PerdureError, match="nested too deeply"):
+        plain_yaml(opening * 100_000, where="x")
+    with pytest.raises(RecipeError, match="nested too deeply"):
+        recipe.load("q.yaml", [f"method.x={opening * 10_000}"])
+
+
 def test_more_values_than_any_recipe_has_are_a_message():
     with pytest.raises(PerdureError, match=f"more than {MOST_VALUES} values"):
         plain_yaml(BOMB, where="x")

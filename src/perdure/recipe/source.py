@@ -16,7 +16,7 @@ from typing import Any
 from perdure.errors import RecipeError
 from perdure.settings.faults import Fault, Keys
 from perdure.text_files import read_text
-from perdure.yaml_limits import DEEPEST, MOST_BYTES, MOST_VALUES
+from perdure.yaml_limits import DEEPEST, MOST_BYTES, MOST_VALUES, text_fault
 
 COMMAND_LINE = "<command line>"
 
@@ -268,6 +268,8 @@ class _Reader:
 
         if self.text.startswith("\ufeff"):
             raise Unreadable([Wrong(mark=self._at(0, 0, 1), what="a second byte-order mark begins the text")])
+        if fault := text_fault(self.text):
+            raise Unreadable([Wrong(mark=self._at(0, 0, 0), what=fault)])
         try:
             return YAML(typ="safe", pure=True).compose(self.text)
         except MarkedYAMLError as error:

@@ -62,7 +62,7 @@ def last_records(run: Run, asked: int) -> list[Record]:
     tests = sorted((int(after), path) for after, path in files.items() if after.lstrip("-").isdigit())
     if not tests or _kind(tests[-1][1]) not in KINDS:
         return []
-    return read_lines(tests[-1][1], Part)[0]
+    return list(read_lines(tests[-1][1], Part)[0])
 
 
 def spread(records: Sequence[Record], score: Callable[[Record], float]) -> list[Record]:

@@ -16,7 +16,7 @@ from pydantic import Field
 class Steps:
     """The optimizer's steps of an episode."""
 
-    steps: Annotated[int, Field(ge=0)] = 3
+    steps: Annotated[int, Field(ge=0, le=100_000)] = 3
     """Optimizer steps an image; 0 is zero-shot."""
     lr: Annotated[float, Field(ge=0)] = 1e-05
     """Learning rate (AdamW)."""
