@@ -124,6 +124,7 @@ def reopen(folder: Path, *, device: str = "auto") -> Opened:
     Raises:
         CheckpointError: it has no finished task.
     """
+    folder = run_files.one_run(folder)
     asked = recipe.load(_recipe_file(folder))
     saved = saved_state(folder)
     if saved is None:

@@ -16,12 +16,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from perdure.errors import CheckpointError, DataError, PerdureError
+from perdure.errors import CheckpointError, DataError, PerdureError, RecipeError
 from perdure.settings.faults import in_words, shown
 from perdure.text_files import lines, read_json
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | None
+PARTS = ("scores.json", "card.json", "recipe.yaml", "events.jsonl")
+"""By these files a run's folder is known."""
 AGAIN = "Delete it; the same recipe, run again, writes it anew."
 
 
@@ -165,6 +167,36 @@ def read_lines(file: Path, schema: type[BaseModel] = Event) -> tuple[list[dict[s
         except (ValueError, RecursionError, DataError):
             torn += bool(line.strip())
     return found, torn
+
+
+def runs_below(folder: Path, *, depth: int = 4) -> list[Path]:
+    """Folders that hold any part of a run: this one, or all below it, sorted; a run holds no other run."""
+    if is_run(folder):
+        return [folder]
+    if depth == 0 or not folder.is_dir():
+        return []
+    below = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return [run for child in below for run in runs_below(child, depth=depth - 1)]
+
+
+def is_run(folder: Path) -> bool:
+    """Does the folder hold any part of a run?"""
+    return any((folder / part).is_file() for part in PARTS)
+
+
+def one_run(folder: Path) -> Path:
+    """The run that a folder stands for: itself, or the only one that lies in it, as for a run of one seed.
+
+    Raises:
+        RecipeError: several runs lie in it; they are named.
+    """
+    if (folder / "recipe.yaml").is_file() or not folder.is_dir():
+        return folder
+    inside = sorted(child for child in folder.iterdir() if (child / "recipe.yaml").is_file())
+    if len(inside) > 1:
+        named = ", ".join(map(str, inside[:4])) + (f" and {len(inside) - 4} more" if len(inside) > 4 else "")
+        raise RecipeError(f"{len(inside)} runs lie here", where=str(folder), expected="one", todo=f"Name one: {named}.")
+    return inside[0] if inside else folder
 
 
 def is_there(file: Path) -> bool:

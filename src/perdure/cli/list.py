@@ -17,28 +17,30 @@ EXAMPLES = """
 perdure list
 perdure list recipes cifar
 perdure list methods --json
+perdure list runs
 """
 WHAT = ("methods", "recipes", "streams", "data", "models", "metrics")
+LISTS = (*WHAT, "runs")
 FOLDED = ("recipes", "data", "metrics")
 """Places that the list of everything shows by name only."""
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="methods, recipes, streams, data, models or metrics")] = "",
+    what: Annotated[str, typer.Argument(help="methods, recipes, streams, data, models, metrics or runs")] = "",
     word: Annotated[str, typer.Argument(help="only lines that hold this word")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
 ) -> None:
     """List what there is: methods, recipes, data.
 
-    Also streams, models and metrics. Each with one line, and what it needs.
+    Also streams, models and metrics, each with one line and what it needs; and runs, with how far they have come.
     """
-    if what and what not in WHAT:
+    if what and what not in LISTS:
         from perdure.errors import RecipeError
         from perdure.settings.suggestions import nearest
 
-        near = nearest(what, WHAT)
+        near = nearest(what, LISTS)
         todo = f"Did you mean `{near}`?" if near else ""
-        raise RecipeError(f"there is no list of `{what}`", expected=", ".join(WHAT), todo=todo)
+        raise RecipeError(f"there is no list of `{what}`", expected=", ".join(LISTS), todo=todo)
     whole = bool(word or as_json)
     found = {place: _matching(entries(place, whole=whole), word) for place in ([what] if what else WHAT)}
     if as_json:
@@ -60,6 +62,10 @@ def command(
 
 def entries(place: str, *, whole: bool = True) -> list[dict[str, Any]]:
     """Name, summary and needs of everything in a place; if `whole`, also what methods answer and take."""
+    if place == "runs":
+        from perdure.cli import _runs
+
+        return _runs.entries()
     if place == "recipes":
         from perdure.settings.registry import recipes
 
@@ -83,13 +89,10 @@ def entries(place: str, *, whole: bool = True) -> list[dict[str, Any]]:
 
 def recipe_head(name: str) -> dict[str, str]:
     """First line and `Needs:` line of a recipe's opening comment."""
+    from perdure.recipe.heading import heading
     from perdure.settings.registry import RECIPES
 
-    lines = []
-    for line in (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("# ").rstrip())
+    lines = heading((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     needs = next((line.removeprefix("Needs:").strip() for line in lines if line.startswith("Needs:")), "")
     return {"summary": lines[0] if lines else "", "needs": needs}
 

@@ -1,4 +1,4 @@
-"""`perdure show`: a recipe with every setting, its meaning and its origin; or what a run has come to.
+"""`perdure show`: a recipe with every setting, its meaning and its origin; what a run has come to; or one thing.
 
 Knows how settings are laid out. Imports no torch.
 """
@@ -6,8 +6,6 @@ Knows how settings are laid out. Imports no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +18,7 @@ EXAMPLES = """
 perdure show mg_clip/cifar100
 perdure show my.yaml method.lr=1e-4 --json
 perdure show runs/mg_clip-microworld/seed_0
+perdure show image_folder
 """
 
 
@@ -27,29 +26,41 @@ def command(
     what: Annotated[
         str,
         typer.Argument(
-            help="recipe, file, or folder of a run", metavar="RECIPE|RUN", autocompletion=_complete.recipes_and_runs
+            help="recipe, file, folder of a run, or a name from perdure list",
+            metavar="RECIPE|RUN|NAME",
+            autocompletion=_complete.recipes_and_runs,
         ),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="write the whole recipe as YAML")] = False,
 ) -> None:
-    """Show all settings of a recipe, or a run.
+    """Show a recipe, a run, or the settings of one thing.
 
-    Each setting with its value, where that comes from (default, file:line, command line) and its meaning.
+    First what the recipe's author says of it; then each setting with its value, where that comes from (default,
+    file:line, command line) and its meaning. A method, stream, data set or model is shown with its defaults.
     """
     from perdure import recipe as recipes
+    from perdure import run_files
+    from perdure.cli import _runs, _things
 
+    if not (overrides or as_yaml or Path(what).exists()) and (found := _things.things(what)):
+        text = "\n".join(_things.lines(found, what))
+        print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else text)
+        return
     loaded = recipes.load(what, overrides or [])
     if as_yaml:
-        print(recipes.to_yaml(loaded), end="")
+        print("".join(f"# {line}".rstrip() + "\n" for line in loaded.heading) + recipes.to_yaml(loaded), end="")
         return
     table = recipes.resolved(loaded)
-    run = _run(Path(what))
+    run = _runs.state(run_files.one_run(Path(what)))
     if as_json:
         settings = {name: setting._asdict() for name, setting in table.items()}
-        print(json.dumps({"settings": settings, **({"run": run} if run else {})}, indent=1, ensure_ascii=False))
+        more = {"heading": list(loaded.heading)} if loaded.heading else {}
+        print(json.dumps({**more, "settings": settings, **({"run": run} if run else {})}, indent=1, ensure_ascii=False))
         return
+    if loaded.heading:
+        print("\n".join([*(part for line in loaded.heading for part in columns([[line]], total=width())), ""]))
     if run:
         print("\n".join([*columns([[k, str(v)] for k, v in run.items()], total=width()), ""]))
     print("\n".join(_lines(table)))
@@ -74,41 +85,3 @@ def _lines(table: dict[str, Any]) -> list[str]:
                 row[1], row[3] = "...", f"{row[1]}  {row[3]}"
         lines += [f"{section}:", *columns(rows, indent="  ", total=width()), ""]
     return lines[:-1]
-
-
-def _run(folder: Path) -> dict[str, Any]:
-    """What is known of a run from its files alone; empty if this is no run's folder."""
-    from perdure import lock, run_files
-
-    if not (folder / "recipe.yaml").is_file():
-        return {}
-    state: dict[str, Any] = {"folder": str(folder)}
-    scores, card = run_files.read_scores(folder), run_files.read_card(folder)
-    rows = scores.get("rows", [])
-    done = max((row["after"] for row in rows), default=-1) + 1
-    total = len(scores.get("tasks", []))
-    state["state"] = "finished" if card else f"{done} of {total} tasks" if total else "no task finished"
-    if at_work := lock.holder(folder):
-        state["running"] = str(at_work)
-    state |= _last(rows, done)
-    for key in ("device", "precision", "wall_seconds", "recipe_sha256"):
-        if key in card:
-            state[key] = card[key]
-    for role, facts in card.get("weights", {}).items():
-        state[f"weights of {role}"] = json.dumps(facts, ensure_ascii=False)
-    return state
-
-
-def _last(rows: Sequence[Mapping[str, Any]], done: int) -> dict[str, str]:
-    """Means over the tasks tested last, weighted by their examples, of each task's first metric that is a number."""
-    found: dict[str, list[tuple[float, int]]] = {}
-    for row in (row for row in rows if row["after"] == done - 1):
-        numbers = ((name, value) for name, value in row["values"].items() if isinstance(value, int | float))
-        for name, value in islice(numbers, 1):
-            found.setdefault(name, []).append((value, row["n"]))
-    counts = {name: sum(n for _, n in pairs) for name, pairs in found.items()}
-    return {
-        f"{name} after task {done}": f"{sum(v * n for v, n in pairs) / max(counts[name], 1):.2f} "
-        f"({counts[name]} examples)"
-        for name, pairs in found.items()
-    }

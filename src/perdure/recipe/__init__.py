@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from perdure import demands, metrics
+from perdure import demands, metrics, run_files
 from perdure.errors import RecipeError
 from perdure.recipe.forecast import require_room, require_steps
+from perdure.recipe.heading import data_explained
 from perdure.recipe.sections import Expect, Recipe, Run
-from perdure.recipe.source import Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
+from perdure.recipe.source import NAMED_SECTIONS, Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
 from perdure.recipe.text import dump
 from perdure.settings import config, registry
 from perdure.settings.config import Named
@@ -29,7 +30,6 @@ from perdure.types import Evaluation
 SHIPPED, shipped = registry.RECIPES, registry.recipes
 __all__ = ["Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
 SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
-NAMED_SECTIONS = frozenset({"stream", "models", "method"})
 
 
 class Setting(NamedTuple):
@@ -79,8 +79,8 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
     """
     text = str(path_or_name)
     path = Path(text)
-    if path.is_dir() and (path / "recipe.yaml").is_file():
-        path = path / "recipe.yaml"
+    if path.is_dir() and (run_files.one_run(path) / "recipe.yaml").is_file():
+        path = run_files.one_run(path) / "recipe.yaml"
     names = shipped()
     name = text.removesuffix(".yaml")
     if path.is_file():
@@ -97,7 +97,8 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
 def build_stream(recipe: Recipe) -> Any:
     """The stream alone; DataError if its data is not there, RecipeError if this machine cannot hold it."""
     require_room(recipe)
-    return recipe.stream.build()
+    with data_explained(recipe.heading):
+        return recipe.stream.build()
 
 
 def build(recipe: Recipe, seed: int) -> Built:
@@ -281,6 +282,7 @@ def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fa
         run=run,
         expect=expect,
         origins=_origins(layer),
+        heading=layer.heading,
     ), []
 
 

@@ -93,6 +93,8 @@ class Recipe:
     expect: tuple[Expect, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Dotted name -> `file:line` or `command line`, of what was stated."""
+    heading: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """The comment at the head of its file, or of its base's."""
 
     @property
     def seeds(self) -> tuple[int, ...]:

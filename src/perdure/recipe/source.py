@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import RecipeError
+from perdure.recipe.heading import heading
 from perdure.settings.faults import Fault, Keys
 from perdure.text_files import read_text
 from perdure.yaml_limits import DEEPEST, MOST_BYTES, MOST_VALUES, text_fault
 
 COMMAND_LINE = "<command line>"
+NAMED_SECTIONS = frozenset({"stream", "models", "method"})
+"""Sections of things with a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class Layer:
     marks: dict[Keys, Mark] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     """In the order in which faults are listed."""
+    heading: tuple[str, ...] = ()
+    """The comment at the head of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,8 @@ def read(file: Path, *, label: str) -> tuple[Layer, list[Wrong]]:
     reader = _Reader(text, file=label)
     values = reader.whole()
     values = _with_whole_paths(values, file.parent)
-    return Layer(values=values, keys=reader.keys, marks=reader.marks, files=(label,)), reader.wrong
+    layer = Layer(values=values, keys=reader.keys, marks=reader.marks, files=(label,), heading=heading(text))
+    return layer, reader.wrong
 
 
 def _with_whole_paths(value: Any, folder: Path) -> Any:
@@ -108,17 +114,19 @@ def read_overrides(overrides: Sequence[str]) -> tuple[Layer, list[Wrong]]:
             continue
         wrong += reader.wrong
         single: Any = _with_whole_paths(found, Path())
+        if isinstance(single, str) and isinstance(_at(path, layer.values), dict):
+            single = {"name": single}  # a setting of the thing was given before its name
         for part in reversed(path):
             single = {part: single}
         at = 0
         for depth, part in enumerate(key.split("."), start=1):
             reader.keys[path[:depth]] = replace(whole, column=at + 1, width=len(part))
             at += len(part) + 1
-        if _lies_in(path, layer.values) and path in layer.marks:
+        if _at(path, layer.values) is not _ABSENT and path in layer.marks:
             wrong.append(
                 Wrong(mark=whole, what=f"`{key}` is given twice", hint=f"also argument {layer.marks[path].line}")
             )
-        layer = merge(layer, Layer(values=single, keys=reader.keys, marks=reader.marks))
+        layer = merge(layer, Layer(values=single, keys=reader.keys, marks=reader.marks), named=NAMED_SECTIONS)
     return replace(layer, files=(COMMAND_LINE,)), wrong
 
 
@@ -142,7 +150,7 @@ def merge(below: Layer, above: Layer, *, named: frozenset[str] = frozenset()) ->
             if isinstance(old, str) and "name" not in new:
                 keys[*path, "name"] = marks[*path, "name"] = marks[path]
                 old = {"name": old}
-            elif isinstance(old, dict) and new.get("name", old.get("name")) != old.get("name"):
+            elif isinstance(old, dict) and "name" in old and new.get("name", old["name"]) != old["name"]:
                 old = None
         if isinstance(old, dict) and isinstance(new, dict):
             joined = {k: join(old[k], new[k], (*path, k)) if k in new else old[k] for k in old}
@@ -152,7 +160,8 @@ def merge(below: Layer, above: Layer, *, named: frozenset[str] = frozenset()) ->
 
     values = join(below.values, above.values, ())
     files = (*below.files, *(f for f in above.files if f not in below.files))
-    return Layer(values=values, keys=keys | above.keys, marks=marks | above.marks, files=files)
+    lines = above.heading or below.heading
+    return Layer(values=values, keys=keys | above.keys, marks=marks | above.marks, files=files, heading=lines)
 
 
 def located(fault: Fault, layer: Layer) -> Wrong:
@@ -222,12 +231,14 @@ def _first_line(text: str) -> str:
     return (text.splitlines() or [""])[0]
 
 
-def _lies_in(path: Keys, values: Any) -> bool:
+def _at(path: Keys, values: Any) -> Any:
+    """The value at a path, or `_ABSENT`."""
     for part in path:
-        if not isinstance(values, dict) or part not in values:
-            return False
-        values = values[part]
-    return True
+        values = values.get(part, _ABSENT) if isinstance(values, dict) else _ABSENT
+    return values
+
+
+_ABSENT = object()
 
 
 class _Reader:

@@ -47,15 +47,16 @@ def report(runs: Sequence[Path], out: Path) -> dict[str, Path]:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Runs' folders among `folders`, and in those that are none themselves, in order of name.
+    """Runs' folders among `folders`, and all below those that are none themselves, in order of name.
 
-    So the folder of a recipe, which holds one folder a seed, stands for all its runs. A folder without any
-    run is returned as it is, for `report` to refuse.
+    So the folder of a recipe, which holds one folder a seed, stands for all its runs. Files among them are ignored,
+    such as an earlier report's (``perdure report runs/*``), unless there is nothing else. A folder without any run is
+    returned as it is, for `report` to refuse.
     """
-    from perdure.report.load import is_run
+    from perdure.run_files import runs_below
 
+    paths = list(map(Path, folders))
     found: list[Path] = []
-    for folder in map(Path, folders):
-        inside = [] if is_run(folder) or not folder.is_dir() else sorted(filter(is_run, folder.iterdir()))
-        found += inside or [folder]
+    for folder in [path for path in paths if not path.is_file()] or paths:
+        found += runs_below(folder) or [folder]
     return found

@@ -15,12 +15,11 @@ from typing import Any
 
 from perdure import run_files
 from perdure.errors import DataError
+from perdure.run_files import PARTS
 from perdure.settings.faults import shown
 from perdure.settings.registry import is_file, label
 from perdure.text_files import read_text
 from perdure.yaml_limits import MOST_BYTES, plain_yaml
-
-PARTS = ("scores.json", "card.json", "recipe.yaml", "events.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ def read(folder: Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError("there is no such folder", where=str(folder), expected="a run's folder")
-    if not is_run(folder):
+    if not run_files.is_run(folder):
         raise DataError("this is not a run's folder", where=str(folder), expected=f"one of {', '.join(PARTS)} in it")
     scores = run_files.read_scores(folder)
     events, torn = run_files.read_lines(folder / "events.jsonl")
@@ -102,11 +101,6 @@ def records_digest(folder: Path) -> str:
     for file in sorted((folder / "predictions").glob("*.jsonl")):
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def is_run(folder: Path) -> bool:
-    """Does the folder hold any part of a run?"""
-    return any((folder / part).is_file() for part in PARTS)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

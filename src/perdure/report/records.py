@@ -39,6 +39,7 @@ def score(what: Path, names: Sequence[str] = ()) -> dict[str, Any]:
     if what.is_file():
         after, asked = _place(what) or ("", "")
         return {"rows": [_row(what, after, asked, names or ["accuracy"])], "summary": {}}
+    what = run_files.one_run(what)
     run = load.read(what)
     files = {place: f for f in sorted((what / "predictions").glob("*.jsonl")) if (place := _place(f))}
     if not files:
