@@ -1,9 +1,11 @@
 """The result card: what it holds and how two differ."""
 
 import json
+import subprocess
 
+import perdure
 from perdure.report import compare_cards, make_card
-from perdure.report.card import git_state, identity
+from perdure.report.card import git_state, identity, own_state
 
 SCORES = {
     "tasks": ["one", "two"],
@@ -74,3 +76,22 @@ def test_weights_are_the_same_by_hash_wherever_the_file_lies():
 def test_outside_a_work_tree_there_is_no_git_state(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_state(tmp_path) is None
+
+
+def test_a_card_says_perdure_s_own_version_and_commit_beside_the_folder_s(tmp_path):
+    def repository(folder, *more):
+        folder.mkdir()
+        (folder / "__init__.py").write_text("")
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        for command in (("init", "-q"), *more, (*who, "commit", "-q", "--allow-empty", "-m", "x")):
+            subprocess.run(["git", "-C", str(folder), *command], check=True)
+        return subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+
+    mine = repository(tmp_path / "mine").strip()
+    source = repository(tmp_path / "source", ("add", ".")).strip()
+    made = card(repository=tmp_path / "mine")["git"]
+    assert made["folder"] == {"commit": mine, "changed": False}
+    assert made["perdure"]["version"] == perdure.__version__
+    assert own_state(tmp_path / "source") == {"version": perdure.__version__, "commit": source, "changed": False}
+    # installed in the folder of a project that does not track it
+    assert own_state(tmp_path / "mine") == {"version": perdure.__version__}

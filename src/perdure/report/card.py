@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from perdure import __version__
 from perdure.report.load import flatten, name_of
 
 VERSION = 1
@@ -54,7 +55,7 @@ def make_card(
         wall_seconds, peak_memory: of the whole run, resumed parts included; bytes, ``{"resident": ..., "gpu": ...}``.
         origins: dotted setting -> "default", "file:line" or "command line".
         facts: the method's own (``extra_parameters``, ``stored_bytes``, ...).
-        repository: a folder in the git work tree whose state is noted; None for none.
+        repository: a folder in the git work tree whose state is noted beside perdure's own; None for none.
     """
     own = dict(facts or {})
     given = {"weights": weights, "data": data, "code": code or {}, "stream": stream, "seeds": seeds}
@@ -69,13 +70,15 @@ def make_card(
         "extra_parameters": own.pop("extra_parameters", None),
         "stored_bytes": own.pop("stored_bytes", None),
         "facts": own,
-        "device": device,
-        "wall_seconds": round(wall_seconds, 3),
-        "peak_memory": dict(peak_memory),
+        **_costs(device, wall_seconds, peak_memory),
         "versions": versions(),
-        "git": None if repository is None else git_state(repository),
+        "git": {"perdure": own_state(), "folder": git_state(repository) if repository else None},
         "accuracy_matrix": _matrix(scores),
     }
+
+
+def _costs(device: str, wall_seconds: float, peak_memory: Mapping[str, int]) -> dict[str, Any]:
+    return {"device": device, "wall_seconds": round(wall_seconds, 3), "peak_memory": dict(peak_memory)}
 
 
 class Difference(NamedTuple):
@@ -115,6 +118,13 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def own_state(source: Path = Path(__file__).parents[1]) -> dict[str, Any]:
+    """perdure's version, and the commit of its source where that is a work tree's: not that of a project in whose
+    folder perdure happens to be installed."""
+    tracked = _git(source, "ls-files", "--error-unmatch", "__init__.py") is not None
+    return {"version": __version__, **((git_state(source) if tracked else None) or {})}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
