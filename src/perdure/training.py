@@ -16,7 +16,7 @@ from torch import Tensor
 from perdure.errors import TrainingError
 from perdure.loading import Batches, ExampleBatches
 from perdure.runtime import Runtime, Steps
-from perdure.runtime.zero import PartedOptimizer
+from perdure.runtime.stepping import Stepper
 from perdure.types import Batch
 
 Loss = Callable[[Batch], Tensor | Mapping[str, Tensor]]
@@ -135,14 +135,14 @@ def fit(
         if epoch_batches is None or within == 0:
             epoch_batches = batches.epoch(epoch, start=within)
         _set_lr(optimizer, groups, settings, step, per_epoch)
-        mean, values = _step(loss, *next(epoch_batches), optimizer, tensors, settings, runtime)
+        mean, values = _step(loss, *next(epoch_batches), optimizer, settings, runtime)
         history.add(mean)
         guard.check(mean, step)
         steps.shown = {"loss": mean}
         runtime.log("step", stage=stage, step=step, epoch=epoch, **values)
         if within == per_epoch - 1 and until is not None and until(epoch):
             steps.stop()
-    runtime.release(optimizer)
+    optimizer.close()
     return history.losses
 
 
@@ -167,13 +167,6 @@ def make_optimizer(groups: Sequence[Group], settings: Fit) -> torch.optim.Optimi
 def in_one_launch(parameters: Iterable[Tensor]) -> bool | None:
     """Whether an optimizer steps all parameters by one kernel: on CUDA; None leaves it to torch."""
     return True if all(p.is_cuda for p in parameters) else None
-
-
-def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """As its `zero_grad`, without what that does for profilers: some percent of the step of a small network."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
 
 
 def lr_factor(settings: Fit, step: int, per_epoch: int) -> float:
@@ -233,33 +226,25 @@ def _step(
     loss: Loss,
     batch: Batch | None,
     share: float,
-    optimizer: Any,
-    tensors: Sequence[Tensor],
+    optimizer: Stepper,
     settings: Fit,
     runtime: Runtime,
 ) -> tuple[Tensor, dict[str, Any]]:
     """One optimizer step; returns its mean loss, and what to log: means over the examples here."""
     total: dict[str, Any] = {}
-    parted = isinstance(optimizer, PartedOptimizer)
-    if not parted:  # whose step leaves no gradient behind
-        clear_gradients(optimizer)
-    backward = optimizer.backward if parted else runtime.backward
-    if parted and batch is None:
+    if batch is None:  # another process has the rest of the examples
         for _ in range(settings.accumulate):
             optimizer.backward(None)
     for part, weight in _cut(batch, settings.accumulate, all_parts=runtime.sharded):
         with runtime.autocast():
             values = loss(part)
         values = values if isinstance(values, Mapping) else {"loss": values}
-        backward(values["loss"] * (weight * share))
+        optimizer.backward(values["loss"] * (weight * share))
         for name, value in values.items():
             total[name] = total.get(name, 0) + value.detach() * weight
     own = total.get("loss", torch.zeros((), device=runtime.device))
     part = own if runtime.processes == 1 else own.float() * share
-    (mean,) = runtime.add_gradients([] if parted else tensors, also=[part])
-    if settings.clip_norm is not None and not parted:
-        runtime.accelerator.clip_grad_norm_(tensors, settings.clip_norm)
-    optimizer.step()
+    (mean,) = optimizer.step(also=[part])
     return mean, total if runtime.processes == 1 else {**total, "share": share}
 
 
@@ -283,7 +268,7 @@ def _cut(batch: Batch | None, parts: int, *, all_parts: bool = False) -> list[tu
     return cut
 
 
-def _set_lr(optimizer: Any, groups: Sequence[Group], settings: Fit, step: int, per_epoch: int) -> None:
+def _set_lr(optimizer: Stepper, groups: Sequence[Group], settings: Fit, step: int, per_epoch: int) -> None:
     factor = lr_factor(settings, step, per_epoch)
     for entry, group in zip(optimizer.param_groups, groups):
         entry["lr"] = (settings.lr if group.lr is None else group.lr) * factor

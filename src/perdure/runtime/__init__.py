@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from perdure.runtime.collectives import Agreement
 from perdure.runtime.devices import seed_torch
 from perdure.runtime.precision import Matmul, Precision, require, set_matmul
 from perdure.runtime.progress import Progress
+from perdure.runtime.stepping import Stepper, WholeOptimizer
 
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
@@ -142,20 +144,20 @@ class Runtime:
         else:
             self.accelerator.backward(loss)
 
-    def prepare(
-        self, optimizer: torch.optim.Optimizer, *, clip_norm: float | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def prepare(self, optimizer: torch.optim.Optimizer, *, clip_norm: float | None) -> tuple[Stepper, dict[str, Any]]:
         """The optimizer as this runtime steps it, and what else of its stage must be saved (the fp16 scaler).
 
-        One optimizer is in use at a time: accelerate would unscale the gradients of all that it has seen.
-        `clip_norm` is for one that clips by itself (`zero.PartedOptimizer`)."""
+        One optimizer is in use at a time: accelerate would unscale the gradients of all that it has seen."""
         self.accelerator._optimizers.clear()
         if self.zero:
-            return zero.PartedOptimizer(optimizer, clip_norm=clip_norm, device=self.device), {}
-        if self.accelerator.scaler is None:  # accelerate's wrapper looks for packages on disk at every step
-            return optimizer, {}
+            add = self.add_gradients
+            return zero.PartedOptimizer(optimizer, clip_norm=clip_norm, device=self.device, add_gradients=add), {}
         scaler = self.new_scaler()
-        return self.accelerator.prepare_optimizer(optimizer), scaler
+        if scaler:  # accelerate's wrapper looks for packages on disk at every step
+            optimizer = self.accelerator.prepare_optimizer(optimizer)
+        clip = None if clip_norm is None else partial(self.accelerator.clip_grad_norm_, max_norm=clip_norm)
+        whole = WholeOptimizer(optimizer, backward=self.backward, add_gradients=self.add_gradients, clip=clip)
+        return whole, scaler
 
     def new_scaler(self) -> dict[str, Any]:
         """What a stage that steps by `step` must save: in fp16 a fresh scaler of losses, else nothing."""
@@ -173,11 +175,6 @@ class Runtime:
         else:
             scaler.step(optimizer)
             scaler.update()
-
-    def release(self, optimizer: Any) -> None:
-        """Give the memory back that `prepare` took; the parameters stay as they are."""
-        if isinstance(optimizer, zero.PartedOptimizer):
-            optimizer.close()
 
     def add_gradients(self, parameters: Sequence[Tensor], *, also: Sequence[Tensor] = ()) -> list[Tensor]:
         """Sum gradients over processes, in place; absent ones count as zero. Returns the sums of `also`, which travel

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from perdure.errors import MissingExtra, RecipeError
+from perdure.runtime.stepping import Sums
 
 
 def stage_asked() -> int:
@@ -63,9 +64,18 @@ class PartedOptimizer:
     Args:
         optimizer: any of torch's that works element by element; its parameters are all trained.
         clip_norm: largest norm of the gradient of all parameters.
+        add_gradients: sums over processes of what travels beside DeepSpeed's gradients.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, clip_norm: float | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None,
+        device: torch.device,
+        add_gradients: Sums,
+    ) -> None:
+        self._add = add_gradients
         self.groups: list[list[Tensor]] = [list(group["params"]) for group in optimizer.param_groups]
         self.parameters = [p for group in self.groups for p in group]
         self.optimizer = optimizer
@@ -100,13 +110,12 @@ class PartedOptimizer:
         for parts in _ALIVE:
             parts.backward_ended()
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing: `step` leaves no gradient behind."""
-
-    def step(self) -> None:
+    def step(self, also: Sequence[Tensor]) -> list[Tensor]:
         """Clip and step; parameters are then the same in all processes."""
+        sums = self._add([], also=also)
         self.engine.step()
         increment_version(self.parameters)  # they were written behind autograd's back
+        return sums
 
     def close(self) -> None:
         """Give the moments' memory back."""

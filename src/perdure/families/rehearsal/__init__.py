@@ -23,7 +23,8 @@ from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.images import open_image
 from perdure.loading import ONE_SIZE, ExampleBatches
 from perdure.runtime import Runtime
-from perdure.training import Finite, clear_gradients, in_one_launch
+from perdure.runtime.stepping import clear_gradients
+from perdure.training import Finite, in_one_launch
 from perdure.types import Batch, Example, Query, Task
 
 
