@@ -92,7 +92,9 @@ class AvCodaPrompt:
         queries = summarize(frames, "mean")[:, None] * attention
         weight = (unit(queries) * unit(key)).sum(2)
         made = torch.einsum("fm,bmtld->bftld", weight, prompt)
-        return Insertions(prefix={block: (p[:, 0], p[:, 1]) for block, p in zip(self.config.blocks, made)})
+        prefixes = {block: (p[:, 0], p[:, 1]) for block, p in zip(self.config.blocks, made)}
+        penalty = self._penalty(prompt, key, attention) if parts["components"].training else None
+        return Insertions(prefix=prefixes, penalty=penalty)
 
     def _used(self, parts: Components) -> tuple[Tensor, Tensor, Tensor]:
         """Prompt, key and attention of the components so far, past ones detached."""
@@ -106,9 +108,8 @@ class AvCodaPrompt:
 
         return rows(parts.prompt, 1), rows(parts.key, 0), rows(parts.attention, 0)
 
-    def _penalty(self, parts: Any) -> Tensor | None:
+    def _penalty(self, prompt: Tensor, key: Tensor, attention: Tensor) -> Tensor:
         """How far components, keys and attentions are from being orthogonal."""
-        prompt, key, attention = self._used(parts["components"])
         tables = [key, attention, *prompt.flatten(2)]
         return self.config.orthogonal * torch.stack([_orthogonality(table) for table in tables]).sum()
 
@@ -117,9 +118,7 @@ class AvCodaPrompt:
             raise RecipeError(
                 f"this is task {self.learned + 1}", where="method.tasks", expected=f"at most {self.config.tasks} tasks"
             )
-        learning.learn_task(
-            self.system, self.tasks, self.insert, task, self.config, runtime=runtime, extra=self._penalty
-        )
+        learning.learn_task(self.system, self.tasks, self.insert, task, self.config, runtime=runtime)
         self.learned += 1
 
     def predictor(self, query: Query) -> Callable[[Batch], Predictions]:

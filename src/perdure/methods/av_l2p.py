@@ -62,7 +62,6 @@ class AvL2p:
         self.config, self.clip, self.audio = config, clip, audio
         self.system = system_of(config, clip, audio)
         self.tasks = TaskParts(self.make_parts, per_task={"head"})
-        self._nearness: Tensor | None = None
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return prefix.preprocess(self.system, example, training)
@@ -77,19 +76,15 @@ class AvL2p:
         return nn.ModuleDict({**self.system.new_parts(problem), "pool": pool})
 
     def insert(self, parts: Mapping[str, Any], frames: Tensor, patches: Tensor, segments: int) -> Insertions:
-        """The chosen prompts; how near their keys are is kept for the loss."""
+        """The chosen prompts; their keys are drawn towards the frames that chose them."""
         pool: PromptPool = parts["pool"]
         chosen, similarity = pool.choose(frames, top=self.config.top_k, vote="frame", segments=segments, summary="mean")
-        self._nearness = similarity.gather(1, chosen).sum(1).mean()
-        made = pool.prefixes(chosen, layout="paired")
-        return Insertions(prefix={block: (p[:, 0], p[:, 1]) for block, p in zip(self.config.blocks, made)})
-
-    def _pull(self, parts: Any) -> Tensor | None:
-        """Draws the picked keys towards their queries."""
-        return None if self._nearness is None else -self.config.pull * self._nearness
+        penalty = -self.config.pull * similarity.gather(1, chosen).sum(1).mean()
+        made = zip(self.config.blocks, pool.prefixes(chosen, layout="paired"))
+        return Insertions(prefix={block: (p[:, 0], p[:, 1]) for block, p in made}, penalty=penalty)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        learning.learn_task(self.system, self.tasks, self.insert, task, self.config, runtime=runtime, extra=self._pull)
+        learning.learn_task(self.system, self.tasks, self.insert, task, self.config, runtime=runtime)
 
     def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
         return learning.predictor(self.system, self.tasks, self.insert, query)

@@ -39,14 +39,19 @@ def forward(
     seen_classes: Tensor | None = None,
     update: bool = False,
 ) -> dict[str, Tensor]:
-    """One pass over a batch; `seen_classes` None: they are encoded here, with gradients."""
+    """One pass over a batch, from its videos to `readout.outputs`: front ends, what the method inserts, both towers,
+    what stands on top. With ``penalty``, what the insertions add to the loss.
+
+    Args:
+        seen_classes: None: they are encoded here, with gradients.
+    """
     frames, patches, segments = embed(system, problem, batch, update=update)
     insertions = insert(parts, frames, patches, segments)
     with towers.stochastic_depth(system.clap, highest=0.1 if system.modes.augmentation else 0.0):
         visual, audio = towers.run(system.clip, system.clap, frames, patches, insertions)
     if seen_classes is None:
         seen_classes = system.seen_classes(parts, texts)
-    return readout.outputs(
+    out = readout.outputs(
         problem,
         system.clip,
         system.clap,
@@ -59,6 +64,7 @@ def forward(
         seen_classes=seen_classes,
         settings=system.readout,
     )
+    return out if insertions.penalty is None else out | {"penalty": insertions.penalty}
 
 
 def learn_task(
@@ -69,13 +75,12 @@ def learn_task(
     config: Any,
     *,
     runtime: Runtime,
-    extra: Callable[[Any], Tensor | None] | None = None,
 ) -> None:
-    """One task: its parts made ready, trained by Adam as `config` says, and kept. `extra`: see `fit`."""
+    """One task: its parts made ready, trained by Adam as `config` says, and kept."""
     problem = problem_of(task)
     parts = tasks.begin(problem, runtime)
     how, size = adam(config), config.batch_size
-    fit(system, problem, parts, insert, task.train, how, runtime=runtime, batch_size=size, extra=extra)
+    fit(system, problem, parts, insert, task.train, how, runtime=runtime, batch_size=size)
     tasks.finish(problem)
 
 
@@ -90,22 +95,17 @@ def fit(
     runtime: Runtime,
     batch_size: int,
     shuffle: bool = True,
-    extra: Callable[[Any], Tensor | None] | None = None,
     stage: str = "train",
 ) -> list[float]:
-    """Train all parts on one problem.
-
-    Args:
-        extra: parts -> a term that is added to the loss (set aside by `insert` during the same pass), if any.
-    """
+    """Train all parts on one problem."""
     system.open(runtime)
     texts = system.texts(problem)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         out = forward(system, problem, parts, insert, batch, texts=texts, update=True)
         values = readout.loss(problem, out, batch, system.readout)
-        more = extra(parts) if extra else None
-        return values if more is None else values | {"loss": values["loss"] + more, "extra": more}
+        more = out.get("penalty")
+        return values if more is None else values | {"loss": values["loss"] + more, "penalty": more}
 
     batches = ExampleBatches(
         examples,

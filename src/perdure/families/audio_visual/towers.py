@@ -49,6 +49,8 @@ class Insertions:
     audio_residual: bool = False
     """True: what audio adapters give stays in the audio stream. In the published code it reaches only the visual
     adapter after the MLP of the same block."""
+    penalty: Float[Tensor, ""] | None = None
+    """What inserting them adds to the loss: how far chosen keys are, how alike prompts are."""
 
 
 def check_pair(clip: Clip, clap: Clap) -> None:

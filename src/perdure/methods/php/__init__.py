@@ -167,7 +167,6 @@ class Php:
         per_task = {"adapters", "clip_adapters", "contrast", "context", "mid", "deep", "head"} - set(config.shared)
         fresh = {"mid", "deep"} if config.prompt_start == "fresh" else set()
         self.tasks = TaskParts(self.make_parts, per_task=per_task, fresh=fresh)
-        self._nearness: Tensor | None = None
         keyed = config.deep and "deep" not in config.shared
         self.needs_task_name = frozenset() if keyed else self.answers  # without keys of their own no task is inferred
 
@@ -233,7 +232,7 @@ class Php:
     def insert(self, parts: Mapping[str, Any], frames: Tensor, patches: Tensor, segments: int) -> Insertions:
         """Adapters, generated prompts and static prompts of the parts at hand."""
         config = self.config
-        prefix, audio_prompt = {}, {}
+        prefix, audio_prompt, penalty = {}, {}, None
         if "mid" in parts:
             anchor = self.clip.model.vision_model.embeddings.class_embedding
             seen, heard = parts["mid"](frames, fold(patches, frames.shape[2]), anchor)
@@ -245,13 +244,18 @@ class Php:
             chosen, similarity = pool.choose(
                 frames, top=config.top_k, vote=config.pool_vote, segments=segments, summary=config.pool_query
             )
-            self._nearness = similarity.gather(1, chosen).sum(1).mean()
+            if config.key_pull:  # draws the chosen keys towards the frames that chose them
+                penalty = -config.key_pull * similarity.gather(1, chosen).sum(1).mean()
             for block, prompt in zip(config.deep_blocks, pool.prefixes(chosen, layout=config.deep_layout)):
                 prefix[block] = (prompt[:, 0], prompt[:, 1])
         adapters = parts["adapters"].items() if "adapters" in parts else ()
         cross = {int(block): CrossAdapters(**dict(trio.items())) for block, trio in adapters}
         return Insertions(
-            prefix=prefix, audio_prompt=audio_prompt, adapters=cross, audio_residual=config.shallow_audio_residual
+            prefix=prefix,
+            audio_prompt=audio_prompt,
+            adapters=cross,
+            audio_residual=config.shallow_audio_residual,
+            penalty=penalty,
         )
 
     # -- learning, predicting, state --------------------------------------------------------------------
@@ -269,13 +273,8 @@ class Php:
             runtime=runtime,
             batch_size=config.batch_size,
             shuffle=config.shuffle,
-            extra=self._pull if config.key_pull and config.deep else None,
         )
         self.tasks.finish(problem)
-
-    def _pull(self, parts: Any) -> Tensor | None:
-        """Draws the chosen keys towards the frames that chose them."""
-        return None if self._nearness is None else -self.config.key_pull * self._nearness
 
     def predictor(self, query: Query) -> Callable[[Batch], Predictions]:
         learned = list(self.tasks.problems.values())
