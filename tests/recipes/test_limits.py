@@ -156,6 +156,13 @@ def test_a_recipe_beyond_a_limit_is_one_message(name):
     assert said in str(raised.value) and len(str(raised.value)) < 2000
 
 
+def test_a_chain_of_bases_has_an_end():
+    for i in range(100):
+        Path(f"b{i}.yaml").write_text(f"base: b{i + 1}.yaml\n")
+    with pytest.raises(RecipeError, match="more than 20 recipes are based on one another"):
+        recipe.load("b0.yaml")
+
+
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/urandom"])
 def test_a_device_is_no_recipe(device):
     with pytest.raises(RecipeError):

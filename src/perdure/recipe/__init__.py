@@ -32,6 +32,10 @@ __all__ = ["Expect", "Recipe", "Run", "build", "differences", "load", "resolved"
 SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
 
 
+MOST_BASES = 20
+"""Recipes that are based on one another."""
+
+
 class Setting(NamedTuple):
     """One line of `perdure show`."""
 
@@ -227,6 +231,8 @@ def _with_base(file: Path, label: str, inside: tuple[Path, ...]) -> tuple[Layer,
         return layer, [*wrong, Wrong(mark=mark, what=error.what, hint=error.todo)]
     if below_file.resolve() in (*inside, file.resolve()):
         return layer, [*wrong, Wrong(mark=mark, what=f"`{base}` is based on this recipe itself")]
+    if len(inside) >= MOST_BASES:
+        return layer, [*wrong, Wrong(mark=mark, what=f"more than {MOST_BASES} recipes are based on one another")]
     below, more = _with_base(below_file, below_label, (*inside, file.resolve()))
     below.values.pop("expect", None)  # published numbers hold for the settings beside which they are stated
     return _over(below, layer), more + wrong
