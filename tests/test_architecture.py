@@ -31,6 +31,7 @@ recipe
 device_memory resuming
 testing
 api
+exports prediction
 cli
 __main__
 """

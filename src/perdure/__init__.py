@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure.api import Result, run
+    from perdure.prediction import predict
     from perdure.recipe import load as load_recipe
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "load_recipe", "run"]
+__all__ = ["Result", "__version__", "load_recipe", "predict", "run"]
 
 _LAZY = {"Result": ("perdure.api", "Result"), "run": ("perdure.api", "run"), "load_recipe": ("perdure.recipe", "load")}
+_LAZY["predict"] = ("perdure.prediction", "predict")
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,6 @@ from perdure import checkpoint, device_memory, lock, loop, recipe, resuming, run
 from perdure.errors import CheckpointError, RecipeError
 from perdure.keys import key_seed
 from perdure.loop import Scores, load_into, saved_state
-from perdure.metrics import continual
 from perdure.recipe import Built, Recipe, Setting
 from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
@@ -281,47 +280,3 @@ def _recipe_file(folder: Path) -> Path:
     if not file.is_file():
         raise RecipeError("this is not a run's folder", where=str(folder), expected="recipe.yaml in it")
     return file
-
-
-def write_model_card(opened: Opened, folder: Path, usage: str) -> None:
-    """``README.md`` of an export: what it is, its numbers as a model-index, and how to load it."""
-    asked, scores = opened.recipe, _finished(opened.folder)
-    name = f"{asked.method.name} on {asked.stream.name}"
-    results = []
-    if scores is not None:
-        summary = load_summary(opened.folder)
-        results = [f"      - type: {k}\n        value: {v:.3f}" for k, v in summary.items() if v is not None]
-    index = "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            f"tags: [perdure, {asked.method.name}]",
-            "model-index:",
-            f"- name: {name}",
-            "  results:",
-            "  - task: {type: " + opened.query.kind + "}",
-            f"    dataset: {{type: {asked.stream.name}, name: {asked.stream.name}}}",
-            "    metrics:" if results else "    metrics: []",
-            *results,
-            "---",
-        ]
-    )
-    text = f"""{index}
-# {name}
-
-Made by perdure from the run in `{opened.folder.name}` (seed {asked.run.seed}). The numbers above are one seed's;
-`recipe.yaml` beside this file makes it again: `perdure run recipe.yaml`.
-
-```python
-{usage.strip()}
-```
-"""
-    checkpoint.write_text(folder / "README.md", text)
-    shutil.copy(opened.folder / "recipe.yaml", folder / "recipe.yaml")
-
-
-def load_summary(folder: Path) -> dict[str, float | None]:
-    """Average, last, forgetting and so on of a run's headline metric."""
-    read = load.read(folder)
-    measured = continual.from_rows(read.rows, tasks=len(read.tasks), metric=read.headline)
-    return continual.summary(measured.matrix, counts=measured.counts, initial=measured.initial)

@@ -1,32 +1,41 @@
-"""Every method that can be exported is, through the command, and loads without perdure by the lines it prints."""
+"""Every method that can learn is exported through the command, and its printed lines answer as the run does."""
 
+import contextlib
+import io
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from ruamel.yaml import YAML
+from safetensors import safe_open
 
-from perdure import api, recipe
+from perdure import api, prediction, recipe
 from perdure.cli import main
 from perdure.settings import registry
 from perdure.types import Example
 
 pytestmark = pytest.mark.slow
 QUESTION = "What is this?"
-EXPORTING = [name for name in registry.names("methods") if hasattr(registry.load("methods", name), "export")]
+LEARNS_NOTHING = {"zero_shot", "zero_shot_av", "zero_shot_llm", "kd"}
+"""Besides what adapts at test time alone."""
 SMALL = {
-    "instruct": (
-        "method.tuning={rank: 2, alpha: 4, lr: 0.01, batch_size: 2, max_length: 512, gradient_checkpointing: false, "
-        "max_new_tokens: 8}",
-    ),
-    "classify": ("stream.train_per_class=2", "stream.test_per_class=1", "stream.step=20"),
-    "caption": (
+    "clip": ("stream.train_per_class=2", "stream.test_per_class=1", "stream.step=20"),
+    "net": ("stream.train_per_class=4", "stream.test_per_class=1", "method.epochs=1", "evaluate.start=false"),
+    "captioner": (
         "stream.train.train_scenes=4",
         "stream.tests=[{name: microworld, view: captions, test_scenes: 1}]",
         "stream.metrics=[bleu_4]",
+    ),
+    "audio": ("method.epochs=1", "evaluate.start=false"),
+    "llm": (
+        "method.tuning={rank: 2, alpha: 4, lr: 0.01, batch_size: 2, max_length: 512, gradient_checkpointing: false, "
+        "max_new_tokens: 8}",
     ),
 }
 FITTING = {
@@ -37,9 +46,20 @@ FITTING = {
 }
 
 
+def main_role(method: str) -> str:
+    roles = registry.describe("methods", method).roles
+    return next(role for role in ("llm", "captioner", "audio", "net", "clip") if role in roles)
+
+
+LEARNING = [
+    name for name in registry.names("methods") if name not in LEARNS_NOTHING and not name.startswith(("rlcf", "tpt"))
+]
+OF_ROLE = {role: [name for name in LEARNING if main_role(name) == role] for role in SMALL}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two instruction records of one picture, whose tasks any LLaVA method learns in a step."""
+    """A picture, two instruction records of it, and a few clips, which any method learns in a step or two."""
     folder = tmp_path_factory.mktemp("exports")
     image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(image).save(folder / "picture.png")
@@ -48,62 +68,120 @@ def folder(tmp_path_factory):
     (folder / "train.json").write_text(json.dumps(rows))
     asked = {"question_id": "1", "image": "picture.png", "text": QUESTION, "answer": "red"}
     (folder / "test.json").write_text(json.dumps([asked]))
+    command("data", "make", "microworld", "--as", "ave", "--out", folder / "AVE", "train_clips=4", "test_clips=2")
     return folder
+
+
+def command(*words) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as leaving:
+        main([str(word) for word in words])
+    assert leaving.value.code == 0, words
+    return said.getvalue()
 
 
 def stated(method, folder):
     """A recipe of the method on next to nothing."""
-    kind = next(kind for kind in SMALL if kind in registry.describe("methods", method).answers)
-    if kind != "instruct":
-        return recipe.load(f"{method}/microworld", [*SMALL[kind], *FITTING.get(method, ()), f"run.out={folder}/runs"])
+    role = main_role(method)
+    small = [*SMALL[role], *FITTING.get(method, ()), f"run.out={folder}/runs", "run.seeds=[0]"]
+    if role == "audio":
+        small.append(f"stream.data=[{{name: ave, root: {folder}/AVE}}]")
+    if role != "llm":
+        world = "digits" if role == "net" else "microworld"
+        return recipe.load(f"{method}/{world}", small)
     file = folder / f"{method}.yaml"
     tasks = f"[{{name: colors, train: {folder}/train.json, test: {folder}/test.json, images: {folder}}}]"
     models = "{llm: {name: llava, weights: micro-llava, dtype: float32}}"
     file.write_text(f"stream: {{name: instruction, tasks: {tasks}}}\nmodels: {models}\nmethod: {method}\n")
-    return recipe.load(file, [*SMALL[kind], *FITTING.get(method, ()), f"run.out={folder}/runs"])
+    return recipe.load(file, small)
 
 
 @pytest.fixture(scope="module")
 def exported(folder):
-    """Method -> (its run, the folder of its export)."""
+    """Method -> (its run, the folder of its export); each is run and exported when first asked for."""
     found = {}
-    for method in EXPORTING:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PERDURE_TOKENIZER", "fallback")  # scores are not what is tested here, and need Java
-            run = api.execute(stated(method, folder), quiet=True)[0].folder
-        with pytest.raises(SystemExit) as leaving:
-            main(["export", str(run), str(folder / method)])
-        assert leaving.value.code == 0, method
-        found[method] = run, folder / method
-    return found
+
+    def of(method):
+        if method not in found:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PERDURE_TOKENIZER", "fallback")  # scores are not what is tested here, and need Java
+                run = api.execute(stated(method, folder), quiet=True)[0].folder
+            page = [] if main_role(method) == "audio" else ["--space"]
+            said = command("export", run, *page, folder / method)
+            assert printed(folder / method).strip() in said
+            found[method] = run, folder / method
+        return found[method]
+
+    return of
 
 
-def printed(folder):
-    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+def printed(made):
+    return (made / "README.md").read_text().split("```python\n")[1].split("```")[0]
 
 
-def test_the_folder_says_how_to_load_it_and_how_it_was_made(exported):
-    assert {"sefe", "moelora", "mg_clip", "clipcap"} <= exported.keys()
-    for method, (_, folder) in exported.items():
-        assert printed(folder).strip(), method
-        assert (folder / "recipe.yaml").is_file(), method
-        assert any(folder.rglob("*.safetensors")), method
+def front(made):
+    return YAML(typ="safe").load((made / "README.md").read_text().split("---\n")[1])
 
 
-def test_the_printed_lines_run_without_perdure_and_answer_as_the_run_does(exported, folder):
+def tensors_of(made) -> list[str]:
+    return [name for file in made.rglob("*.safetensors") for name in safe_open(file, "pt").keys()]  # noqa: SIM118
+
+
+def lines_for(made, folder):
+    return printed(made).replace("picture.jpg", str(folder / "picture.png"))
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_every_method_that_can_learn_is_exported_with_weights_recipe_and_lines_that_run(method, exported, folder):
+    run, made = exported(method)
+    assert (made / "recipe.yaml").read_bytes() == (run / "recipe.yaml").read_bytes()
+    assert len(printed(made).strip().splitlines()) <= 5
+    assert tensors_of(made)
+    if main_role(method) in ("clip", "net"):
+        names = json.loads((made / "classes.json").read_text())["classes"]
+        assert names == list(api.reopen(run, device="cpu").query.candidates)
+    if main_role(method) in ("net", "audio", "captioner"):
+        exec(lines_for(made, folder), {})
+    said = front(made)
+    assert said["license"] and said["pipeline_tag"] and method in said["tags"]
+    dataset = said["model-index"][0]["results"][0]["dataset"]["name"]
+    assert dataset not in ("class_incremental", "audio_visual", "captions"), "the data's name, not the stream's"
+
+
+@pytest.mark.parametrize("method", OF_ROLE["net"])
+def test_a_network_of_perdures_own_answers_as_its_run_and_carries_no_training_data(method, exported, folder):
+    run, made = exported(method)
+    picture = folder / "digit.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (16, 16), dtype=np.uint8)).save(picture)
+    assert prediction.predict(made, [picture]) == prediction.predict(run, [picture])
+    stored = [name for name in tensors_of(made) if "image" in name or "stored" in name]
+    assert not stored or method == "icarl", "replayed images stay at home"
+
+
+@pytest.mark.parametrize("method", OF_ROLE["captioner"])
+def test_an_exported_captioner_says_what_its_run_says(method, exported, folder):
+    run, made = exported(method)
+    assert prediction.predict(made, [folder / "picture.png"]) == prediction.predict(run, [folder / "picture.png"])
+
+
+def test_the_lines_of_transformers_models_run_without_perdure_and_answer_as_the_runs_do(exported, folder):
+    asked = OF_ROLE["llm"] + OF_ROLE["clip"]
     script = ["import contextlib, io, json, sys", "sys.modules['perdure'] = None", "out = {}"]
-    for method, (_, made) in exported.items():
-        code = printed(made).replace("picture.jpg", str(folder / "picture.png"))
+    for method in asked:
+        code = lines_for(exported(method)[1], folder).replace("print(classify(", "print(classify(top=99, image=")
         script += ["said = io.StringIO()", "with contextlib.redirect_stdout(said):", f"    exec({code!r}, {{}})"]
-        script += [f"out[{method!r}] = said.getvalue()"]
+        script += [f"out[{method!r}] = said.getvalue()", "sys.modules.pop('answer', None)"]
     script += ["json.dump(out, open(sys.argv[1], 'w'))"]
     (folder / "ask.py").write_text("\n".join(script))
     answers = folder / "answers.json"
     done = subprocess.run([sys.executable, folder / "ask.py", answers], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads(answers.read_text())
-    instructed = [m for m in exported if "instruct" in registry.describe("methods", m).answers and m != "moelora"]
-    assert {m: theirs[m].strip() for m in instructed} == {m: answer(exported[m][0], folder) for m in instructed}
+    instructed = [m for m in OF_ROLE["llm"] if m != "moelora"]
+    assert {m: theirs[m].strip() for m in instructed} == {m: answer(exported(m)[0], folder) for m in instructed}
+    for method in OF_ROLE["clip"]:
+        said, ours = eval(theirs[method]), classified(exported(method)[0], folder)
+        assert next(iter(said)) == max(ours, key=ours.__getitem__)
+        assert said == pytest.approx(ours, abs=1e-5), method
 
 
 def answer(run: Path, folder: Path) -> str:
@@ -111,3 +189,52 @@ def answer(run: Path, folder: Path) -> str:
     example = Example(id="x", inputs={"text": QUESTION, "image": folder / "picture.png"})
     batch = opened.method.collate([opened.method.preprocess(example, False)])
     return opened.method.predictor(opened.query)(batch)[0]
+
+
+def classified(run: Path, folder: Path) -> dict[str, float]:
+    """The run's own scores by class; logits as probabilities."""
+    opened = api.reopen(run, device="cpu")
+    item = opened.method.preprocess(Example(id="x", inputs={"image": folder / "picture.png"}), False)
+    with torch.no_grad():
+        scores = opened.method.predictor(opened.query)({"image": item["image"][None]})[0]
+    logits = opened.recipe.method.name not in ("prototype", "mg_clip")
+    return dict(zip(opened.query.candidates, (scores.softmax(0) if logits else scores).tolist()))
+
+
+@pytest.mark.parametrize("method", ["mg_clip"])
+def test_merged_weights_answer_as_the_adapter_does(method, exported, folder):
+    run, made = exported(method)
+    merged = folder / f"{method}_merged"
+    command("export", run, merged, "--merged")
+    assert (made / "adapter").is_dir() and not (merged / "adapter").exists()
+    asked = [runpy.run_path(str(place / "answer.py"))["classify"](folder / "picture.png") for place in (made, merged)]
+    assert asked[1] == pytest.approx(asked[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["mg_clip", "er", "clipcap", "sefe"])
+def test_the_page_of_a_space_answers_without_a_server(method, exported, folder):
+    run, made = exported(method)
+    app = runpy.run_path(str(made / "app.py"))
+    picture = Image.open(folder / "picture.png")
+    if method == "sefe":
+        assert app["answer"](picture, QUESTION).strip() == answer(run, folder)
+    elif method == "clipcap":
+        assert app["answer"](picture) == prediction.predict(run, [picture])[0]["caption"]
+    elif method == "er":
+        expected = {one["class"]: one["score"] for one in prediction.predict(run, [picture])[0]["answers"]}
+        assert app["answer"](picture) == expected
+    else:
+        ours = classified(run, folder)
+        assert app["answer"](picture) == pytest.approx({k: ours[k] for k in app["answer"](picture)}, abs=1e-5)
+    assert len((made / "app.py").read_text().splitlines()) <= 60
+    assert "gradio" in (made / "requirements.txt").read_text().split()
+    assert front(made)["sdk"] == "gradio" and front(made)["app_file"] == "app.py"
+
+
+def test_no_page_is_made_for_clips(exported, folder, capsys):
+    run, _ = exported("av_finetune")
+    with pytest.raises(SystemExit) as leaving:
+        main(["export", str(run), str(folder / "no_page"), "--space"])
+    assert leaving.value.code == 2
+    assert "no page is made for tasks of kind" in capsys.readouterr().err
+    assert not (folder / "no_page").exists()

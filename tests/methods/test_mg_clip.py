@@ -272,5 +272,5 @@ def test_an_export_loads_with_peft_and_gives_the_same_features(tmp_path):
         loaded = PeftModel.from_pretrained(plain.model, tmp_path / "adapter")
         theirs = loaded.get_image_features(pixels).pooler_output
     torch.testing.assert_close(ours, theirs)
-    assert torch.equal(load_file(tmp_path / "visual_classifier.safetensors")["weight"], mg.rows)
+    assert torch.equal(load_file(tmp_path / "head.safetensors")["rows"], mg.rows)
     assert json.loads((tmp_path / "classes.json").read_text())["classes"] == mg.classes

@@ -14,34 +14,33 @@ from perdure.cli import _complete
 
 EXAMPLES = """
 perdure export runs/mg_clip-microworld/seed_0 my_model
-perdure export runs/finetune-microworld/seed_0 my_model --force
+perdure export runs/finetune-microworld/seed_0 my_model --merged --force
+perdure export runs/sefe-microworld/seed_0 my_space --space
 """
 
 
 def command(
     run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN", autocompletion=_complete.runs)],
     out: Annotated[Path, typer.Argument(help="folder to write", metavar="DIR")],
+    merged: Annotated[bool, typer.Option("--merged", help="low-rank updates in the weights, no adapter")] = False,
+    space: Annotated[bool, typer.Option("--space", help="also a Gradio page: app.py, requirements.txt")] = False,
     force: Annotated[bool, typer.Option("--force", help="write into a folder that is not empty")] = False,
 ) -> None:
-    """Write a folder that plain transformers and peft load without perdure."""
+    """Write what a run has learned: weights, classes, and a README whose few lines answer.
+
+    Plain transformers and peft load it without perdure where the model is theirs (CLIP, LLaVA).
+    """
     from perdure.errors import DataError
     from perdure.folders import require_folder
 
     require_folder(out, setting="DIR")
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise DataError("is not empty", where=str(out), todo="Name another folder, or add --force.")
-    from perdure import api
+    from perdure import exports
     from perdure.cli._layout import libraries_aside
 
     with libraries_aside():
-        opened = api.reopen(run, device="cpu")
-    if not hasattr(opened.method, "export"):
-        name = opened.recipe.method.name
-        raise DataError(f"method {name} learns nothing that could be exported", where=str(run))
-    out.mkdir(parents=True, exist_ok=True)
-    with libraries_aside():
-        usage = opened.method.export(out)
-        api.write_model_card(opened, out, usage)
+        usage = exports.write(run, out, merged=merged, page=space)
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         print(path)
     print(f"\n{usage.strip()}")

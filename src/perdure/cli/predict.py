@@ -75,15 +75,12 @@ def command(
 
 def _answered(run: Path, found: Sequence[Path], top: int, device: str) -> tuple[list[dict[str, Any]], Any]:
     """What a run answers, and the runtime that notes what could not be read."""
-    from perdure import api, device_memory  # they bring torch: after all that can be wrong in the arguments
-    from perdure.errors import DataError
+    from perdure import api, device_memory, prediction  # they bring torch: after what can be wrong in the arguments
 
     opened = api.reopen(run, device=device)
-    if opened.query.kind != "classify":
-        raise DataError(f"the run answers tasks of kind {opened.query.kind}", where=str(run), expected="classify")
     todo = "Name fewer files at a time, or add --device cpu."
     with device_memory.explained(None, opened.runtime, todo=todo):
-        return _answers(opened, found, top), opened.runtime
+        return prediction.answers(opened, found, top), opened.runtime
 
 
 def _adapt_to(
@@ -147,37 +144,6 @@ def _images(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def _answers(opened: Any, files: Sequence[Path], top: int) -> list[dict[str, Any]]:
-    """One object a readable file: ``{"file", "answers": [{"class", "score"}]}``, with the method's own scores."""
-    from perdure.evaluate import predicting
-    from perdure.loading import ExampleBatches
-    from perdure.types import Example
-
-    method, query = opened.method, opened.query
-    examples = [Example(id=str(path), inputs={"image": path}) for path in files]
-    batches = ExampleBatches(
-        examples,
-        method.preprocess,
-        batch_size=opened.recipe.evaluate.batch_size,
-        runtime=opened.runtime,
-        stage="predict",
-        training=False,
-        collate=getattr(method, "collate", None),
-    )
-    rows: list[dict[str, Any]] = []
-    with predicting(method, opened.runtime):
-        predict = method.predictor(query)
-        for batch, _ in batches.epoch(0):
-            if batch is None:
-                continue
-            best = predict(batch).float().topk(min(top, len(query.candidates)), dim=1)
-            for position, scores, labels in zip(batch["position"].tolist(), best.values, best.indices):
-                pairs = zip(labels.tolist(), scores.tolist())
-                named = [{"class": query.candidates[label], "score": round(score, 4)} for label, score in pairs]
-                rows.append({"file": str(files[position]), "answers": named})
-    return rows
-
-
 def _print(rows: Sequence[dict[str, Any]], *, form: Literal["json", "csv", "text"]) -> None:
     if form == "json":
         for row in rows:
@@ -185,9 +151,12 @@ def _print(rows: Sequence[dict[str, Any]], *, form: Literal["json", "csv", "text
         return
     if form == "csv":
         writer = csv.writer(sys.stdout)
-        writer.writerow(["file", "rank", "class", "score"])
+        captions = any("caption" in row for row in rows)
+        writer.writerow(["file", "caption"] if captions else ["file", "rank", "class", "score"])
         for row in rows:
-            writer.writerows([row["file"], k + 1, a["class"], a["score"]] for k, a in enumerate(row["answers"]))
+            ranked = [[row["file"], k + 1, a["class"], a["score"]] for k, a in enumerate(row.get("answers", ()))]
+            writer.writerows([[row["file"], row["caption"]]] if captions else ranked)
         return
     for row in rows:
-        print(row["file"] + "  " + ", ".join(f"{a['class']} ({a['score']:g})" for a in row["answers"]))
+        said = row.get("caption") or ", ".join(f"{a['class']} ({a['score']:g})" for a in row["answers"])
+        print(f"{row['file']}  {said}")

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from perdure.families.clip import classifier, settings
+from perdure.families.clip import classifier, export, settings
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
@@ -26,7 +27,7 @@ class Config(settings.Prompts):
 
 
 class ContinualClip:
-    """Stateless: each query brings the class names."""
+    """State: the class names seen, for an export alone; each query brings its own."""
 
     Config = Config
     answers = frozenset({"classify"})
@@ -34,19 +35,26 @@ class ContinualClip:
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)
         self.config, self.clip = config, clip.requires_grad_(False)
+        self.classes: list[str] = []
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return classifier.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        """Nothing is learned."""
+        """Nothing is learned but names."""
+        self.classes = classifier.extend_classes(self.classes, task)
 
     def predictor(self, query: Query):
         config = self.config
         return classifier.text_predictor(self.clip, config.template, query, clean=config.clean_names)
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"classes": list(self.classes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        pass
+        self.classes = list(state["classes"])
+
+    def export(self, folder: Path) -> str:
+        """The pretrained model and the classes."""
+        config = self.config
+        return export.save_prompted(self.clip, folder, self.classes, template=config.template, clean=config.clean_names)

@@ -74,5 +74,5 @@ class Finetune:
 
     def export(self, folder: Path) -> str:
         """The trained model, or the pretrained one and its PEFT adapter; and the classes."""
-        export.save_classes(folder, self.classes, template=self.config.template)
-        return export.save_trained(self.clip, folder)
+        config = self.config
+        return export.save_prompted(self.clip, folder, self.classes, template=config.template, clean=config.clean_names)

@@ -40,6 +40,8 @@ class Icarl:
 
     Config = Config
     answers = frozenset({"classify"})
+    answers_from = frozenset({"memory"})
+    """Its class means are those of the exemplars in memory, which an export therefore holds."""
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
         self.config, self.net = config, net

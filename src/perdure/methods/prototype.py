@@ -33,7 +33,7 @@ class Config:
 
 
 class Prototype:
-    """State: `means`, one row a class in the order of labels."""
+    """State: `means`, one row a class in the order of labels, and the class names."""
 
     Config = Config
     answers = frozenset({"classify"})
@@ -41,17 +41,19 @@ class Prototype:
     def __init__(self, config: Config, *, clip: Clip) -> None:
         self.config, self.clip = config, clip.requires_grad_(False)
         self.means = torch.zeros(0, clip.dim, dtype=clip.dtype)
+        self.classes: list[str] = []
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return classifier.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         classifier.require_every_class(task)
-        classifier.extend_classes([""] * len(self.means), task)
+        classes = classifier.extend_classes(self.classes, task)
         found = classifier.encode_images(self.clip, task.train, batch_size=self.config.batch_size, runtime=runtime)
         classifier.require_every_class(task, found["label"])
         means = classifier.class_means(found["feature"], found["label"], classifier.labels_of(task))
         self.means = classifier.replace_rows(self.means, means, first=task.offset)
+        self.classes = classes
 
     def predictor(self, query: Query):
         rows = self.means[query.offset : query.offset + len(query.candidates)]
@@ -64,15 +66,14 @@ class Prototype:
         return predict
 
     def state_dict(self) -> dict[str, Any]:
-        return {"means": self.means}
+        return {"means": self.means, "classes": list(self.classes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.means = state["means"]
+        self.means, self.classes = state["means"], list(state["classes"])
 
     def export(self, folder: Path) -> str:
         """The pretrained model and one mean feature a class."""
-        export.save_tensors(folder, "means", {"weight": self.means})
-        return export.save_trained(self.clip, folder) + export.loads(folder, "means")
+        return export.save(self.clip, folder, self.classes, {"rows": self.means}, scores="cosines")
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters, for the result card."""

@@ -5,6 +5,7 @@ Knows the folders that plain transformers, peft and safetensors read. Does not k
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,32 +15,46 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPModel
 
 from perdure.checkpoint import write_json
+from perdure.families.clip import classifier
 from perdure.layers import lora
 
 if TYPE_CHECKING:
     from perdure.models.clip import Clip
 
 
-def save_trained(clip: Clip, folder: Path) -> str:
-    """``model/`` with the weights but the adapters, ``adapter/`` with them as PEFT writes them, where there are any.
+ANSWER = Path(__file__).with_name("answer.py")
+"""The file that answers in an export, without perdure; it is copied."""
+
+
+def save(clip: Clip, folder: Path, classes: Sequence[str], head: Mapping[str, Tensor], **about: Any) -> str:
+    """A folder that answers as the method does: the model, what its image features are compared with, the classes.
+
+    ``model/`` holds the weights but the adapters, ``adapter/`` those as PEFT writes them, where there are any.
+
+    Args:
+        head: ``texts`` [classes dim] unit features, ``rows`` [classes dim] compared by cosine, ``adapter`` [dim dim] of
+            the image features; see `answer`.
+        about: settings that an answer needs, and what its scores are.
 
     Returns:
-        The Python lines that load what was written.
+        The Python lines that answer.
     """
     save_clip(clip, folder / "model")
-    if not lora.lora_state(clip.model):
-        return f'from transformers import CLIPModel\nclip = CLIPModel.from_pretrained("{folder / "model"}")\n'
-    lora.save_adapter(clip.model, folder / "adapter", base=str(folder / "model"))
-    return (
-        "from peft import PeftModel\nfrom transformers import CLIPModel\n"
-        f'clip = PeftModel.from_pretrained(CLIPModel.from_pretrained("{folder / "model"}"), "{folder / "adapter"}")\n'
-    )
+    if lora.lora_state(clip.model):
+        lora.save_adapter(clip.model, folder / "adapter", base=str(folder / "model"))
+    save_tensors(folder, "head", head)
+    write_json(folder / "classes.json", {"classes": list(classes), **about})
+    shutil.copyfile(ANSWER, folder / "answer.py")
+    return f'import sys\nsys.path.insert(0, "{folder}")\nfrom answer import classify\nprint(classify("picture.jpg"))\n'
 
 
-def loads(folder: Path, name: str) -> str:
-    """The Python lines that load what `save_tensors` wrote."""
-    file = folder / f"{name}.safetensors"
-    return f'from safetensors.torch import load_file\n{name} = load_file("{file}")["weight"]\n'
+def save_prompted(clip: Clip, folder: Path, classes: Sequence[str], *, template: str, clean: bool, **more: Any) -> str:
+    """`save` of CLIP's own answer: images against one prompt a class. `more`: of the head, or about the answer."""
+    texts = classifier.encode_prompts(clip, classifier.prompts(template, classes, clean=clean))
+    head = {"texts": texts} | {name: value for name, value in more.items() if isinstance(value, Tensor)}
+    about = {name: value for name, value in more.items() if not isinstance(value, Tensor)}
+    about = {"scores": "probabilities", "template": template, "clean_names": clean} | about
+    return save(clip, folder, classes, head, **about)
 
 
 def save_clip(clip: Clip, folder: Path) -> None:
@@ -74,8 +89,3 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None
     """``<name>.safetensors``."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, folder / f"{name}.safetensors")
-
-
-def save_classes(folder: Path, classes: Sequence[str], **about: Any) -> None:
-    """``classes.json``: class names by label, and the settings that an answer needs."""
-    write_json(folder / "classes.json", {"classes": list(classes), **about})

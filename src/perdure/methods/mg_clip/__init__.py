@@ -381,10 +381,12 @@ class MgClip:
 
     def export(self, folder: Path) -> str:
         """The pretrained model, the PEFT adapter, the visual classifier's rows, and the classes with the vote."""
-        names = ("template", "clean_names", "text_weight", "visual_weight", "text_softmax")
-        export.save_classes(folder, self.classes, **{name: getattr(self.config, name) for name in names})
-        export.save_tensors(folder, "visual_classifier", {"weight": self.rows})
-        return export.save_trained(self.clip, folder) + export.loads(folder, "visual_classifier")
+        config = self.config
+        vote = {name: getattr(config, name) for name in ("text_weight", "visual_weight", "text_softmax")}
+        more = {"rows": self.rows, "scores": "weighted means of probabilities", **vote}
+        return export.save_prompted(
+            self.clip, folder, self.classes, template=config.template, clean=config.clean_names, **more
+        )
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters, the chosen epochs and what is kept of past tasks, for the result card."""

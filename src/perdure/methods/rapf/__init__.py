@@ -133,9 +133,10 @@ class Rapf:
 
     def export(self, folder: Path) -> str:
         """The pretrained model, the linear map of its image features, and the classes."""
-        export.save_classes(folder, self.classes, template=self.config.template)
-        export.save_tensors(folder, "image_adapter", {"weight": self.adapter})
-        return export.save_trained(self.clip, folder) + export.loads(folder, "image_adapter")
+        template, clean = self.config.template, self.config.clean_names
+        return export.save_prompted(
+            self.clip, folder, self.classes, template=template, clean=clean, adapter=self.adapter
+        )
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters and what is stored of old classes, for the result card."""

@@ -108,6 +108,11 @@ class Clip(nn.Module):
         self.requires_grad_(False).eval()
 
     @property
+    def is_stock(self) -> bool:
+        """Whether transformers' CLIPModel is all of it, so that others load what it saves."""
+        return type(self.model.vision_model).__module__.startswith("transformers.")
+
+    @property
     def dim(self) -> int:
         """Width of the joint feature space."""
         return self.model.visual_projection.out_features
