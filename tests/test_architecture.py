@@ -18,6 +18,7 @@ settings
 images checkpoint lock events run_files
 runtime
 types draws
+kept_examples
 demands loading
 training
 layers

@@ -16,6 +16,7 @@ from perdure import checkpoint, demands, run_files
 from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate, predicting
 from perdure.keys import key_seed
+from perdure.metrics import continual
 from perdure.runtime import Runtime
 from perdure.runtime.devices import seed_torch
 from perdure.runtime.placing import place
@@ -45,14 +46,8 @@ class Scores:
 
     def matrix(self, metric: str | None = None) -> tuple[list[list[float | None]], list[list[int]]]:
         """Values and example counts ``[after][asked]`` for after = 0..T-1; None and 0 where not measured."""
-        size = len(self.tasks)
-        values: list[list[float | None]] = [[None] * size for _ in range(size)]
-        counts = [[0] * size for _ in range(size)]
-        for row in self.rows:
-            if row["after"] >= 0:
-                values[row["after"]][row["asked"]] = row["values"].get(metric or self.headline)
-                counts[row["after"]][row["asked"]] = row["n"]
-        return values, counts
+        values, counts = continual.cells(self.rows, len(self.tasks), metric or self.headline)
+        return values[:-1], counts[:-1]
 
     def to_json(self) -> dict[str, Any]:
         return {"tasks": self.tasks, "headline": self.headline, "rows": self.rows}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from clip_methods import TEMPLATE, fresh_clip, learn, small_stream
 
+from perdure import kept_examples
 from perdure.errors import RecipeError
 from perdure.families.clip import classifier
 from perdure.loop import run
@@ -132,7 +133,7 @@ def test_raw_examples_survive_packing():
     arrays = [Example(id=str(i), inputs={"image": np.full((2, i + 1, 3), i, np.uint8)}, target=i) for i in range(2)]
     paths = [Example(id="p", inputs={"image": Path("/data/a.jpg"), "note": "x"}, target=7)]
     for examples in (arrays, arrays[:1] * 2, paths, []):
-        back = classifier.unpack_examples(classifier.pack_examples(examples))
+        back = kept_examples.unpack(kept_examples.pack(examples))
         assert [(e.id, e.target) for e in back] == [(e.id, e.target) for e in examples]
         for ours, theirs in zip(back, examples):
             assert all(np.array_equal(ours.inputs[name], theirs.inputs[name]) for name in theirs.inputs)

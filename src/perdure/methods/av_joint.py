@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from perdure import training
+from perdure import kept_examples, training
 from perdure.errors import RecipeError
 from perdure.families.audio_visual import learning, prefix, readout, settings
 from perdure.families.audio_visual.adapter import cross_adapters, cross_insertions
@@ -137,14 +135,14 @@ class AvJoint:
     def state_dict(self) -> dict[str, Any]:
         return {
             "problems": [asdict(problem) for problem in self.problems.values()],
-            "examples": {name: [_pack(e) for e in examples] for name, examples in self.examples.items()},
+            "examples": {name: kept_examples.pack(examples) for name, examples in self.examples.items()},
             "parts": {name: tensor.detach().clone() for name, tensor in self.parts.state_dict().items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         facts = [{**p, "candidates": tuple(p["candidates"])} for p in state["problems"]]
         self.problems = {p["name"]: Problem(**p) for p in facts}
-        self.examples = {name: [_unpack(e) for e in state["examples"][name]] for name in self.problems}
+        self.examples = {name: kept_examples.unpack(state["examples"][name]) for name in self.problems}
         self.parts = self.make_parts(self.problems).eval() if self.problems else nn.ModuleDict()
         self.parts.load_state_dict(dict(state["parts"]))
 
@@ -179,40 +177,3 @@ def _of_task(parts: nn.ModuleDict, index: int) -> dict[str, nn.Module]:
     assert isinstance(own, nn.ModuleDict)
     shared = {name: part for name, part in parts.items() if not name.startswith("task_")}
     return shared | dict(own.items())
-
-
-def _pack(example: Example) -> dict[str, Any]:
-    """An Example as tensors and JSON: paths stay paths."""
-    inputs = {name: _packed(value) for name, value in example.inputs.items()}
-    return {"id": example.id, "inputs": inputs, "target": _packed(example.target)}
-
-
-def _unpack(packed: Mapping[str, Any]) -> Example:
-    inputs = {name: _unpacked(value) for name, value in packed["inputs"].items()}
-    return Example(id=packed["id"], inputs=inputs, target=_unpacked(packed["target"]))
-
-
-def _packed(value: Any) -> Any:
-    if isinstance(value, Path):
-        return {"path": str(value)}
-    if isinstance(value, np.ndarray):
-        return {"array": torch.from_numpy(np.ascontiguousarray(value))}
-    if isinstance(value, Mapping):
-        return {"mapping": {key: _packed(v) for key, v in value.items()}}
-    if isinstance(value, list | tuple):
-        return [_packed(v) for v in value]
-    if hasattr(value, "__array__") and not isinstance(value, Tensor | int | float):
-        return {"array": torch.from_numpy(np.ascontiguousarray(value))}
-    return value
-
-
-def _unpacked(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_unpacked(v) for v in value]
-    if not isinstance(value, Mapping):
-        return value
-    if "path" in value:
-        return Path(value["path"])
-    if "array" in value:
-        return value["array"].numpy()
-    return {key: _unpacked(v) for key, v in value["mapping"].items()}

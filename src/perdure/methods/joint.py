@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from perdure import kept_examples
 from perdure.checkpoint import stored_bytes
 from perdure.families.clip import classifier, export, settings
 from perdure.models.clip import Clip
@@ -76,18 +77,18 @@ class Joint:
             "parameters": classifier.copy_parameters(self.parameters),
             "initial": classifier.copy_parameters(self.initial) if drawn else {},
             "classes": list(self.classes),
-            "examples": classifier.pack_examples(self.examples),
+            "examples": kept_examples.pack(self.examples),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         classifier.restore_parameters(self.parameters, state["parameters"])
         self.initial = dict(state["initial"]) or self.initial
         self.classes = list(state["classes"])
-        self.examples = classifier.unpack_examples(state["examples"])
+        self.examples = kept_examples.unpack(state["examples"])
 
     def facts(self) -> dict[str, Any]:
         """What is kept of past tasks, for the result card."""
-        packed = classifier.pack_examples(self.examples)
+        packed = kept_examples.pack(self.examples)
         return {"memory_examples": len(self.examples), "stored_bytes": stored_bytes(packed)}
 
     def export(self, folder: Path) -> str:

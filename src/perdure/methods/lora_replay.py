@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from perdure.families.instruction import keeping
+from perdure import kept_examples
 from perdure.families.instruction.adapters import Adapters
 from perdure.families.instruction.export import export
 from perdure.families.instruction.settings import Tuning
@@ -79,10 +79,10 @@ class LoraReplay:
         return {
             "weights": self.adapters.weights(),
             "projector": self.llm.projector.state_dict(),
-            "kept": keeping.to_state(self.kept),
+            "kept": kept_examples.pack(self.kept),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.adapters.load_weights(state["weights"])
         self.llm.projector.load_state_dict(state["projector"])
-        self.kept = keeping.from_state(state["kept"])
+        self.kept = kept_examples.unpack(state["kept"])

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from perdure.families.instruction import keeping
+from perdure import kept_examples
 from perdure.families.instruction.adapters import Adapters
 from perdure.families.instruction.export import export
 from perdure.families.instruction.settings import Tuning
@@ -78,11 +78,11 @@ class Multitask:
         return {
             "factors": self.adapters.parameters() if self.seen else {},
             "projector": self.llm.projector.state_dict(),
-            "seen": keeping.to_state(self.seen),
+            "seen": kept_examples.pack(self.seen),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.seen = keeping.from_state(state["seen"])
+        self.seen = kept_examples.unpack(state["seen"])
         if self.seen:
             self.adapters.load_factors(state["factors"])
         self.llm.projector.load_state_dict(state["projector"])

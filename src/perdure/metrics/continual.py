@@ -42,6 +42,19 @@ class Measured:
     """Test examples behind each cell."""
 
 
+def cells(
+    rows: Iterable[Mapping[str, Any]], tasks: int, metric: str
+) -> tuple[list[list[float | None]], list[list[int]]]:
+    """Values and example counts ``[after][asked]`` of a run's rows; None and 0 where not measured. The last row, one
+    more than there are tasks, is the test before the first task."""
+    values: list[list[float | None]] = [[None] * tasks for _ in range(tasks + 1)]
+    counts = [[0] * tasks for _ in range(tasks + 1)]
+    for row in rows:
+        values[row["after"]][row["asked"]] = row["values"].get(metric)  # after = -1 lands in the last row
+        counts[row["after"]][row["asked"]] = row.get("n", 0)
+    return values, counts
+
+
 def summary(
     matrix: Float[ndarray, "after asked"],
     *,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perdure import __version__
+from perdure.metrics import continual
 from perdure.report.load import flatten, name_of
 
 VERSION = 1
@@ -147,10 +148,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def _matrix(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The headline's cells ``[after][asked]``, before rounding; `initial` is the row before the first task."""
-    size, metric = len(scores["tasks"]), scores["headline"]
-    values: list[list[float | None]] = [[None] * size for _ in range(size + 1)]
-    counts = [[0] * size for _ in range(size + 1)]
-    for row in scores["rows"]:
-        values[row["after"]][row["asked"]] = row["values"].get(metric)  # after = -1 lands in the last row
-        counts[row["after"]][row["asked"]] = row.get("n", 0)
+    metric = scores["headline"]
+    values, counts = continual.cells(scores["rows"], len(scores["tasks"]), metric)
     return {"metric": metric, "values": values[:-1], "n": counts[:-1], "initial": values[-1]}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from perdure.settings.config import Named, Seed
-from perdure.types import Dataset, Examples, Stream, Task
+from perdure.streams.selection import at_most
+from perdure.types import Dataset, Stream, Task
 
 METRICS = {
     "localize-events": ("score", "segment_accuracy"),
@@ -99,9 +100,9 @@ def _task(index: int, name: str, dataset: Dataset, config: Config) -> Task:
         name=name,
         kind=dataset.kind,
         candidates=dataset.candidates,
-        train=_some(dataset.train, config.train_per_task, (*key, "train")),
-        validation=_some(dataset.validation, config.test_per_task, (*key, "validation")),
-        test=_some(dataset.test, config.test_per_task, (*key, "test")),
+        train=at_most(dataset.train, config.train_per_task, (*key, "train")),
+        validation=at_most(dataset.validation, config.test_per_task, (*key, "validation")),
+        test=at_most(dataset.test, config.test_per_task, (*key, "test")),
         metrics=metrics,
         facts={fact: dataset.facts[fact] for fact in TASK_FACTS if fact in dataset.facts},
     )
@@ -120,16 +121,6 @@ def _names(datasets: list[Dataset]) -> list[str]:
     """Names of the data sets, numbered where that is not unique."""
     raw = [str(dataset.facts.get("folder") or dataset.name) for dataset in datasets]
     return [name if raw.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(raw)]
-
-
-def _some(examples: Examples, limit: int | None, key: tuple[Any, ...]) -> Examples:
-    """So many examples, in their order; which ones depends on the key and their ids alone."""
-    from perdure.keys import key_seed
-
-    if limit is None or limit >= len(examples):
-        return examples
-    ranked = sorted(range(len(examples)), key=lambda i: key_seed(*key, examples[i].id))
-    return examples.select(sorted(ranked[:limit]))
 
 
 def _fingerprint(task: Task) -> str:

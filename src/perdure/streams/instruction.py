@@ -17,8 +17,8 @@ from pydantic import Field
 from perdure.data import instruction
 from perdure.data.instruction import Form, Scorer
 from perdure.errors import DataError, RecipeError
-from perdure.keys import key_seed
 from perdure.settings.config import Seed
+from perdure.streams.selection import at_most
 from perdure.types import NO_EXAMPLES, Dataset, Examples, Stream, Task
 
 COIN: tuple[tuple[str, Scorer], ...] = (
@@ -165,17 +165,9 @@ def _read(task: TaskFiles, config: Config) -> Dataset:
 
 
 def _limited(data: Dataset, config: Config) -> Dataset:
-    train = _some(data.train, config.train_per_task, (config.seed, data.name, "train"))
-    test = _some(data.test, config.test_per_task, (config.seed, data.name, "test"))
+    train = at_most(data.train, config.train_per_task, (config.seed, data.name, "train"))
+    test = at_most(data.test, config.test_per_task, (config.seed, data.name, "test"))
     return replace(data, train=train, test=test)
-
-
-def _some(examples: Examples, limit: int | None, key: tuple[Any, ...]) -> Examples:
-    """So many examples, in their order; which ones depends on the key and their ids alone."""
-    if limit is None or limit >= len(examples):
-        return examples
-    ranked = sorted(range(len(examples)), key=lambda i: key_seed(*key, examples[i].id))
-    return examples.select(sorted(ranked[:limit]))
 
 
 def _multitask(tasks: tuple[Task, ...]) -> tuple[Task, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from perdure.data.class_folders import split_by_share
 from perdure.errors import DataError
+from perdure.keys import key_seed
 from perdure.types import Dataset, Examples
 
 
@@ -128,3 +129,11 @@ def _held_out(dataset: Dataset, train: list[int], share: float) -> tuple[list[in
         place[label] += 1
     kept, taken = split_by_share(keys, labels, share, "validation")
     return [train[i] for i in kept], [train[i] for i in taken]
+
+
+def at_most(examples: Examples, limit: int | None, key: tuple[Any, ...]) -> Examples:
+    """`limit` examples, in their order; which ones depends on the key and their ids alone. None: all."""
+    if limit is None or limit >= len(examples):
+        return examples
+    ranked = sorted(range(len(examples)), key=lambda i: key_seed(*key, examples[i].id))
+    return examples.select(sorted(ranked[:limit]))

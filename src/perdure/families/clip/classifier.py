@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
@@ -280,9 +278,6 @@ class Preprocessor:
         return {"image": pixels} if example.target is None else {"image": pixels, "label": int(example.target)}
 
 
-# -- raw examples in a state --------------------------------------------------------------------------------
-
-
 class Joined(Sequence[Example]):
     """Two sequences of Examples one after the other; nothing is read until it is asked for."""
 
@@ -295,37 +290,3 @@ class Joined(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         n = len(self.first)
         return self.first[index] if index < n else self.second[index - n]
-
-
-def pack_examples(examples: Sequence[Example]) -> dict[str, Any]:
-    """Raw classification Examples as tensors and JSON: paths stay paths, arrays of one shape become one tensor."""
-    names = list(examples[0].inputs) if len(examples) else []
-    return {
-        "ids": [e.id for e in examples],
-        "targets": [int(e.target) for e in examples],
-        "inputs": {name: _packed([e.inputs[name] for e in examples]) for name in names},
-    }
-
-
-def unpack_examples(packed: Mapping[str, Any]) -> list[Example]:
-    """The Examples that `pack_examples` was given."""
-    columns = {name: _unpacked(column) for name, column in packed["inputs"].items()}
-    return [
-        Example(id=name, inputs={key: column[i] for key, column in columns.items()}, target=target)
-        for i, (name, target) in enumerate(zip(packed["ids"], packed["targets"]))
-    ]
-
-
-def _packed(values: list[Any]) -> Any:
-    if all(isinstance(value, Path) for value in values):
-        return {"paths": [str(value) for value in values]}
-    if all(isinstance(value, np.ndarray) for value in values):
-        same = len({(value.shape, value.dtype) for value in values}) == 1
-        return torch.from_numpy(np.stack(values)) if same else [torch.from_numpy(value) for value in values]
-    return values
-
-
-def _unpacked(column: Any) -> list[Any]:
-    if isinstance(column, Mapping):
-        return [Path(path) for path in column["paths"]]
-    return [value.numpy() if isinstance(value, Tensor) else value for value in column]

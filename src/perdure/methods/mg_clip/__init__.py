@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from perdure import training
+from perdure import kept_examples, training
 from perdure.checkpoint import stored_bytes
 from perdure.families.clip import classifier, export, settings
 from perdure.layers import lora
@@ -370,14 +370,14 @@ class MgClip:
             "rows": self.rows,
             "classes": list(self.classes),
             "epochs": self.epochs,
-            "memory": classifier.pack_examples(self.memory),
+            "memory": kept_examples.pack(self.memory),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         lora.load_lora_state(self.clip.model, state["lora"])
         self.initial = dict(state["initial"]) or self.initial
         self.rows, self.classes, self.epochs = state["rows"], list(state["classes"]), state["epochs"]
-        self.memory = classifier.unpack_examples(state["memory"])
+        self.memory = kept_examples.unpack(state["memory"])
 
     def export(self, folder: Path) -> str:
         """The pretrained model, the PEFT adapter, the visual classifier's rows, and the classes with the vote."""
