@@ -100,7 +100,7 @@ def test_a_folder_in_which_nothing_was_learned_never_refuses(asked, tmp_path):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(broken))
     assert api.execute(asked("method.lr=0.02"), quiet=True)[0].fresh
-    with pytest.raises(RecipeError, match=r"method\.lr: 0\.02 there, 0\.03 now"):
+    with pytest.raises(RecipeError, match=r"method\.lr: was 0\.02, now 0\.03"):
         api.execute(asked(), quiet=True)
 
 

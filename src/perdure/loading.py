@@ -85,7 +85,7 @@ class ExampleBatches:
         runtime.stage, runtime.batch_size = self.stage, self.batch_size
         parts = _parts(self, len(self.examples), epoch)[start:]
         mine = [[(int(i), epoch) for i in part[runtime.rank :: runtime.processes]] for part in parts]
-        # in a sharded run a process without examples of its own goes along with another's, at no weight
+        # in a sharded run a rank without examples of its own runs a peer's with weight 0
         shown = [keys or [(int(part[0]), epoch)] * runtime.sharded for part, keys in zip(parts, mine)]
         loader = iter(self._loader([keys for keys in shown if keys]))
         for part, keys, own in zip(parts, shown, mine):
@@ -97,7 +97,7 @@ class ExampleBatches:
                 skip(runtime, name, reason)
             batch = None if batch is None else to_device(batch, runtime.device)
             if batch is None and runtime.sharded:
-                raise DataError("no example of a process's part of a batch can be read", expected="readable examples")
+                raise DataError("a rank's share of a batch is entirely unreadable", expected="readable examples")
             yield batch, len(own) / len(part) if batch is not None else 0.0
 
     def _loader(self, keys: list[list[tuple[int, int]]]) -> DataLoader:

@@ -40,7 +40,7 @@ def require_same_settings(asked: Recipe, folder: Path) -> None:
     if changed and not _anything_learned(folder):
         clear(folder)
     elif changed:
-        listed = "; ".join(f"{name}: {was!r} there, {now!r} now" for name, was, now in changed)
+        listed = "; ".join(f"{name}: was {was!r}, now {now!r}" for name, was, now in changed)
         raise RecipeError(f"holds a run with other settings: {listed}", where=str(folder), todo=BESIDE)
 
 

@@ -52,9 +52,9 @@ class Fit:
     schedule_offset: int = 0
     """Steps that the schedule is ahead: 1 for code that moves the schedule before each step."""
     clip_norm: float | None = None
-    """Largest norm of the gradient of all parameters."""
+    """Max global norm for gradient clipping."""
     accumulate: int = 1
-    """A batch is cut into this many parts whose gradients are summed: the same step in less memory."""
+    """Gradient-accumulation steps of a batch: the same step in less memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +251,7 @@ def _step(
 def _cut(batch: Batch | None, parts: int, *, all_parts: bool = False) -> list[tuple[Batch, float]]:
     """Parts of a batch with their share of its examples.
 
-    `all_parts`: never fewer than `parts`, further ones being the first example at no weight.
+    `all_parts`: never fewer than `parts`, padded with the first example at weight 0.
     """
     if batch is None:
         return []

@@ -80,7 +80,7 @@ def test_a_run_ends_with_its_table_and_the_next_command_and_a_second_one_trains_
 
     changed = run(folder, "method.lr=0.5")
     assert changed.returncode == 2
-    assert "method.lr: 0.03 there, 0.5 now" in changed.stderr
+    assert "method.lr: was 0.03, now 0.5" in changed.stderr
     assert "--again" in changed.stderr
 
     anew = run(folder, "method.lr=0.5", "--again")

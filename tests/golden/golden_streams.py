@@ -41,7 +41,9 @@ def small(file: Path) -> None:
     recorded = iter(a["chunk_index"].tolist())
     positions = [np.flatnonzero(labels == c).tolist() for c in range(9)]
     settings = config(size)
-    order, angles = mnist360.served(plan, positions, settings, lambda _, __, n, ___: [next(recorded) for _ in range(n)])
+    order, angles = mnist360.train_order(
+        plan, positions, settings, lambda _, __, n, ___: [next(recorded) for _ in range(n)]
+    )
     np.testing.assert_array_equal(labels[order], a["labels"])
     np.testing.assert_allclose(np.array(angles) % 360, a["degrees"] % 360, atol=1e-9)
     for i, expected in enumerate(a["images"]):
@@ -54,7 +56,9 @@ def check_test(a: dict, size: int) -> None:
     labels = a["test_labels"]
     positions = [np.flatnonzero(labels == c).tolist() for c in range(9)]
     recorded = iter(a["test_index"].tolist())
-    order, angles = mnist360.tested(positions, config(size), lambda _, __, n, ___: [next(recorded) for _ in range(n)])
+    order, angles = mnist360.test_order(
+        positions, config(size), lambda _, __, n, ___: [next(recorded) for _ in range(n)]
+    )
     assert next(recorded, None) is None
     check_test_steps(a, [len(own) for own in positions], size)
     wanted, degrees, start = [], [], 0

@@ -40,7 +40,7 @@ def command(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value")] = None,
     env: Annotated[bool, typer.Option("--env", help="versions, devices, memory, programs")] = False,
     data: Annotated[bool, typer.Option("--data/--no-data", help="also read the data and list the tasks")] = True,
-    steps: Annotated[int, typer.Option("--steps", min=0, max=10**6, help="really run so many steps")] = 0,
+    steps: Annotated[int, typer.Option("--steps", min=0, max=10**6, help="train this many steps")] = 0,
 ) -> None:
     """Find all faults of a recipe; list its tasks.
 

@@ -41,7 +41,7 @@ def command(
     if to.is_dir():
         to = to / source.name
     if to.suffix not in (".yaml", ".yml"):
-        raise RecipeError("is no name of a recipe", where=str(to), expected="a name that ends in .yaml")
+        raise RecipeError("is not a recipe file name", where=str(to), expected="a name that ends in .yaml")
     schema = to.with_suffix(".schema.json")
     for file in (to, schema):
         if file.exists() and not force:

@@ -67,7 +67,7 @@ def check(
     """Count, and find what would stop a run.
 
     Finds unreadable and missing images, the same image in two splits, and class names that do not match.
-    Exit code 0: sound; 1: faults were found; 2: it cannot be looked through.
+    Exit code 0: sound; 1: faults were found; 2: it cannot be checked.
     """
     from perdure.prepare import check_images
     from perdure.settings import registry

@@ -51,7 +51,7 @@ class Config:
     official: bool = False
     """Repeat the published scorers with their defects."""
     on_fault: Literal["stop", "skip"] = "stop"
-    """Stop at faulty records, all told at once, or leave them out and count them."""
+    """Stop and report all faulty records at once, or leave them out and count them."""
     check_images: bool = True
     """See whether every image file is there before any work starts."""
 

@@ -1,4 +1,4 @@
-"""CLS-ER: a fast and a slow average of the network's weights say what replayed images should give.
+"""CLS-ER: a fast and a slow EMA teacher supply the targets of replayed images.
 
 Arani et al., "Learning Fast, Learning Slow: A General Continual Learning Method based on Complementary Learning
 System", ICLR 2022 (arXiv 2201.12604). Needs no task boundaries. The stable average answers.
@@ -89,11 +89,11 @@ class ClsEr:
         replay = self.memory.draw(self.config.minibatch_size, self.draws)
         if replay is None:
             return {"loss": F.cross_entropy(self.net(x), y)}
-        past, told = self._view(replay["image"]), replay["label"].to(y.device)
+        past, past_labels = self._view(replay["image"]), replay["label"].to(y.device)
         with torch.no_grad():
-            wanted = surer(self.plastic(past), self.stable(past), told)
+            wanted = more_confident_logits(self.plastic(past), self.stable(past), past_labels)
         consistency = F.mse_loss(self.net(past), wanted)
-        cross_entropy = F.cross_entropy(self.net(torch.cat([x, past])), torch.cat([y, told]))
+        cross_entropy = F.cross_entropy(self.net(torch.cat([x, past])), torch.cat([y, past_labels]))
         total = self.config.reg_weight * consistency + cross_entropy
         return {"loss": total, "consistency": consistency, "cross_entropy": cross_entropy}
 
@@ -136,7 +136,7 @@ class ClsEr:
         return rehearsal.view(images, self.config.augment, self.draws, self.net)
 
 
-def surer(plastic: Tensor, stable: Tensor, labels: Tensor) -> Tensor:
+def more_confident_logits(plastic: Tensor, stable: Tensor, labels: Tensor) -> Tensor:
     """For each image the logits ``[images, classes]`` that give its label the larger probability."""
     own = labels[:, None]
     better = stable.softmax(dim=1).gather(1, own) > plastic.softmax(dim=1).gather(1, own)

@@ -1,4 +1,4 @@
-"""DER++: replayed logits stay what they were, and replayed images are learned again.
+"""DER++: replayed logits stay what they were, and replayed images are learned outputs.
 
 Buzzega et al., "Dark Experience for General Continual Learning", NeurIPS 2020 (arXiv 2004.07211). Logits and
 labels are replayed on two batches, drawn independently. Needs no task boundaries.
@@ -59,14 +59,14 @@ class Derpp:
         logits = self.net(self._view(images))
         values = {"cross_entropy": F.cross_entropy(logits, labels)}
         total = values["cross_entropy"]
-        dark = self.memory.draw(c.minibatch_size, self.draws)
-        if dark is not None:
-            again = self.net(self._view(dark["image"]))
-            values["replayed_logits"] = F.mse_loss(again, dark["logits"].to(again))
-            told = self.memory.draw(c.minibatch_size, self.draws)
-            assert told is not None
-            again = self.net(self._view(told["image"]))
-            values["replayed_cross_entropy"] = F.cross_entropy(again, told["label"].to(again.device))
+        logit_replay = self.memory.draw(c.minibatch_size, self.draws)
+        if logit_replay is not None:
+            outputs = self.net(self._view(logit_replay["image"]))
+            values["replayed_logits"] = F.mse_loss(outputs, logit_replay["logits"].to(outputs))
+            label_replay = self.memory.draw(c.minibatch_size, self.draws)
+            assert label_replay is not None
+            outputs = self.net(self._view(label_replay["image"]))
+            values["replayed_cross_entropy"] = F.cross_entropy(outputs, label_replay["label"].to(outputs.device))
             total = total + c.alpha * values["replayed_logits"] + c.beta * values["replayed_cross_entropy"]
         return {"loss": total, **values}, logits.detach()
 

@@ -62,12 +62,12 @@ class Icarl:
             rehearsal.enter_training(self.net)
             rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
             x = rehearsal.view(images, c.augment, self.draws, self.net)
-            told = None
+            old_outputs = None
             if old is not None:
                 with torch.no_grad():
-                    told = torch.sigmoid(old(x))
+                    old_outputs = torch.sigmoid(old(x))
             with runtime.autocast():
-                loss = self.loss(x, labels, told, past=self.past)
+                loss = self.loss(x, labels, old_outputs, past=self.past)
             rehearsal.descend(loss, optimizer, runtime)
             return {"loss": loss}
 

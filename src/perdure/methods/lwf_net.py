@@ -59,8 +59,8 @@ class LwfNet:
             old = self._logits(data)
 
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            told = None if old is None else old[at.index]
-            return self.losses(images, labels, told, past=past, seen=seen)
+            old_outputs = None if old is None else old[at.index]
+            return self.losses(images, labels, old_outputs, past=past, seen=seen)
 
         optimizer = torch.optim.SGD(self.net.parameters(), lr=c.lr, weight_decay=c.weight_decay)
         rehearsal.learn(loss, data, self.net, c, runtime=runtime, optimizer=optimizer)

@@ -27,14 +27,14 @@ def stage_asked() -> int:
     """ZeRO's stage in accelerate's configuration; 0 without DeepSpeed.
 
     Raises:
-        RecipeError: a stage or setting that is not served.
+        RecipeError: a stage or setting that is not supported.
         MissingExtra: DeepSpeed is not installed.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return 0
-    for name, (served, expected, todo) in _SERVED.items():
-        found = os.environ.get(f"ACCELERATE_{name}", served[0])
-        if found not in served:
+    for name, (supported, expected, todo) in _SUPPORTED.items():
+        found = os.environ.get(f"ACCELERATE_{name}", supported[0])
+        if found not in supported:
             where = "deepspeed_config in accelerate's configuration"
             setting = name.lower().removeprefix("deepspeed_")
             raise RecipeError(f"{setting}: {found}", where=where, expected=expected, todo=todo)
@@ -44,7 +44,7 @@ def stage_asked() -> int:
 
 
 _NO_OFFLOAD = (("none",), "none", "Take --config_file $(perdure launch fsdp_offload).")
-_SERVED = {
+_SUPPORTED = {
     "DEEPSPEED_CONFIG_FILE": (("none",), "zero_stage in its place", "See perdure launch zero3."),
     "DEEPSPEED_ZERO_STAGE": (("2", "3"), "2 or 3", ""),
     "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": _NO_OFFLOAD,
@@ -183,7 +183,7 @@ class _Given(torch.autograd.Function):
 
 
 class Parts:
-    """Frozen matrices of blocks, in parts over processes; one is whole while its layer is at work.
+    """Sharded frozen weights of blocks, gathered only while their layer runs.
 
     Layers whose own parameters are frozen and hold a matrix take part. Vectors stay whole.
     """

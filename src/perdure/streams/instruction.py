@@ -84,7 +84,7 @@ class Config:
     multitask: bool = False
     """All tasks' training data in the first task: the upper bound; the others bring tests only."""
     on_fault: Literal["stop", "skip"] = "stop"
-    """Stop at faulty records, all told at once, or leave them out and count them."""
+    """Stop and report all faulty records at once, or leave them out and count them."""
     check_images: bool = True
     """See whether every image file is there before any work starts."""
 
@@ -94,7 +94,7 @@ class Config:
             yield "tasks", "the same name twice"
         for name in self.order:
             if name not in names:
-                yield "order", f"`{name}` is none of {', '.join(names)}"
+                yield "order", f"unknown task `{name}`; expected one of {', '.join(names)}"
         if len(set(self.order)) != len(self.order):
             yield "order", "the same name twice"
 

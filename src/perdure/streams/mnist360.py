@@ -94,9 +94,9 @@ def assemble(dataset: Dataset, config: Config) -> Stream:
             raise DataError(f"no {split} image of class {missing[0]}", where=dataset.name)
     plan = schedule([len(own) for own in of_class["train"]], config.batch_size, rounds=config.rounds)
     turns = {
-        "train": served(plan, of_class["train"], config),
-        "validation": tested(of_class["validation"], config),
-        "test": tested(of_class["test"], config),
+        "train": train_order(plan, of_class["train"], config),
+        "validation": test_order(of_class["validation"], config),
+        "test": test_order(of_class["test"], config),
     }
     parts: dict[str, Any] = {
         split: _turned(rules.source(dataset, split), *turn, split) for split, turn in turns.items()
@@ -144,7 +144,7 @@ def schedule(counts: Sequence[int], batch_size: int, *, rounds: int = 3) -> list
     return steps
 
 
-def served(
+def train_order(
     plan: Sequence[Step], positions: Sequence[Sequence[int]], config: Config, pick: Pick | None = None
 ) -> tuple[list[int], list[float]]:
     """Position in the data set and angle in degrees of each training image, in the order of the stream."""
@@ -190,7 +190,7 @@ def _chunk_numbers(classes: int, rounds: int) -> dict[tuple[int, int], tuple[int
     return numbers
 
 
-def tested(
+def test_order(
     positions: Sequence[Sequence[int]], config: Config, pick: Pick | None = None
 ) -> tuple[list[int], list[float]]:
     """Position and angle of each test image: class after class, each class turning once from angle 0.

@@ -49,7 +49,7 @@ class TaskParts(nn.Module):
         if self.current is not None:
             for name, part in parts.items():
                 if name not in self.fresh:
-                    hand_on(self._newest(name), part)
+                    copy_matching_tensors(self._newest(name), part)
         self.current = parts.to(runtime.device).train()
         return self.current
 
@@ -101,7 +101,7 @@ class TaskParts(nn.Module):
             if name in kept and (name in self.per_task or self.current is None or name not in self.current):
                 part.load_state_dict(kept[name])
             elif self.current is not None and name in self.current:
-                hand_on(self.current[name].state_dict(), part)
+                copy_matching_tensors(self.current[name].state_dict(), part)
         device = next((p.device for p in self.current.parameters()), None) if self.current is not None else None
         return parts.to(device) if device is not None else parts
 
@@ -142,7 +142,7 @@ class TaskParts(nn.Module):
             part.load_state_dict(self.kept[last][name])
 
 
-def hand_on(old: Mapping[str, Tensor], new: nn.Module) -> None:
+def copy_matching_tensors(old: Mapping[str, Tensor], new: nn.Module) -> None:
     """Copy every tensor to that of the same name and shape in `new`."""
     target = new.state_dict()
     with torch.no_grad():

@@ -25,7 +25,7 @@ class Training:
     weight_decay: Annotated[float, Field(ge=0)] = 1e-05
     """Of Adam, coupled."""
     clip_norm: Annotated[float, Field(gt=0)] = 0.5
-    """Largest norm of the gradient."""
+    """Max global norm for gradient clipping."""
     batch_size: Annotated[int, Field(ge=1)] = 2
     """Videos a step."""
     mask_dim: Annotated[int, Field(ge=1)] = 512

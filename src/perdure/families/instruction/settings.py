@@ -28,7 +28,7 @@ class Tuning:
     batch_size: Annotated[int, Field(gt=0)] = 128
     """Conversations a step, over all processes."""
     accumulate: Annotated[int, Field(gt=0)] = 1
-    """A batch is cut into this many parts."""
+    """Gradient-accumulation steps of a batch."""
     epochs: Annotated[int, Field(gt=0)] = 1
     """Passes over a task."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
@@ -36,7 +36,7 @@ class Tuning:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest norm of the gradient. None is what the published distributed runs do, whose configuration of
+    """Max global norm for gradient clipping. None is what the published distributed runs do, whose configuration of
     DeepSpeed leaves it out."""
     mean: Literal["token", "conversation"] = "token"
     """The loss is a mean over all answer tokens of a part of the batch (published), or over the conversations'

@@ -42,7 +42,7 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class At:
-    """Where in a task's training a step is."""
+    """Position of a step within the task."""
 
     step: int
     epoch: int

@@ -130,7 +130,7 @@ class Memory:
         """Zeros, a row a slot.
 
         Raises:
-            RecipeError: there is no such memory.
+            RecipeError: the buffer does not fit into memory.
         """
         try:
             return like.new_zeros(self.capacity, *like.shape[1:])

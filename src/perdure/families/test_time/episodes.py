@@ -149,7 +149,7 @@ class SlowStart:
 
 
 LEAST = 1 << 20
-"""Numbers that are moved together: fewer, and calls cost more than arithmetic."""
+"""Min elements per optimizer group; smaller groups are launch-bound."""
 
 
 def _parts(tuned: list[Tensor]) -> list[list[Tensor]]:

@@ -30,7 +30,7 @@ def count_selected(views: int, share: float) -> int:
     """How many views are kept: the floor of their share.
 
     Raises:
-        RecipeError: none.
+        RecipeError: the share selects no view.
     """
     kept = math.floor(views * share + 1e-9)
     if kept < 1:

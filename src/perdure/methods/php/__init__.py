@@ -286,7 +286,7 @@ class Php:
     def _predictor_by_keys(
         self, query: Query, learned: Sequence[Problem], fitting: Sequence[int]
     ) -> Callable[[Batch], Predictions]:
-        """Each video with the prompts of the task whose keys are nearest; which task that is, is told."""
+        """Each video with the prompts of the task whose keys are nearest; also returns the inferred task."""
         keys = [self.tasks.kept[problem.name]["deep"]["key"].to(self.clip.device) for problem in learned]
 
         @cache

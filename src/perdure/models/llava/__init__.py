@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from perdure.errors import RecipeError, UnreadableExample
 from perdure.images import open_image
 from perdure.models.llava import assemble
-from perdure.models.llava.answers import SharedStart, greedy
+from perdure.models.llava.answers import PromptCache, greedy
 from perdure.models.llava.conversation import IGNORE, IMAGE_ID, encode_conversation, encode_question, question_start
 from perdure.models.llava.images import MEAN, STD, pixels
 from perdure.models.llava.tokenizer import is_legacy
@@ -213,7 +213,7 @@ class Llava(nn.Module):
         Questions are sorted by length and answered `generate_batch` at a time. The weights must stay as they are
         while the function is in use: what all questions begin with is read once.
         """
-        start = SharedStart(self.model, self._encode(question_start()))
+        start = PromptCache(self.model, self._encode(question_start()))
         gather(self.blocks)
 
         def answer(batch: Batch) -> list[str]:
@@ -230,7 +230,7 @@ class Llava(nn.Module):
 
         return answer
 
-    def _generate(self, batch: Batch, rows: Tensor, longest: int, max_new_tokens: int, start: SharedStart) -> list[str]:
+    def _generate(self, batch: Batch, rows: Tensor, longest: int, max_new_tokens: int, start: PromptCache) -> list[str]:
         has_image = batch["has_image"][rows]
         images = batch["pixel_values"][rows][has_image].to(self.dtype) if bool(has_image.any()) else None
         new = greedy(

@@ -19,8 +19,8 @@ ROOM = 64
 """Tokens by which the buffers of keys and values grow."""
 
 
-class SharedStart:
-    """Keys and values of the tokens that all questions begin with, made once for a model's present weights."""
+class PromptCache:
+    """KV cache of the common prompt prefix, made once for a model's present weights."""
 
     def __init__(self, model: Any, ids: Sequence[int]) -> None:
         self.model, self.ids = model, torch.tensor(ids)
@@ -63,7 +63,7 @@ def greedy(
     mask: Int[Tensor, "rows tokens"],
     pixels: Tensor | None,
     *,
-    start: SharedStart,
+    start: PromptCache,
     pad: int,
     **settings: Any,
 ) -> list[list[int]]:
