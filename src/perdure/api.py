@@ -104,7 +104,7 @@ def run(name: str | Path, overrides: Sequence[str] = (), **sections: Mapping[str
     return execute(recipe.load(name, [*overrides, *stated]))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Opened:
     """A run's method with what it has learned, and a runtime that writes nothing. Its data need not be there."""
 
@@ -115,6 +115,10 @@ class Opened:
     runtime: Runtime
     query: Query
     """The question that the last finished task was tested with: all classes seen, say."""
+    done: int = 0
+    """Tasks that are finished."""
+    tasks: int = 0
+    """Of the whole stream."""
 
 
 def reopen(folder: Path, *, device: str = "auto") -> Opened:
@@ -140,7 +144,8 @@ def reopen(folder: Path, *, device: str = "auto") -> Opened:
     )
     place(method, runtime)
     query = Query(**saved["query"] | {"candidates": tuple(saved["query"]["candidates"])})
-    return Opened(folder=folder, recipe=asked, method=method, models=models, runtime=runtime, query=query)
+    done, tasks = saved["task"] + 1, len(saved["names"])
+    return Opened(folder, asked, method, models, runtime, query, done, tasks)
 
 
 def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from perdure import api
 from perdure.api import Opened
-from perdure.errors import DataError
-from perdure.evaluate import predicting
+from perdure.errors import DataError, RecipeError
+from perdure.evaluate import predicting, probabilities
 from perdure.loading import ExampleBatches
 from perdure.types import Batch, Example
 
@@ -20,28 +22,32 @@ KINDS = ("classify", "caption")
 """Kinds of tasks whose input is one image."""
 
 
-def predict(folder: str | Path, images: Sequence[Any], *, top: int = 5, device: str = "auto") -> list[dict[str, Any]]:
+def predict(
+    folder: str | Path, images: Sequence[Any], *, top: int = 5, device: str = "auto", unknown_below: float = 0.0
+) -> list[dict[str, Any]]:
     """What a run has learned says of images.
 
     Args:
         folder: of a run, or of an export that says ``perdure.predict``.
         images: paths, PIL images or uint8 arrays.
         top: classes an image.
+        unknown_below: adds ``"unknown": true`` where the first answer is less probable, else false.
 
     Returns:
-        One object an image: ``{"file", "answers": [{"class", "score"}]}``, the method's own scores, the best first; for
-        captions ``{"file", "caption"}``.
+        One object an image: ``{"file", "answers": [{"class", "probability"}]}``, the best first; ``score`` in place of
+        ``probability`` where a method's scores rank alone (docs/scores.md); for captions ``{"file", "caption"}``.
 
     Raises:
         UnreadableExample: an image cannot be read.
         DataError: the run's tasks are not about single images.
+        RecipeError: `unknown_below`, and the method has no probabilities.
     """
     opened = api.reopen(Path(folder), device=device)
     opened.runtime.unreadable = "stop"
-    return answers(opened, images, top)
+    return answers(opened, images, top, unknown_below=unknown_below)
 
 
-def answers(opened: Opened, images: Sequence[Any], top: int) -> list[dict[str, Any]]:
+def answers(opened: Opened, images: Sequence[Any], top: int, *, unknown_below: float = 0.0) -> list[dict[str, Any]]:
     """As `predict`, of a run that is open; an image that cannot be read is left out where the runtime skips such."""
     query = opened.query
     if query.kind not in KINDS:
@@ -57,12 +63,22 @@ def answers(opened: Opened, images: Sequence[Any], top: int) -> list[dict[str, A
             if query.kind == "caption":
                 rows += [{"file": names[i], "caption": text} for i, text in zip(batch["position"].tolist(), found)]
                 continue
-            best = found.float().topk(min(top, len(query.candidates)), dim=1)
-            for position, scores, labels in zip(batch["position"].tolist(), best.values, best.indices):
-                pairs = zip(labels.tolist(), scores.tolist())
-                named = [{"class": query.candidates[label], "score": round(score, 4)} for label, score in pairs]
-                rows.append({"file": names[position], "answers": named})
+            ranked = _ranked(opened, found.float(), top, unknown_below)
+            rows += [{"file": names[i], **row} for i, row in zip(batch["position"].tolist(), ranked)]
     return rows
+
+
+def _ranked(opened: Opened, scores: Tensor, top: int, unknown_below: float) -> Iterator[dict[str, Any]]:
+    """The best classes of each image by the method's scores, with their probabilities where there are any."""
+    names = opened.query.candidates
+    shares = probabilities(opened.method, scores)
+    if shares is None and unknown_below:
+        raise RecipeError(f"{opened.recipe.method.name} gives scores, no probabilities", where="--unknown-below")
+    kind, values = ("score", scores) if shares is None else ("probability", shares)
+    best = scores.topk(min(top, len(names)), dim=1).indices
+    for labels, row in zip(best.tolist(), values.tolist()):
+        unknown = {"unknown": row[labels[0]] < unknown_below} if unknown_below else {}
+        yield {**unknown, "answers": [{"class": names[label], kind: round(row[label], 4)} for label in labels]}
 
 
 def _batches(opened: Opened, examples: Sequence[Example]) -> Iterator[Batch]:

@@ -247,6 +247,7 @@ class Method(Protocol):
     #   adapts = True         prediction needs gradients
     #   carries_state = True  state survives from test sample to test sample
     #   needs_task_name       kinds that it answers only where the query names the task (a frozenset)
+    #   scores_are = "logits"  of `classify`; or logits_of(scores): their softmax is what `perdure predict` shows
     #   collate(items) -> Batch    where stacking is not enough
     #   export(folder) -> str      writes what plain transformers / peft load; returns the Python lines that do
     #   facts() -> dict            JSON-ready extras for the result card (extra parameters, bytes)

@@ -221,7 +221,7 @@ def test_the_page_of_a_space_answers_without_a_server(method, exported, folder):
     elif method == "clipcap":
         assert app["answer"](picture) == prediction.predict(run, [picture])[0]["caption"]
     elif method == "er":
-        expected = {one["class"]: one["score"] for one in prediction.predict(run, [picture])[0]["answers"]}
+        expected = {one["class"]: one["probability"] for one in prediction.predict(run, [picture])[0]["answers"]}
         assert app["answer"](picture) == expected
     else:
         ours = classified(run, folder)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from perdure import api, recipe
+from perdure import api, checkpoint, recipe
 from perdure.cli import main
 from perdure.loop import checkpoint_file
 from perdure.methods.mg_clip import MgClip
@@ -52,7 +53,7 @@ def test_predict_answers_readable_files_names_the_others_and_exits_1(run, pictur
     rows = [json.loads(line) for line in out.splitlines()]
     assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.pgm"]
     assert all(len(row["answers"]) == 2 for row in rows)
-    assert all(row["answers"][0]["score"] >= row["answers"][1]["score"] for row in rows)
+    assert all(1 >= row["answers"][0]["probability"] >= row["answers"][1]["probability"] for row in rows)
     assert code == 1
     assert "broken.png" in err
     assert "Traceback" not in err
@@ -89,6 +90,47 @@ def test_predict_writes_csv(run, pictures, capsys):
     rows = list(csv.DictReader(io.StringIO(out)))
     assert code == 0
     assert [row["rank"] for row in rows] == ["1"]
+    assert re.fullmatch(r"[01]\.\d{4}", rows[0]["probability"])
+
+
+def test_answers_are_probabilities_in_the_order_of_the_method_and_may_be_unknown(run, pictures, capsys):
+    one = pictures / "0.png"
+    answers = json.loads(perdure(capsys, "predict", run, one, "--top", "40", "--json")[1])["answers"]
+    assert sum(a["probability"] for a in answers) == pytest.approx(1, abs=1e-2)
+    opened = api.reopen(run, device="cpu")
+    pixels = opened.models["clip"].transform.pixels(one)[None]
+    with torch.no_grad():
+        scores = opened.method.predictor(opened.query)({"image": pixels})
+    ranked = scores[0].argsort(descending=True).tolist()
+    assert [a["class"] for a in answers] == [opened.query.candidates[i] for i in ranked]
+    assert scores.max() < 0.1 < answers[0]["probability"]  # a fortieth and little more, whatever the method is sure of
+    sure = answers[0]["probability"]
+    _, out, _ = perdure(capsys, "predict", run, one)
+    assert out == f"{one}  {answers[0]['class']} ({sure:.4f})\n"
+    assert "  unknown: " in perdure(capsys, "predict", run, one, "--unknown-below", "1")[1]
+    assert (
+        json.loads(perdure(capsys, "predict", run, one, "--json", "--unknown-below", sure / 2)[1])["unknown"] is False
+    )
+
+
+def test_an_unfinished_run_answers_and_says_so(run, pictures, tmp_path, capsys):
+    assert "unfinished" not in perdure(capsys, "predict", run, pictures / "0.png")[2]
+    shutil.copytree(run, tmp_path / "half")
+    file = checkpoint_file(tmp_path / "half")
+    state = checkpoint.load(file)
+    checkpoint.save(
+        file, state | {"task": 0, "query": state["query"] | {"candidates": state["query"]["candidates"][:20]}}
+    )
+    code, _, err = perdure(capsys, "predict", tmp_path / "half", pictures / "0.png")
+    assert code == 0
+    assert "unfinished, 1 of 2 tasks; answers are among 20 classes" in err
+
+
+def test_scores_that_are_no_logits_are_called_scores(run, pictures, capsys, monkeypatch):
+    monkeypatch.delattr(MgClip, "logits_of")
+    assert "(score 0." in perdure(capsys, "predict", run, pictures / "0.png")[1]
+    code, _, err = perdure(capsys, "predict", run, pictures / "0.png", "--unknown-below", "0.5")
+    assert code == 2 and "mg_clip gives scores, no probabilities" in err
 
 
 def test_predict_without_an_image_or_a_run_says_so(run, tmp_path, capsys):

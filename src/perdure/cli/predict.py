@@ -45,10 +45,14 @@ def command(
     model: Annotated[list[str] | None, typer.Option("--model", help="with --method or --find: ROLE=WEIGHTS")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="with --method or --find: KEY=VALUE")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="with --method: write a page of it")] = None,
+    unknown_below: Annotated[
+        float, typer.Option("--unknown-below", min=0, max=1, metavar="P", help="a run's answers less probable: unknown")
+    ] = 0.0,
     find: Annotated[str, typer.Option("--find", help="rank the images by this text, adapted to by RLCF")] = "",
 ) -> None:
     """Classify images with what a run has learned.
 
+    Each class comes with its probability, or with the method's score where that has none (docs/scores.md).
     A file that cannot be read is named on standard error; the others are answered, and the exit code is 1.
     """
     from perdure.errors import DataError
@@ -68,19 +72,24 @@ def command(
         _adapt_to(found, method, classes, model or [], settings or [], form=form, top=top, device=device, html=html)
         return
     with libraries_aside():
-        answers, runtime = _answered(run, found, top, device)
+        answers, runtime = _answered(run, found, top, device, unknown_below)
     _print(answers, form=form)
     _name_unreadable(runtime.skipped)
 
 
-def _answered(run: Path, found: Sequence[Path], top: int, device: str) -> tuple[list[dict[str, Any]], Any]:
+def _answered(
+    run: Path, found: Sequence[Path], top: int, device: str, unknown_below: float
+) -> tuple[list[dict[str, Any]], Any]:
     """What a run answers, and the runtime that notes what could not be read."""
     from perdure import api, device_memory, prediction  # they bring torch: after what can be wrong in the arguments
 
     opened = api.reopen(run, device=device)
+    if opened.done < opened.tasks:
+        among = f"answers are among {len(opened.query.candidates)} classes"
+        print(f"{opened.folder}: unfinished, {opened.done} of {opened.tasks} tasks; {among}", file=sys.stderr)
     todo = "Name fewer files at a time, or add --device cpu."
     with device_memory.explained(None, opened.runtime, todo=todo):
-        return prediction.answers(opened, found, top), opened.runtime
+        return prediction.answers(opened, found, top, unknown_below=unknown_below), opened.runtime
 
 
 def _adapt_to(
@@ -150,13 +159,28 @@ def _print(rows: Sequence[dict[str, Any]], *, form: Literal["json", "csv", "text
             print(json.dumps(row, ensure_ascii=False))
         return
     if form == "csv":
-        writer = csv.writer(sys.stdout)
-        captions = any("caption" in row for row in rows)
-        writer.writerow(["file", "caption"] if captions else ["file", "rank", "class", "score"])
-        for row in rows:
-            ranked = [[row["file"], k + 1, a["class"], a["score"]] for k, a in enumerate(row.get("answers", ()))]
-            writer.writerows([[row["file"], row["caption"]]] if captions else ranked)
+        _print_table(rows)
         return
     for row in rows:
-        said = row.get("caption") or ", ".join(f"{a['class']} ({a['score']:g})" for a in row["answers"])
-        print(f"{row['file']}  {said}")
+        said = row.get("caption") or ", ".join(f"{a['class']} ({_figure(a)})" for a in row["answers"])
+        print(f"{row['file']}  {'unknown: ' if row.get('unknown') else ''}{said}")
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Comma-separated values."""
+    writer = csv.writer(sys.stdout)
+    captions = any("caption" in row for row in rows)
+    kind = next((key for row in rows for a in row.get("answers", ()) for key in a if key != "class"), "probability")
+    flagged = ["unknown"] if any("unknown" in row for row in rows) else []
+    writer.writerow(["file", "caption"] if captions else ["file", "rank", "class", kind, *flagged])
+    for row in rows:
+        more = [str(row[name]).lower() for name in flagged]
+        ranked = [
+            [row["file"], k, a["class"], f"{a[kind]:.4f}", *more] for k, a in enumerate(row.get("answers", ()), 1)
+        ]
+        writer.writerows([[row["file"], row["caption"]]] if captions else ranked)
+
+
+def _figure(answer: dict[str, Any]) -> str:
+    """`0.9431`, a probability; or `score 4.0512`."""
+    return f"{answer['probability']:.4f}" if "probability" in answer else f"score {answer['score']:.4f}"

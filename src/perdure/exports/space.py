@@ -28,11 +28,11 @@ _CLASSES = '''def answer(image):
     return classify(image)
 '''
 _PREDICT = '''def answer(image):
-    """Classes and their scores, or the caption, for a picture."""
+    """Classes and their probabilities (scores, where there are none), or the caption, for a picture."""
     import perdure
 
     found = perdure.predict(HERE, [image], device="cpu")[0]
-    return found.get("caption") or {one["class"]: one["score"] for one in found["answers"]}
+    return found.get("caption") or {one["class"]: one.get("probability", one.get("score")) for one in found["answers"]}
 '''
 _ASKED = '''def answer(image, question):
     """The answer to a question about a picture."""

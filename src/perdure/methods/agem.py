@@ -30,6 +30,7 @@ class Agem:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
         self.config, self.net = config, net

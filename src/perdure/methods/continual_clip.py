@@ -31,6 +31,7 @@ class ContinualClip:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)

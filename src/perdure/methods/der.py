@@ -34,6 +34,7 @@ class Der:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
         self.config, self.net = config, net

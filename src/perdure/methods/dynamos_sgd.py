@@ -50,6 +50,7 @@ class DynamosSgd:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, net: ResNet) -> None:
         gates.require_gates(net)

@@ -40,6 +40,7 @@ class ErAce:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
         self.config, self.net = config, net

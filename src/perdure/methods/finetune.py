@@ -34,6 +34,7 @@ class Finetune:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)

@@ -38,6 +38,7 @@ class Joint:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)

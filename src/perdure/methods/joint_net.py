@@ -35,6 +35,7 @@ class JointNet:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
         self.config, self.net = config, net

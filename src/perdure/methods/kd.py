@@ -41,6 +41,7 @@ class Kd:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
     adapts = True
 
     def __init__(

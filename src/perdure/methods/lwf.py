@@ -42,6 +42,7 @@ class Lwf:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)

@@ -38,6 +38,7 @@ class MultiScale:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
         self.config, self.net = config, net

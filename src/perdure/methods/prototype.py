@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,6 +65,10 @@ class Prototype:
             return classifier.widen(cosines, classes=len(query.candidates), fill=-1.0)
 
         return predict
+
+    def logits_of(self, scores: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
+        """Cosines times CLIP's logit scale, as CLIP weighs its own."""
+        return self.clip.scale.to(scores) * scores
 
     def state_dict(self) -> dict[str, Any]:
         return {"means": self.means, "classes": list(self.classes)}

@@ -42,6 +42,7 @@ class RlcfEncoder:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
     adapts = True
 
     def __init__(

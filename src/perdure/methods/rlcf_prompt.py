@@ -48,6 +48,7 @@ class RlcfPrompt:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
     adapts = True
 
     def __init__(

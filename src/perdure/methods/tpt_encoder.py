@@ -37,6 +37,7 @@ class TptEncoder:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
     adapts = True
 
     def __init__(self, config: Config, *, policy: Clip) -> None:

@@ -42,6 +42,7 @@ class TptPrompt:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
     adapts = True
 
     def __init__(self, config: Config, *, policy: Clip) -> None:

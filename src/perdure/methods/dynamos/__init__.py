@@ -74,6 +74,7 @@ class Dynamos:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(self, config: Config, *, net: ResNet) -> None:
         gates.require_gates(net)

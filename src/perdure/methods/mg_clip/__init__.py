@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -362,6 +363,17 @@ class MgClip:
             )
 
         return predict
+
+    def logits_of(self, scores: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
+        """The vote in CLIP's own units: its logarithm times the logit scale.
+
+        The vote is a mean of probabilities that were made of cosines and probabilities without that scale, so the best
+        of 40 classes gets little more than a fortieth. Up to a constant its logarithm is the weighted mean of what the
+        two classifiers say; the order of classes stays.
+        """
+        if not len(self.rows):
+            return scores.log()  # CLIP's own probabilities
+        return self.clip.scale.to(scores) * scores.log()
 
     def state_dict(self) -> dict[str, Any]:
         return {

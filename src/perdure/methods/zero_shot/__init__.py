@@ -53,6 +53,7 @@ class ZeroShot:
 
     Config = Config
     answers = frozenset({"classify"})
+    scores_are = "logits"
 
     def __init__(
         self, config: Config, *, policy: Clip, policy2: Clip | None = None, policy3: Clip | None = None
