@@ -117,3 +117,12 @@ def test_state_survives_and_takes_a_fourth_of_the_published_list():
     again = Elements.from_state(elements.state_dict())
     assert torch.equal(again.flat(), elements.flat()) and again.shape == (400, 500)
     assert elements.stored_bytes <= pairs.numel() * 8 / 4
+
+
+def test_the_worked_example_of_the_module():
+    a, b = torch.tensor([[3.0, -1.0]], requires_grad=True), torch.tensor([[1.0], [2.0]], requires_grad=True)
+    pairs = key_elements(a, b, fraction=0.5)
+    assert pairs.tolist() == [[1, 0], [0, 0]]
+    value = mean_magnitude(a, b, Elements.of(pairs, (2, 2)))
+    value.backward()
+    assert (value.item(), b.grad.tolist(), a.grad.tolist()) == (4.5, [[1.5], [1.5]], [[1.5, 0.0]])

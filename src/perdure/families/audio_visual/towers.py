@@ -137,15 +137,19 @@ def prefix_attention(
 ) -> Float[Tensor, "frames tokens dim"]:
     """Self-attention whose keys and values also see a prefix (Li and Liang 2021; DualPrompt, Wang et al. 2022).
 
-    The prefix goes through the key and value projections before the tokens; queries are the tokens alone.
-    `attention` is a `CLIPAttention`.
+    The prefix goes through the key and value projections before the tokens; queries are the tokens alone: with 3 tokens
+    and a prefix of 2, scores are ``[3, 5]``, each row sums to 1 over prefix and tokens, and 3 tokens come out. A prefix
+    whose keys score as the tokens do takes 2/5 of the attention. `attention` is a `CLIPAttention`.
     """
     module: Any = attention
+    # 1) what keys and values are made of: the prefix first
     keys = values = hidden
     if prefix is not None:
         keys, values = (torch.cat([tokens.to(hidden.dtype), hidden], dim=1) for tokens in prefix)
+    # 2) projections, split into heads: [frames heads tokens head_dim]
     parts = (module.q_proj(hidden), module.k_proj(keys), module.v_proj(values))
     query, key, value = (p.unflatten(2, (module.num_heads, module.head_dim)).transpose(1, 2) for p in parts)
+    # 3) attention over prefix and tokens, heads joined again
     attended = F.scaled_dot_product_attention(query, key, value, scale=module.scale)
     return module.out_proj(attended.transpose(1, 2).flatten(2))
 

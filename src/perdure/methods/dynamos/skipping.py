@@ -211,18 +211,27 @@ def _together(x: Tensor, conv: _Convolution, given: Tensor | None, wanted: Tenso
 
 
 def _apart(x: Tensor, conv: _Convolution, given: Tensor | None, wanted: Tensor | None) -> Tensor:
-    """Each image with its own channels: one convolution in as many groups as there are images."""
+    """Each image with its own channels: one convolution in as many groups as there are images.
+
+    By hand: 2 images, 3 input channels of which image 0 has (0, 2) and image 1 (1, 2) on, and 4 outputs of which they
+    keep (1, 3) and (0, 1). Of the 4 x 3 kernels image 0 takes rows 1 and 3 by columns 0 and 2, image 1 rows 0 and 1 by
+    columns 1 and 2: 8 kernels for 4 output maps, in place of 24 for 8.
+    """
     images, channels = x.shape[:2]
     outputs = len(conv.bias)
+    # 1) the channels that are on and wanted, all of them where there is no mask
     if given is None:
         given = torch.arange(channels).expand(images, -1)
     if wanted is None:
         wanted = torch.arange(outputs).expand(images, -1)
+    # 2) each image's kernels, by (output, input)
     pairs = wanted[:, :, None] * channels + given[:, None, :]
     kernels = conv.weight.reshape(outputs * channels, -1).index_select(0, pairs.flatten())
     weight = kernels.view(-1, given.shape[1], *conv.weight.shape[2:])
+    # 3) each image's maps that are on, side by side as the channels of one image
     rows = x.contiguous().view(images * channels, -1).index_select(0, _places(given, channels))
     taken = rows.view(1, -1, *x.shape[2:])
+    # 4) one convolution: group i sees the maps and kernels of image i alone
     bias = conv.bias[wanted].flatten()
     out = F.conv2d(taken, weight, bias, conv.stride, conv.padding, groups=images)
     return out.view(images, -1, *out.shape[2:])

@@ -4,6 +4,10 @@ Knows one adapted matrix at a time: ``D = B A`` without the scale alpha / r. Doe
 
 The penalty needs few of D's entries, so D is never made: entries are sampled products of B's rows and A's
 columns, their gradients weighted sums of those. Only where most entries are wanted, D is made in tiles.
+
+By hand, with B = (1, 2)^T and A = (3, -1): D = ((3, -1), (6, -2)). The half of D's entries that is largest is 6 and 3,
+at (1, 0) and (0, 0), and their mean magnitude is 4.5. dR/dD is 1/2 at both positions and 0 elsewhere, so that
+dR/dB = dR/dD A^T = (3/2, 3/2)^T and dR/dA = B^T dR/dD = (3/2, 0).
 """
 
 from __future__ import annotations
@@ -229,8 +233,10 @@ def _gradients(a: Tensor, b: Tensor, weights: Tensor, elements: Elements) -> tup
     grad_a, grad_b = torch.zeros_like(turned), torch.zeros_like(b)
     for t in _tiles(elements, TILE if a.device.type == "cpu" else None):
         own = weights[t.span]
+        # 1) a row of dR/dB: the columns of A at the row's positions, weighted
         grad_b[t.rows] += _weighted_sums(turned[t.columns], t.inner, t.ends, own)
-        # the transposed pattern is made in passing: kept, it would double the memory
+        # 2) a column of dR/dA: the rows of B at the column's positions, weighted; the pattern by columns is made in
+        # passing, for kept it would double the memory
         ends, rows, by_column = _transposed(t, own)
         grad_a[t.columns] += _weighted_sums(b[t.rows], rows, ends, by_column)
     return grad_a.T, grad_b
