@@ -121,3 +121,20 @@ def test_a_report_searches_below_and_ignores_files(tmp_path):
 def test_a_thing_and_its_settings_are_given_in_any_order(overrides):
     data = load("mg_clip/microworld", overrides).stream.settings["data"]
     assert data == {"name": "image_folder", "root": "x"}
+
+
+def test_check_names_the_classes_of_each_task(said):
+    code, out, _ = said("check", "er/digits", "stream.step=4", "stream.uneven=true")
+    assert code == 0
+    assert [line.split("  ")[-1].strip() for line in out.splitlines()[2:5]] == [
+        "classes 0-3: 0, 1, 2, 3",
+        "classes 4-7: 4, 5, 6, 7",
+        "classes 8-9: 8, 9",
+    ]
+
+
+@pytest.mark.parametrize("template", ["hello", "a {} and a {}", "a {name}"])
+def test_check_refuses_a_template_without_one_place_for_the_name(said, template):
+    for recipe in ("mg_clip/microworld", "zero_shot/microworld", "tpt_encoder/microworld"):
+        code, _, err = said("check", recipe, "--no-data", f"method.template={template!r}")
+        assert (code, "expected one {} where the name goes" in err) == (2, True)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perdure.errors import DataError, RecipeError
-from perdure.settings.config import Named
+from perdure.settings.config import Named, parse
 from perdure.streams.class_incremental import Config, assemble, build, class_order, cuts
 from perdure.types import Dataset, Example, Examples
 
@@ -79,6 +79,37 @@ def test_cuts_that_do_not_come_out_even_are_refused_with_numbers():
         cuts(10, first=4, step=4)
     with pytest.raises(RecipeError, match="takes 11 classes, the data set has 10"):
         cuts(10, first=11, step=1)
+
+
+def test_the_last_task_may_be_smaller_where_that_is_said():
+    assert cuts(11, first=None, step=5, uneven=True) == [0, 5, 10, 11]
+    assert cuts(10, first=None, step=5, uneven=True) == [0, 5, 10]
+    assert cuts(3, first=None, step=5, uneven=True) == [0, 3]
+    with pytest.raises(RecipeError, match=r"11 classes are no multiple of 5\. .*stream.uneven=true"):
+        cuts(11, first=None, step=5)
+
+
+def test_tasks_are_named_by_their_classes():
+    digits = Named(place="data", name="digits")
+    made = build(Config(data=digits, tasks=(("7", "1"), (0,), ("9", "2", "3", "4", "5", "6", 8))))
+    assert [task.candidates for task in made] == [("7", "1"), ("0",), ("9", "2", "3", "4", "5", "6", "8")]
+    assert [task.offset for task in made] == [0, 2, 3]
+    assert {task.train.targets[0] for task in made.tasks[1:2]} == {2}
+    with pytest.raises(RecipeError, match="8 of 10 classes are missing"):
+        build(Config(data=digits, tasks=(("7", "1"),)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "step"),
+        ({"step": 2, "tasks": [["0"]]}, "cannot stand beside step"),
+        ({"tasks": [["0"], []]}, "a task without a class"),
+    ],
+)
+def test_how_classes_come_is_said_once(settings, said):
+    with pytest.raises(RecipeError, match=said):
+        parse(Config, {"data": "digits", **settings}, where="stream")
 
 
 @given(classes=st.integers(2, 60), step=st.integers(1, 60), first=st.none() | st.integers(1, 60))

@@ -20,8 +20,10 @@ from perdure.cli._layout import columns, libraries_aside, width
 if TYPE_CHECKING:
     from perdure.recipe import Recipe
     from perdure.testing.trial import Trial
-    from perdure.types import Stream
+    from perdure.types import Stream, Task
 
+SHOWN = 20
+"""Classes of a task that are named."""
 EXAMPLES = """
 perdure check my.yaml method.lr=1e-4
 perdure check mg_clip/cifar100 --no-data
@@ -93,7 +95,7 @@ def _plan(loaded: Recipe, stream: Stream) -> list[str]:
         counts = [len(task.candidates), len(task.train), len(task.validation), len(task.test)]
         steps = [each.steps(task) for each in pairs]
         told = " + ".join(f"{n}" if n is not None else each.setting for n, each in zip(steps, pairs))
-        rows.append([str(task.index + 1), task.kind, *map(str, counts), *([told] if pairs else []), task.name])
+        rows.append([str(task.index + 1), task.kind, *map(str, counts), *([told] if pairs else []), _named(task)])
     total = [sum(len(getattr(task, s)) for task in stream) for s in ("train", "validation", "test")]
     rows.append(["all", "", str(sum(len(t.candidates) for t in stream)), *map(str, total), *[""] * len(shown)])
     lines = columns(rows, total=width())
@@ -102,6 +104,14 @@ def _plan(loaded: Recipe, stream: Stream) -> list[str]:
         lines += _text(f"steps: {said}, for the task's own examples; what is kept of earlier tasks comes on top")
     folders = ", ".join(str(loaded.folder(seed)) for seed in loaded.seeds)
     return [*lines, f"{len(loaded.seeds)} run{'s' if len(loaded.seeds) > 1 else ''}: {folders}"]
+
+
+def _named(task: Task) -> str:
+    """The task's name, and of classes theirs."""
+    if task.kind != "classify" or not task.candidates or task.candidates == (task.name,):
+        return task.name
+    more = f" and {len(task.candidates) - SHOWN} more" if len(task.candidates) > SHOWN else ""
+    return f"{task.name}: {', '.join(task.candidates[:SHOWN])}{more}"
 
 
 def _tried(trial: Trial, steps: int) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 from perdure.families.clip import classifier, export, settings
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
+from perdure.settings.config import Template
 from perdure.types import Batch, Example, Query, Task
 
 
@@ -23,7 +24,7 @@ from perdure.types import Batch, Example, Query, Task
 class Config(settings.Prompts):
     """Settings of Continual-CLIP."""
 
-    template: str = "a bad photo of a {}."
+    template: Template = "a bad photo of a {}."
 
 
 class ContinualClip:

@@ -24,6 +24,7 @@ from perdure.families.test_time.prompt_tuning import tuner_of
 from perdure.models.clip import Clip
 from perdure.models.clip.context import context_of
 from perdure.runtime import Runtime
+from perdure.settings.config import Template
 from perdure.types import Batch, Example, Query, Task
 
 
@@ -31,7 +32,7 @@ from perdure.types import Batch, Example, Query, Task
 class Config(settings.Rewarded, settings.Prompt):
     """Settings of RLCF on prompts; the defaults are the paper's for ImageNet and its variants."""
 
-    reward_template: str = "a photo of a {}."
+    reward_template: Template = "a photo of a {}."
     """Class prompt that the reward model reads; underscores of names become spaces."""
     steps: Annotated[int, Field(ge=0)] = 3
     """Optimizer steps an image (paper: 3, and 5 for the fine-grained sets); 0 is zero-shot."""

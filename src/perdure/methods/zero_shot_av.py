@@ -28,6 +28,7 @@ from perdure.families.clip.classifier import check_template, encode_prompts, pro
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
+from perdure.settings.config import Template
 from perdure.types import Batch, Example, Predictions, Query, Task
 
 
@@ -35,9 +36,9 @@ from perdure.types import Batch, Example, Predictions, Query, Task
 class Config:
     """Settings of zero-shot CLIP and CLAP."""
 
-    template: str = "a photo of a {}."
+    template: Template = "a photo of a {}."
     """Prompt of a class for CLIP; `{}` stands for its name."""
-    sound_template: str = "The sounds of {}"
+    sound_template: Template = "The sounds of {}"
     """The same for CLAP."""
     audio_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of what is heard against what is seen."""

@@ -23,6 +23,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import Interval, Le, Lt
+from pydantic import Field
 
 from perdure.errors import RecipeError
 from perdure.folders import path_fault
@@ -33,6 +34,8 @@ from perdure.settings.suggestions import nearest
 T = TypeVar("T")
 Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 """A seed: what generators of random numbers take."""
+Template = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]
+"""A text with one `{}`, where a name goes."""
 MOST = 10**9
 """The largest whole number of a setting that states no bound of its own: a count of things that a run goes through."""
 LARGEST = 3.4e38

@@ -54,6 +54,8 @@ def in_words(error: Any) -> str:
         return _PLAIN[kind]
     if kind in _BOUNDS:
         return f"a number {_BOUNDS[kind]} {next(iter(context.values()))}"
+    if kind == "string_pattern_mismatch":
+        return _PATTERNS.get(context["pattern"], f"text of the form {context['pattern']}")
     if kind == "literal_error":
         return str(context["expected"]).replace("'", "")
     if kind == "missing":
@@ -65,6 +67,8 @@ def in_words(error: Any) -> str:
     return message[:1].lower() + message[1:]
 
 
+_PATTERNS = {r"^[^{}]*\{\}[^{}]*$": "one {} where the name goes, as in 'a photo of a {}.'"}
+"""Of `settings.config.Template`."""
 _PLAIN = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,8 +41,12 @@ class Config:
 
     data: Annotated[Named, "data"]
     """A data set of kind `classify`."""
-    step: Annotated[int, Field(ge=1)]
+    step: Annotated[int, Field(ge=1)] | None = None
     """Classes that each task after the first brings (the increment)."""
+    tasks: tuple[tuple[str | int, ...], ...] = ()
+    """Instead of `step`: the classes of each task, by name or label, as in [[cat, dog], [car]]; each class once."""
+    uneven: bool = False
+    """The last task may bring fewer classes than `step`."""
     first: Annotated[int, Field(ge=1)] | None = None
     """Classes of the first task; null: as many as `step`."""
     order: str = "default"
@@ -63,6 +67,17 @@ class Config:
     task_revealed: bool = False
     """True: tests name the task and offer its classes alone (task-incremental)."""
 
+    def faults(self):
+        if self.step is None and not self.tasks:
+            yield "step", "is missing: how many classes a task brings, or `tasks` with their names"
+        if self.tasks and (self.step is not None or self.first is not None or self.order != "default" or self.uneven):
+            yield (
+                "tasks",
+                "says which classes come when, and cannot stand beside step, first, order or uneven (step: null takes a base's away)",
+            )
+        if any(not task for task in self.tasks):
+            yield "tasks", "a task without a class"
+
 
 def build(config: Config) -> Stream:
     """The stream of a data set read as `config.data` says.
@@ -76,12 +91,12 @@ def build(config: Config) -> Stream:
         raise RecipeError(
             f"{dataset.name} is a data set of kind {dataset.kind}", where="stream.data", expected="kind classify"
         )
-    count = len(dataset.candidates)
+    order, bounds = _division(config, dataset)
     plan = {
         "stream": "class_incremental",
         "source": config.data.plain(),
-        "order": class_order(config.order, dataset, seed=config.order_seed),
-        "cuts": cuts(count, first=config.first, step=config.step),
+        "order": order,
+        "cuts": bounds,
         **{name: getattr(config, name) for name in RULES},
     }
     return assemble(dataset, plan)
@@ -115,10 +130,23 @@ def assemble(dataset: Dataset, plan: Mapping[str, Any]) -> Stream:
     )
 
 
-def cuts(classes: int, *, first: int | None, step: int) -> list[int]:
+def _division(config: Config, dataset: Dataset) -> tuple[list[int], list[int]]:
+    """Class order and bounds of the tasks."""
+    if config.tasks:
+        listed = [item for task in config.tasks for item in task]
+        bounds = [0, *accumulate(len(task) for task in config.tasks)]
+        return _permutation(listed, dataset, where="stream.tasks"), bounds
+    assert config.step is not None
+    count = len(dataset.candidates)
+    bounds = cuts(count, first=config.first, step=config.step, uneven=config.uneven)
+    return class_order(config.order, dataset, seed=config.order_seed), bounds
+
+
+def cuts(classes: int, *, first: int | None, step: int, uneven: bool = False) -> list[int]:
     """Bounds of the tasks: ``cuts(100, first=50, step=10) == [0, 50, 60, 70, 80, 90, 100]``.
 
-    Without `first` the first task is as large as the others.
+    Without `first` the first task is as large as the others. With `uneven` the last one has what is left:
+    ``cuts(11, first=None, step=5, uneven=True) == [0, 5, 10, 11]``.
     """
     if first is not None and first > classes:
         raise RecipeError(
@@ -127,17 +155,18 @@ def cuts(classes: int, *, first: int | None, step: int) -> list[int]:
             expected=f"at most {classes}",
         )
     rest = classes - (first or 0)
-    if rest % step:
+    if rest % step and not uneven:
         fitting = [s for s in range(1, rest + 1) if rest % s == 0]
         close = sorted(sorted(fitting, key=lambda s: abs(s - step))[:6])
         left = f"minus {first} of the first task leave {rest}, which is" if first else "are"
         raise RecipeError(
             f"{classes} classes {left} no multiple of {step}",
             where="stream.step",
-            todo=f"Steps that fit, near {step}: {', '.join(map(str, close))}.",
+            todo=f"Steps that fit, near {step}: {', '.join(map(str, close))}. Or set stream.uneven=true.",
         )
     first = first or step
-    return [0, *range(first, classes + 1, step)]
+    bounds = [0, *range(first, classes + 1, step)]
+    return bounds if bounds[-1] == classes else [*bounds, classes]
 
 
 def class_order(order: str, dataset: Dataset, *, seed: int = 0) -> list[int]:

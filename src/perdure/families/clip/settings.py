@@ -10,12 +10,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from perdure.settings.config import Template
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
     """Texts of the classes."""
 
-    template: str = "a good photo of a {}."
+    template: Template = "a good photo of a {}."
     """Prompt of a class; `{}` stands for its name."""
     clean_names: bool = False
     """Put spaces for the underscores of class names. Off in all published numbers."""

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from perdure.settings.config import Template
+
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
@@ -60,7 +62,7 @@ class Carried:
 class Encoder(Carried, Views, Steps):
     """An image tower that adapts."""
 
-    template: str = "a photo of a {}."
+    template: Template = "a photo of a {}."
     """Prompt of a class; `{}` stands for its name. The published scripts say `a_photo_of_a {}.`"""
     clean_names: bool = True
     """Put spaces for the underscores of class names."""

@@ -25,6 +25,7 @@ from perdure.models.clip import Clip
 from perdure.models.clip.context import make_context
 from perdure.models.clip.prompts import ContextPrompts, shifted
 from perdure.runtime import Runtime
+from perdure.settings.config import Template
 from perdure.types import Batch, Example, Query, Task
 
 
@@ -32,7 +33,7 @@ from perdure.types import Batch, Example, Query, Task
 class Config:
     """Settings of zero-shot classification."""
 
-    template: str = "a photo of a {}."
+    template: Template = "a photo of a {}."
     """Prompt of a class; `{}` stands for its name."""
     templates: Literal["one", "imagenet80"] = "one"
     """`template` alone, or the mean feature of CLIP's 80 templates for ImageNet."""
