@@ -73,7 +73,7 @@ class Config:
         if self.tasks and (self.step is not None or self.first is not None or self.order != "default" or self.uneven):
             yield (
                 "tasks",
-                "says which classes come when, and cannot stand beside step, first, order or uneven (step: null takes a base's away)",
+                "says which classes come when, and cannot stand beside step, first, order or uneven (set step: null)",
             )
         if any(not task for task in self.tasks):
             yield "tasks", "a task without a class"
