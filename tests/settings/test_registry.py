@@ -124,7 +124,6 @@ def test_settings_that_need_a_heavy_import_are_refused_with_file_and_line(tmp_pa
     monkeypatch.syspath_prepend(str(shop.write(tmp_path)))
     file = tmp_path / "wobblekit" / "cube.py"
     file.write_text("import torch\n" + file.read_text().replace('= "tiny"', "= torch.nn"))
-    registry.settings.cache_clear()
     with pytest.raises(RecipeError, match=r"cube\.py:1: `Config` needs `torch` of torch"):
         registry.settings("models", "cube")
 
