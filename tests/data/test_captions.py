@@ -10,6 +10,7 @@ from PIL import Image
 
 from perdure.data import captions
 from perdure.errors import DataError, RecipeError
+from perdure.metrics import captioning
 from perdure.settings import registry
 from perdure.streams import captions as caption_stream
 from perdure.streams import retrieval as retrieval_stream
@@ -123,6 +124,62 @@ def test_captions_come_without_images_from_lines_and_columns(tmp_path):
         read("caption_texts", path=tmp_path / "t.tsv")
 
 
+@pytest.mark.parametrize(
+    ("content", "settings"),
+    [
+        ("http://x\ta cat\nhttp://y\ta dog\n", {}),
+        ("a cat\thttp://x\na dog\thttp://y\n", {}),
+        ("a cat\tx.jpg\t17\na dog\ty.jpg\t18\n", {}),
+        ("caption\turl\na cat\thttp://x\na dog\thttp://y\n", {}),
+        ("title\tcaption\nA\ta cat\nB\ta dog\n", {}),
+        ("title\tsaid\nA\ta cat\nB\ta dog\n", {"column": "said"}),
+        ("a cat\tA\na dog\tB\n", {"column": 1}),
+        ("\ufeffa cat\na dog\n", {}),
+    ],
+)
+def test_captions_are_taken_from_the_column_that_holds_them_wherever_it_is(tmp_path, content, settings):
+    (tmp_path / "t.tsv").write_text(content, encoding="utf-8")
+    assert read("caption_texts", path=tmp_path / "t.tsv", **settings).train.targets == [["a cat"], ["a dog"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "said"),
+    [
+        ("a cat\tUne chatte\na dog\tUn chien\n", {}, "2 of 2 columns hold texts.*set `column`"),
+        ("http://x\thttp://y\n", {}, "0 of 2 columns"),
+        ("http://x\nhttp://y\n", {}, "'http://x' and others are taken for captions"),
+        ("http://x\ta cat\n", {"column": 1}, "'http://x' and others"),
+        ("http://x\ta cat\n", {"column": 3}, "`column` is 3. Expected a number from 1 to 2"),
+        ("url\tsaid\nhttp://x\ta cat\n", {"column": "caption"}, "no column 'caption'.*url, said"),
+        ("a cat\na\tdog\n", {}, "line 2: 2 columns by tabs. Expected 1"),
+    ],
+)
+def test_a_column_that_is_not_clear_or_holds_addresses_is_refused(tmp_path, content, settings, said):
+    (tmp_path / "t.tsv").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=said):
+        read("caption_texts", path=tmp_path / "t.tsv", **settings)
+
+
+def test_an_image_id_is_the_annotations_own_or_that_of_cocos_file_names_and_never_a_guess(tmp_path):
+    found = read("coco_captions", root=coco(tmp_path))
+    assert (captioning.image_id(found.train[0]), captioning.image_id(found.test[0])) == ("coco_7", 42)
+    own = written(tmp_path / "own.json", [{"image": f"{d}/1.jpg", "caption": "x"} for d in "ab"])
+    found = read("captioned_images", test=own, check_images=False)
+    assert [captioning.image_id(e) for e in found.test] == ["a/1.jpg", "b/1.jpg"]
+    own = written(tmp_path / "own.json", {"images": [karpathy("9.jpg", "test", ["x"]) | {"cocoid": 5}]})
+    assert captioning.image_id(read("captioned_images", test=own, check_images=False).test[0]) == 5
+
+
+def test_two_images_of_one_id_are_refused_by_name(tmp_path):
+    own = written(tmp_path / "own.json", [{"image": f"{d}.jpg", "caption": "x", "image_id": 3} for d in "ab"])
+    with pytest.raises(DataError, match=r"test: a\.jpg and b\.jpg have the same image id 3"):
+        read("captioned_images", test=own, check_images=False)
+    names = [f"{d}2014/COCO_{d}2014_000000000042.jpg" for d in ("train", "val")]
+    written(tmp_path / "coco_karpathy_test.json", [{"image": name, "caption": ["x"]} for name in names])
+    with pytest.raises(DataError, match="the same image id 42"):
+        read("coco_captions", root=tmp_path, check_images=False)
+
+
 def test_texts_are_cleaned_by_hand():
     assert captions.retrieval_text(" A  dog's (big) ball; #1!\n") == "a dog's big ball 1"
     assert len(captions.retrieval_text("w " * 80).split()) == 50
@@ -170,7 +227,7 @@ def test_real_captions_are_read_tokenised_and_scored(tmp_path):
     pack = Path(__file__).parents[3] / "shared" / "data" / "coco_mini"
     if not pack.is_dir():
         pytest.skip("the pack coco_mini is not in ../shared/data")
-    from perdure.metrics import caption_words, captioning
+    from perdure.metrics import caption_words
     from perdure.models.clip.tokens import from_folder
 
     content = json.loads((pack / "annotations.json").read_text("utf-8"))

@@ -134,9 +134,15 @@ def rows(**more):
 
 
 def test_records_are_entries_of_a_coco_results_file():
-    examples = [Example(id="val2014/COCO_val2014_000000391895.jpg", inputs={}, target=["x"])]
-    found = metrics.records("caption", ["a cat"], examples, Query(kind="caption"))
-    assert captioning.coco_results(found) == [{"image_id": 391895, "caption": "a cat"}]
+    examples = [
+        Example(id="a.jpg", inputs={"image_id": 391895}, target=["x"]),
+        Example(id="photo 7.jpg", inputs={}, target=["x"]),
+    ]
+    found = metrics.records("caption", ["a cat", "a dog"], examples, Query(kind="caption"))
+    assert captioning.coco_results(found) == [
+        {"image_id": 391895, "caption": "a cat"},
+        {"image_id": "photo 7.jpg", "caption": "a dog"},
+    ]
 
 
 def test_java_absent_is_said_and_the_fallback_is_labelled(monkeypatch):

@@ -89,10 +89,11 @@ def command(capsys, *arguments):
 def test_the_commands_say_what_they_did(world, capsys):
     folder, _, _ = world
     given = ["--weights", folder / "clip", "--device", "cpu", "--out", folder / "f.safetensors", "--texts-only"]
-    (folder / "lines.txt").write_text("a cat\n" + "dog " * 60 + "\n")
-    code, out, _ = command(
-        capsys, "prepare", "features", "--data", "caption_texts", "--root", folder / "lines.txt", *given
-    )
+    (folder / "lines.tsv").write_text("A\ta cat\nB\t" + "dog " * 60 + "\n")
+    asked = ["prepare", "features", "--data", "caption_texts", "--root", folder / "lines.tsv", *given]
+    code, _, err = command(capsys, *asked)
+    assert code == 2 and "set `column`" in err
+    code, out, _ = command(capsys, *asked, "--set", "column=2")
     assert code == 0 and out.startswith("0 images, 2 captions (1 captions were too long and were cut) -> ")
     models = [part for role in ("policy", "reward") for part in ("--model", f"{role}={folder / 'clip'}")]
     pictures = [folder / f"{i}.png" for i in range(3)]

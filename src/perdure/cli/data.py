@@ -75,7 +75,7 @@ def check(
 
     path = Path(what).expanduser()
     if what in registry.names("data") and not path.exists():
-        named = Named(place="data", name=what, settings=_stated(what, settings or []))
+        named = Named(place="data", name=what, settings=stated(what, settings or []))
         found = check_images.check(named.build(), decode=decode)
     else:
         if not path.exists():
@@ -110,28 +110,10 @@ def make(
         layouts = ", ".join(sorted(disk.WRITERS))
         raise RecipeError("--as LAYOUT and --out FOLDER are needed", expected=f"a layout of {layouts}")
     require_folder(out, setting="--out")
-    config = parse(registry.load("data", name).Config, _stated(name, settings or []), where=name)
+    config = parse(registry.load("data", name).Config, stated(name, settings or []), where=name)
     require_memory(name, bytes_needed(config))
     written = disk.write(layout, out, config)
     print(f"wrote {len(written)} files below {out}")
-
-
-def _stated(name: str, settings: list[str]) -> dict[str, Any]:
-    """``key=value`` arguments, each value in YAML 1.2, checked against the settings of the data set."""
-    from perdure.recipe.source import Unreadable, located, read_overrides
-    from perdure.settings import config, registry
-
-    layer, wrong = read_overrides(settings)
-    _, faults = config.check(registry.settings("data", name), layer.values)
-    wrong += [located(fault, layer) for fault in faults if fault.at == "value" or fault.path in layer.keys]
-    missing = [fault for fault in faults if fault.path not in layer.keys and fault.at == "key"]
-    if wrong:
-        raise Unreadable(wrong)
-    if missing:
-        from perdure.errors import RecipeError
-
-        raise RecipeError(" ".join(f.what for f in missing), where=name, todo="State it as key=value.")
-    return layer.values
 
 
 @app.command("prepare", epilog=epilog(PREPARED), context_settings=SETTINGS)
@@ -162,3 +144,21 @@ def prepare(
         print(f"{name}: {reason}")
     if report.broken:
         raise SystemExit(1)
+
+
+def stated(name: str, settings: list[str]) -> dict[str, Any]:
+    """``key=value`` arguments, each value in YAML 1.2, checked against the settings of the data set."""
+    from perdure.recipe.source import Unreadable, located, read_overrides
+    from perdure.settings import config, registry
+
+    layer, wrong = read_overrides(settings)
+    _, faults = config.check(registry.settings("data", name), layer.values)
+    wrong += [located(fault, layer) for fault in faults if fault.at == "value" or fault.path in layer.keys]
+    missing = [fault for fault in faults if fault.path not in layer.keys and fault.at == "key"]
+    if wrong:
+        raise Unreadable(wrong)
+    if missing:
+        from perdure.errors import RecipeError
+
+        raise RecipeError(" ".join(f.what for f in missing), where=name, todo="State it as key=value.")
+    return layer.values

@@ -5,6 +5,7 @@ Knows arguments and what is printed. `perdure.prepare` does the work.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,18 +116,20 @@ def features(
     out: Annotated[Path, typer.Option("--out", help="the file that ClipCap and CapDec read as `features`")],
     root: Annotated[Path | None, typer.Option("--root", help="its folder (of caption_texts: the file)")] = None,
     weights: Annotated[str, typer.Option("--weights", help="CLIP")] = "openai/clip-vit-base-patch16",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="of the data set: key=value")] = None,
     texts_only: Annotated[bool, typer.Option("--texts-only", help="captions alone: what CapDec needs")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
 ) -> None:
     """Make CLIP features of training images and captions once, for ClipCap and CapDec."""
+    from perdure.cli.data import stated
     from perdure.folders import require_file
     from perdure.prepare import captions
     from perdure.settings.config import Named
 
     require_file(out, setting="--out")
     key = "path" if data == "caption_texts" else "root"
-    settings = {key: str(root)} if root is not None else {}
-    dataset = Named(place="data", name=data, settings=settings).build()
+    place = [f"{key}={json.dumps(str(root))}"] if root is not None else []
+    dataset = Named(place="data", name=data, settings=stated(data, [*place, *(settings or [])])).build()
     only_texts = texts_only or data == "caption_texts"
     counts = captions.write_features(dataset, _clip(weights, device), out, images=not only_texts)
     cut = f" ({counts['cut']} captions were too long and were cut)" if counts["cut"] else ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,13 @@ SPLITS = {"train": "train", "restval": "train", "val": "validation", "validation
 
 
 def dataset(
-    name: str, sources: Mapping[str, Path], root: Path, *, check_images: bool = True, keep: Any = None
+    name: str,
+    sources: Mapping[str, Path],
+    root: Path,
+    *,
+    check_images: bool = True,
+    keep: Any = None,
+    image_id: Callable[[str], int | None] = lambda path: None,
 ) -> Dataset:
     """A data set of kind `caption`.
 
@@ -101,15 +107,20 @@ def dataset(
         sources: split -> annotation file; under "all" one file whose records name their split (no split: test).
         root: folder that the files' image paths start from.
         keep: which images are wanted; all by default.
+        image_id: the number that the published layout puts in an image's path, where the file itself says none.
 
     Raises:
-        DataError: a fault in a file, or a missing image.
+        DataError: a fault in a file, two images of a split with the same id, or a missing image.
     """
     parts: dict[str, list[Captioned]] = {"train": [], "validation": [], "test": []}
     for split, path in sources.items():
         for one in read_captions(path):
             if keep is None or keep(one):
+                if "image_id" not in one.facts and (number := image_id(one.image)) is not None:
+                    one.facts["image_id"] = number
                 parts[_split(one, path) if split == "all" else split].append(one)
+    for split, part in parts.items():
+        _require_own_ids(part, f"{name}, {split}")
     if check_images:
         require_images([one for part in parts.values() for one in part], root)
     ids = "".join(one.image for part in parts.values() for one in part)
@@ -223,6 +234,20 @@ def _check(found: Sequence[Captioned], path: Path) -> None:
         raise DataError("there are no images", where=str(path))
     if twice := _first_twice([one.id or one.image for one in found]):
         raise DataError(f"the image {twice} occurs twice", where=str(path), todo="Remove one of the two records.")
+
+
+def _require_own_ids(found: Sequence[Captioned], where: str) -> None:
+    """A result is told by its image's id: two images of one would be scored as one."""
+    image_of: dict[Any, str] = {}
+    for one in found:
+        number = one.facts.get("image_id", one.image)
+        if image_of.setdefault(number, one.image) != one.image:
+            raise DataError(
+                f"{image_of[number]} and {one.image} have the same image id {number}",
+                where=where,
+                expected="an id of its own for each image",
+                todo="Correct `image_id` in the annotations.",
+            )
 
 
 def _first_twice(values: Sequence[Any]) -> Any:

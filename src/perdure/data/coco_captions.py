@@ -3,11 +3,13 @@
 Needs: 20 GB data.
 
 Knows LAVIS's `coco_karpathy_{train,val,test}.json` and Karpathy's `dataset_coco.json`, in `root` or
-`root/annotations`, with `train2014/` and `val2014/` in `root`. Files are read by `perdure.data.captions`.
+`root/annotations`, with `train2014/` and `val2014/` in `root`; an image's number is in its name
+(`COCO_val2014_000000000042.jpg`) where the file does not say it. Files are read by `perdure.data.captions`.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +38,13 @@ def read(config: Config) -> Dataset:
 
     root = config.root.expanduser()
     sources = captions.splits_of([root, root / "annotations"], NAMES, "dataset_coco.json", "COCO")
-    return captions.dataset("coco_captions", sources, root, check_images=config.check_images)
+    return captions.dataset("coco_captions", sources, root, check_images=config.check_images, image_id=image_id)
+
+
+def image_id(path: str) -> int | None:
+    """COCO's number of an image, from the name that COCO 2014 gave its file; None for another name."""
+    found = re.search(r"COCO_(?:train|val|test)2014_(\d{12})\.jpg$", path)
+    return int(found[1]) if found else None
 
 
 def files(config: Config) -> list[Path]:

@@ -10,7 +10,6 @@ where Java is there, else by a fallback: a table of scores says by which.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -39,12 +38,8 @@ def records(captions: Any, examples: Sequence[Example], query: Query) -> list[Re
 
 
 def image_id(example: Example) -> int | str:
-    """COCO's number where the example has one, or its file name ends with one; else the id."""
-    if "image_id" in example.inputs:
-        return example.inputs["image_id"]
-    stem = re.split(r"[/\\]", example.id)[-1].rsplit(".", 1)[0]
-    found = re.search(r"(\d+)$", stem)
-    return int(found[1]) if found else example.id
+    """The number that the annotations give the image, else the example's id: nothing is guessed from a name."""
+    return example.inputs.get("image_id", example.id)
 
 
 def coco_results(records: Iterable[Record]) -> list[dict[str, Any]]:
