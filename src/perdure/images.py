@@ -100,9 +100,8 @@ def _check_file(path: Path, where: str) -> None:
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise UnreadableExample(
-            "there is no such file", where=where, expected="an image", todo="Check the data's root."
-        ) from None
+        advice = "" if path.parent.is_dir() else f"The folder {path.parent} is missing, too: is it the right one?"
+        raise UnreadableExample("there is no such file", where=where, expected="an image", todo=advice) from None
     except (OSError, ValueError) as error:
         raise UnreadableExample(f"the file cannot be reached ({error})", where=where) from None
     if path.is_dir():

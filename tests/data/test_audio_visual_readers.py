@@ -60,6 +60,22 @@ def test_ave_names_the_line_of_an_unknown_class(tmp_path):
         ave.read(ave.Config(root=root))
 
 
+def test_ave_follows_the_order_of_columns_that_the_head_gives(tmp_path):
+    file = av_files.ave(tmp_path) / "labels" / "Annotations.txt"
+    rows = [line.split("&") for line in file.read_text().splitlines()]
+    expected = ave._annotations(file, ["Bark", "Truck"])
+    file.write_text("\n".join("&".join([r[1], r[4], r[0], r[2], r[3]]) for r in rows), encoding="utf-8-sig")
+    assert ave._annotations(file, ["Bark", "Truck"]) == expected and len(expected) == 4
+
+
+def test_llp_refuses_two_videos_whose_names_give_the_same_clip(tmp_path):
+    root = av_files.llp(tmp_path)
+    with (root / "labels" / "AVVP_train.csv").open("a") as file:
+        file.write("AAAAAAAAAAA_20_30\tCar\n")
+    with pytest.raises(DataError, match="AAAAAAAAAAA_0_10 and AAAAAAAAAAA_20_30 have the same clip AAAAAAAAAAA"):
+        llp.read(llp.Config(root=root))
+
+
 def test_llp_gives_labels_for_training_and_times_for_testing(tmp_path):
     data = llp.read(llp.Config(root=av_files.llp(tmp_path / "LLP")))
     speech, dog, car = (data.candidates.index(name) for name in ("Speech", "Dog", "Car"))

@@ -20,11 +20,14 @@ def arrays(pixels):
 
 @pytest.mark.parametrize("folder", ["", "raw", "MNIST/raw", "MyMNIST/raw", "MNIST/MyMNIST/raw"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_every_place_and_packing_is_read(tmp_path, arrays, folder, zipped):
+@pytest.mark.parametrize("dash", ["-idx", ".idx"])
+def test_every_place_spelling_and_packing_is_read(tmp_path, arrays, folder, zipped, dash):
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
         data = idx(array)
-        (tmp_path / folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(data) if zipped else data)
+        (tmp_path / folder / (name.replace("-idx", dash) + ".gz" * zipped)).write_bytes(
+            gzip.compress(data) if zipped else data
+        )
     data = read(Config(root=tmp_path))
     assert (data.train.targets, data.test.targets) == ([5, 0, 9], [7, 2])
     assert data.candidates == tuple("0123456789")

@@ -205,3 +205,38 @@ def test_two_classes_of_one_name_are_counted_apart():
     examples = [Example(id=str(i), inputs={"image": image + i}, target=i) for i in range(3)]
     data = Dataset(name="birds", kind="classify", candidates=("crane", "owl", "crane"), train=Examples.of(examples))
     assert check(data).counts == {"train": {"crane (label 0)": 1, "owl": 1, "crane (label 2)": 1}}
+
+
+def test_names_that_differ_in_case_and_classes_that_are_never_tested_are_named(tmp_path):
+    for name, count in (("Cup", 2), ("cup", 2), ("one_image", 1)):
+        for k in range(count):
+            picture(tmp_path / name / f"{k}.png", sum(map(ord, name)) + k)
+    report = check_path(tmp_path)
+    assert report.remarks == [
+        "the classes Cup and cup differ in case alone",
+        "class one_image has one image: it is for training, the class is never tested",
+    ]
+    assert report.exit_code == 0 and "worth a look: 2" in report.lines() and report.to_json()["remarks"]
+
+
+def test_what_unpackers_and_notebooks_leave_behind_is_no_class(tmp_path):
+    for k in range(2):
+        picture(tmp_path / "cat" / f"{k}.png", k)
+    for left in ("__MACOSX/cat", ".ipynb_checkpoints", "cat/__MACOSX", "cat/.ipynb_checkpoints"):
+        picture(tmp_path / left / "0.png", 5)
+    assert image_folder.read(image_folder.Config(root=tmp_path, test_share=1)).facts["counts"] == {"test": 2}
+    assert check_path(tmp_path).images == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"1 class folder\(s\) without an image: empty"):
+        image_folder.read(image_folder.Config(root=tmp_path))
+
+
+def test_a_missing_image_is_told_with_its_folder(tmp_path):
+    from perdure.errors import UnreadableExample
+    from perdure.images import open_image
+
+    with pytest.raises(UnreadableExample, match="no such file") as told:
+        open_image(tmp_path / "nothing.jpg")
+    assert "root" not in told.value.todo
+    with pytest.raises(UnreadableExample, match=r"The folder .*gone is missing, too"):
+        open_image(tmp_path / "gone" / "nothing.jpg")

@@ -94,7 +94,7 @@ def _plan(loaded: Recipe, stream: Stream) -> list[str]:
     for task in stream:
         counts = [len(task.candidates), len(task.train), len(task.validation), len(task.test)]
         steps = [each.steps(task) for each in pairs]
-        told = " + ".join(f"{n}" if n is not None else each.setting for n, each in zip(steps, pairs))
+        told = " + ".join(str(each.epochs) if n is None else f"{n}" for n, each in zip(steps, pairs))
         rows.append([str(task.index + 1), task.kind, *map(str, counts), *([told] if pairs else []), _named(task)])
     total = [sum(len(getattr(task, s)) for task in stream) for s in ("train", "validation", "test")]
     rows.append(["all", "", str(sum(len(t.candidates) for t in stream)), *map(str, total), *[""] * len(shown)])
@@ -102,6 +102,8 @@ def _plan(loaded: Recipe, stream: Stream) -> list[str]:
     if pairs:
         said = " + ".join(f"{p.setting} ({p.epochs}) x train / {p.batch_size}" for p in pairs)
         lines += _text(f"steps: {said}, for the task's own examples; what is kept of earlier tasks comes on top")
+        if words := sorted({p.epochs for p in pairs if isinstance(p.epochs, str)}):
+            lines += _text(f"{', '.join(words)}: the method sets the epochs when a task begins")
     folders = ", ".join(str(loaded.folder(seed)) for seed in loaded.seeds)
     return [*lines, f"{len(loaded.seeds)} run{'s' if len(loaded.seeds) > 1 else ''}: {folders}"]
 

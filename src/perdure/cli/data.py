@@ -6,6 +6,7 @@ Knows arguments and what is printed. `perdure.prepare.check_images` looks throug
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,8 +79,8 @@ def check(
         named = Named(place="data", name=what, settings=stated(what, settings or []))
         found = check_images.check(named.build(), decode=decode)
     else:
-        if not path.exists():
-            registry.find("data", what)  # neither a path nor a name: says which name is near
+        if not path.exists() and path.name == what:
+            raise _nothing(what, path)
         found = check_images.check_path(path, decode=decode)
     print(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
     if found.exit_code:
@@ -162,3 +163,19 @@ def stated(name: str, settings: list[str]) -> dict[str, Any]:
 
         raise RecipeError(" ".join(f.what for f in missing), where=name, todo="State it as key=value.")
     return layer.values
+
+
+def _nothing(what: str, path: Path) -> Exception:
+    """Neither a path nor a name: says so of both, and what is near."""
+    from perdure.errors import DataError
+    from perdure.settings import registry
+    from perdure.settings.suggestions import nearest
+
+    beside = os.listdir(path.parent) if path.parent.is_dir() else []
+    near = nearest(what, beside) or nearest(what, registry.names("data"))
+    return DataError(
+        "there is no such file or folder, and no data set of this name",
+        where=what,
+        expected="a folder of images, a .csv or a .jsonl; or a data set's name (perdure data list)",
+        todo=f"Did you mean `{near}`?" if near else "",
+    )

@@ -19,6 +19,8 @@ from perdure.types import Dataset
 
 SEGMENTS = 10
 BACKGROUND = "background"
+COLUMNS = ("category", "videoid", "quality", "starttime", "endtime")
+"""Of the annotations, by their head in lower case."""
 TODO = "Take AVE's annotation files (Annotations.txt, *_order.h5) into <root>/labels."
 
 
@@ -77,21 +79,25 @@ def annotation_file(labels: Path) -> Path:
 
 
 def _annotations(path: Path, names: list[str]) -> list[dict[str, Any]]:
-    """Rows ``category&id&quality&start&end[&domain]``; a head is skipped."""
+    """Rows ``category&id&quality&start&end[&domain]``, or in the order that a head with these words gives."""
     from perdure.data import clips
     from perdure.errors import DataError
 
-    rows = []
+    rows, place = [], {name: i for i, name in enumerate(COLUMNS)}
     for number, line in enumerate(lines(read_text(path, todo=TODO)), 1):
         cells = line.strip().split("&")
-        if not line.strip() or cells[0] == "Category":
+        if not line.strip():
+            continue
+        if not rows and set(COLUMNS) <= (head := {cell.lower(): i for i, cell in enumerate(cells)}).keys():
+            place = head
             continue
         where = f"{path}, line {number}"
         try:
-            start, end = int(cells[3]), int(cells[4])
+            category, name, _, start, end = (cells[place[column]] for column in COLUMNS)
+            span = {"start": int(start), "end": int(end)}
         except (IndexError, ValueError):
             raise DataError(f"{line.strip()!r}", where=where, expected="category&id&quality&start&end") from None
-        rows.append({"id": cells[1], "label": clips.label_of(cells[0], names, where=where), "start": start, "end": end})
+        rows.append({"id": name, "label": clips.label_of(category, names, where=where), **span})
     return rows
 
 

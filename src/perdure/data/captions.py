@@ -42,7 +42,7 @@ def read_captions(path: Path) -> list[Captioned]:
     Raises:
         DataError: another layout, an image without captions, an image twice with other captions beside a list.
     """
-    content = read_json(path, todo="Check the data's root.")
+    content = read_json(path)
     images = content.get("images", content.get("data")) if isinstance(content, Mapping) else None
     if isinstance(content, list):
         found = list(_pairs(content, path))

@@ -91,7 +91,7 @@ def walk(root: Path, prefix: str = "") -> list[tuple[str, int]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 path = f"{here}/{entry.name}" if here else entry.name
-                if entry.name.startswith("."):
+                if _hidden(entry.name):
                     continue
                 if entry.is_dir():
                     waiting.append(path)
@@ -104,7 +104,12 @@ def walk(root: Path, prefix: str = "") -> list[tuple[str, int]]:
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, sorted."""
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not _hidden(e.name))
+
+
+def _hidden(name: str) -> bool:
+    """Hidden, or what an unpacker of macOS leaves beside the files (`__MACOSX`)."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def require_folder(folder: Path, *, layout: str, todo: str) -> Path:

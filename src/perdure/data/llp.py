@@ -74,8 +74,9 @@ def read(config: Config) -> Dataset:
 
 def _items(path: Path, names: list[str], times: Any, config: Config, *, weak: bool) -> list[Any]:
     from perdure.data import clips
+    from perdure.errors import DataError
 
-    items = []
+    items, video_of = [], {}
     for number, row in enumerate(clips.read_table(path, ("filename", "event_labels"), todo=TODO), 2):
         where, name = f"{path}, line {number}", row["filename"]
         labels = [clips.label_of(label, names, where=where) for label in row["event_labels"].split(",")]
@@ -83,7 +84,10 @@ def _items(path: Path, names: list[str], times: Any, config: Config, *, weak: bo
         if not weak:
             target |= {modality: table.get(name, []) for modality, table in times.items()}
         times_listed = len(labels) if config.official_duplicates else 1
-        items += [clips.Item(name, name if config.long_ids else name[:11], target)] * times_listed
+        clip = name if config.long_ids else name[:11]
+        if (other := video_of.setdefault(clip, name)) != name:
+            raise DataError(f"{other} and {name} have the same clip {clip}", where=where, todo="Set `long_ids: true`.")
+        items += [clips.Item(name, clip, target)] * times_listed
     return items
 
 

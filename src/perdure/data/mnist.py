@@ -67,14 +67,14 @@ def files(config: Config) -> Iterable[Path]:
 def _find(config: Config, name: str) -> Path | None:
     root = config.root.expanduser()
     # Both spellings of the last dash occur in copies: train-images-idx3-ubyte and train-images.idx3-ubyte.
-    spellings = [name, f"{name}.gz", name.replace("-idx", ".idx")]
+    spellings = [f"{spelt}{packed}" for spelt in (name, name.replace("-idx", ".idx")) for packed in ("", ".gz")]
     return next((p for f in FOLDERS for s in spellings if (p := root / f / s).is_file()), None)
 
 
 def _require(config: Config, name: str, found: Path | None) -> Path:
     from perdure.data.class_folders import require_file
 
-    layout = f"{', '.join(NAMES)} (each may end in .gz) in the root, or in its raw/ or MNIST/raw/"
+    layout = f"{', '.join(NAMES)} (or .idx for -idx; each may end in .gz) in the root, or in its raw/ or MNIST/raw/"
     todo = "Copy the four files there, set `download: true`, or set `root` to where they are."
     return found or require_file(config.root.expanduser() / f"{name}.gz", layout=layout, todo=todo)
 

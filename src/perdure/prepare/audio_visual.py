@@ -118,7 +118,7 @@ def prepare_one(video: Path, *, base: Path, out: Path, seconds: int, start: floa
     try:
         frames, wave, long_enough = decode(video, seconds=seconds, start=start)
     except (av.FFmpegError, OSError, ValueError, IndexError, StopIteration) as error:
-        return name, {"broken": str(error).split("\n")[0] or type(error).__name__}
+        return name, {"broken": _reason(error)}
     folder = out / "frames" / name
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -161,6 +161,16 @@ def decode(video: Path, *, seconds: int, start: float = 0.0) -> tuple[list[Any],
     if wave is not None:
         samples[: len(wave)] = wave
     return frames, samples, whole and (wave is None or length >= (seconds - 0.2) * RATE)
+
+
+def _reason(error: Exception) -> str:
+    """In words, without FFmpeg's own numbers and the path, which the report names."""
+    import av
+
+    said = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+    if isinstance(error, av.error.InvalidDataError):
+        return "this is no video that FFmpeg can read, or it is damaged or cut off; copy it again"
+    return said
 
 
 def _lag(container: Any) -> float:

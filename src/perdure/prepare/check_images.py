@@ -51,6 +51,8 @@ class CheckReport:
     """Rows of a list without path or label."""
     ignored: list[str] = field(default_factory=list)
     """Files that no reader takes, by their suffix or place: a remark, not a fault."""
+    remarks: list[str] = field(default_factory=list)
+    """What a run takes as it is, and may not be meant: classes that are never tested, names that differ in case."""
 
     @property
     def images(self) -> int:
@@ -69,7 +71,7 @@ class CheckReport:
         text = [f"{self.source}: {self.images} images; {how}"]
         for split, classes in self.counts.items():
             text.append(f"  {split}: {sum(classes.values())} images, {len(classes)} classes{_extremes(classes)}")
-        for kind, title in {**_FAULTS, "ignored": "left out (no image suffix, or outside the class folders)"}.items():
+        for kind, title in {**_FAULTS, **_REMARKS}.items():
             found = getattr(self, kind)
             if found:
                 text.append(f"{title}: {len(found)}{_kinds(found) if kind == 'unreadable' else ''}")
@@ -88,6 +90,7 @@ class CheckReport:
             "counts": self.counts,
             **listed,
             "ignored": self.ignored,
+            "remarks": self.remarks,
             "exit_code": self.exit_code,
         }
 
@@ -99,6 +102,7 @@ _FAULTS = {
     "class_names": "class names",
     "rows": "rows of the list",
 }
+_REMARKS = {"ignored": "left out (no image suffix, or outside the class folders)", "remarks": "worth a look"}
 
 
 def check(dataset: Dataset, *, decode: bool = False) -> CheckReport:
@@ -227,6 +231,7 @@ def _report(
         class_names=[*_differing(counts), *class_names],
         rows=list(rows),
         ignored=list(ignored),
+        remarks=list(_remarks(counts)),
     )
 
 
@@ -311,6 +316,17 @@ def _differing(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
         for name in missing:
             near = nearest(name, surplus)
             yield f"{split}: class {name} of train is missing" + (f" (nearest: {near})" if near else "")
+
+
+def _remarks(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    by_lower: dict[str, set[str]] = defaultdict(set)
+    for name in (name for classes in counts.values() for name in classes):
+        by_lower[name.lower()].add(name)
+    for names in (sorted(names) for names in by_lower.values() if len(names) > 1):
+        yield f"the classes {' and '.join(names)} differ in case alone"
+    if counts.keys() == {"all"}:  # a share of each class becomes the test set
+        single = sorted(name for name, n in counts["all"].items() if n == 1)
+        yield from (f"class {name} has one image: it is for training, the class is never tested" for name in single)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
