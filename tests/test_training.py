@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from perdure import training
-from perdure.errors import TrainingError
+from perdure.errors import RecipeError, TrainingError
 from perdure.loading import TensorBatches
 from perdure.runtime import Runtime
 from perdure.training import Fit, Group, lr_factor
@@ -42,6 +42,14 @@ def test_one_sgd_step_by_hand():
     losses = fit(runtime(), net, Fit(lr=0.1, optimizer="sgd"), data, batch_size=2)
     assert losses == [20.0]  # (2^2 + 6^2) / 2
     assert net.weight.item() == pytest.approx(2 - 0.1 * (2 * 2 * 1 + 2 * 6 * 3) / 2, abs=1e-6)
+
+
+def test_adam_refuses_weights_in_which_its_epsilon_is_zero():
+    half = [training.Group(parameters={"w": torch.zeros(2, dtype=torch.float16)})]
+    with pytest.raises(RecipeError, match=r"float16 .*epsilon of 1e-08 is 0 in float16.*dtype: float32"):
+        training.make_optimizer(half, training.Fit(lr=0.1))
+    training.make_optimizer(half, training.Fit(lr=0.1, eps=1e-4))
+    training.make_optimizer(half, training.Fit(lr=0.1, optimizer="sgd"))
 
 
 def test_cosine_by_epoch_is_the_papers():

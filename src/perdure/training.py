@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from perdure.errors import TrainingError
+from perdure.errors import RecipeError, TrainingError
 from perdure.loading import Batches, ExampleBatches
 from perdure.runtime import Runtime, Steps
 from perdure.runtime.stepping import Stepper
@@ -147,7 +147,9 @@ def fit(
 
 
 def make_optimizer(groups: Sequence[Group], settings: Fit) -> torch.optim.Optimizer:
-    """The optimizer of `settings` over `groups`."""
+    """The optimizer of `settings` over `groups`. RecipeError if its epsilon is 0 in the weights' type."""
+    if settings.optimizer != "sgd":
+        _require_epsilon((p for group in groups for p in group.parameters.values()), settings.eps)
     decay = settings.weight_decay
     lists = [
         {
@@ -162,6 +164,18 @@ def make_optimizer(groups: Sequence[Group], settings: Fit) -> torch.optim.Optimi
         return torch.optim.SGD(lists, lr=settings.lr, momentum=settings.momentum, fused=fused)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(lists, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def _require_epsilon(parameters: Iterable[Tensor], eps: float) -> None:
+    """Where epsilon rounds to 0, Adam divides by 0 at the first gradient that is 0, or whose square is."""
+    for dtype in dict.fromkeys(p.dtype for p in parameters):
+        if eps > 0 and torch.tensor(eps, dtype=dtype) == 0:
+            name = str(dtype).removeprefix("torch.")
+            raise RecipeError(
+                f"weights in {name} are trained by Adam, whose epsilon of {eps:g} is 0 in {name}",
+                expected="weights in float32 or bfloat16",
+                todo="Set the model's `dtype: float32`; run.precision=bf16 or fp16 saves time on a GPU.",
+            )
 
 
 def in_one_launch(parameters: Iterable[Tensor]) -> bool | None:

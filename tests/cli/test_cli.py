@@ -237,6 +237,15 @@ def test_a_copy_keeps_comments_and_brings_a_schema_that_accepts_it(folder):
     assert (folder / "copy.yaml").read_text().count("yaml-language-server") == 1
 
 
+def test_check_says_what_the_method_sets_itself_and_what_float16_cannot_do(folder):
+    said = perdure("check", "mg_clip/digits", cwd=folder).stdout.splitlines()
+    assert "auto + " in said[2] and any(line.startswith("auto: the method sets the epochs") for line in said)
+    half = ("check", "finetune/microworld", "models.clip.dtype=float16")
+    assert perdure(*half, "method.trains=lora", "--no-data", cwd=folder).returncode == 0  # adapters are float32
+    done = perdure(*half, "method.trains=all", cwd=folder)
+    assert done.returncode == 2 and "epsilon of Adam (1e-8) is 0" in done.stderr
+
+
 def test_check_lists_the_tasks_and_the_steps_that_the_settings_name(folder):
     done = perdure("check", "my.yaml", "method.epochs=4", "method.batch_size=100", cwd=folder)
     lines = done.stdout.splitlines()

@@ -165,10 +165,10 @@ def decode(video: Path, *, seconds: int, start: float = 0.0) -> tuple[list[Any],
 
 def _reason(error: Exception) -> str:
     """In words, without FFmpeg's own numbers and the path, which the report names."""
-    import av
+    from av.error import InvalidDataError
 
     said = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
-    if isinstance(error, av.error.InvalidDataError):
+    if isinstance(error, InvalidDataError):
         return "this is no video that FFmpeg can read, or it is damaged or cut off; copy it again"
     return said
 

@@ -135,8 +135,16 @@ def check_fit(recipe: Recipe, stream: Any) -> None:
     )
     require_steps(recipe, stream)
     classes = max((task.offset + len(task.candidates) for task in stream if task.kind == "classify"), default=0)
+    method: Any = config.parse(registry.settings("methods", recipe.method.name), recipe.method.settings, where="method")
     for role, named in recipe.models.items():
         settings = config.parse(registry.settings("models", named.name), named.settings, where=f"models.{role}")
+        if getattr(method, "trains", "") == "all" and getattr(settings, "dtype", "") == "float16":
+            raise RecipeError(
+                "is float16, in which the epsilon of Adam (1e-8) is 0, and method.trains is all",
+                where=f"models.{role}.dtype",
+                expected="float32 or bfloat16",
+                todo=f"Set models.{role}.dtype=float32; run.precision=bf16 or fp16 saves time on a GPU.",
+            )
         outputs = getattr(settings, "classes", None)  # by this name a model says how many outputs its head has
         if isinstance(outputs, int) and outputs < classes:
             raise RecipeError(
