@@ -1,7 +1,9 @@
 """perdure: adapt pretrained models to a changing world without losing what they know.
 
 Light: torch is imported when something is run. ``perdure.run("mg_clip/microworld")`` runs a recipe and returns a
-`Result`, which shows its table of scores and whose ``pages()`` writes the report; ``perdure.load_recipe`` reads one.
+`Result`, which shows its table of scores, gives them as numbers (``mean``, ``frame()``) and writes their report
+(``pages()``). ``check``, ``predict``, ``report`` and ``export`` do what the commands of these names do;
+``load_recipe`` reads a recipe.
 """
 
 from __future__ import annotations
@@ -11,20 +13,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure.api import Result, run
+    from perdure.exports import export
     from perdure.prediction import predict
     from perdure.recipe import load as load_recipe
+    from perdure.recipe.checked import check
+    from perdure.report import report_below as report
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "load_recipe", "predict", "run"]
+__all__ = ["Result", "__version__", "check", "export", "load_recipe", "predict", "report", "run"]
 
-_LAZY = {"Result": ("perdure.api", "Result"), "run": ("perdure.api", "run"), "load_recipe": ("perdure.recipe", "load")}
-_LAZY["predict"] = ("perdure.prediction", "predict")
+_LAZY = {
+    "Result": "perdure.api:Result",
+    "check": "perdure.recipe.checked:check",
+    "export": "perdure.exports:export",
+    "load_recipe": "perdure.recipe:load",
+    "predict": "perdure.prediction:predict",
+    "report": "perdure.report",  # the package, which can be called
+    "run": "perdure.api:run",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        module, attribute = _LAZY[name]
-        return getattr(import_module(module), attribute)
+        module, _, attribute = _LAZY[name].partition(":")
+        found = import_module(module)
+        return getattr(found, attribute) if attribute else found
     raise AttributeError(f"module 'perdure' has no attribute '{name}'")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from perdure import checkpoint, device_memory, lock, loop, recipe, resuming, run_files
-from perdure.errors import CheckpointError, RecipeError
+from perdure.errors import CheckpointError, DataError, MissingExtra, RecipeError
 from perdure.keys import key_seed
 from perdure.loop import Scores, load_into, saved_state
 from perdure.recipe import Built, Recipe, Setting
+from perdure.recipe.checked import require_folders, stated
 from perdure.report import load, markdown, report, tables
 from perdure.report.card import make_card
 from perdure.runtime import Runtime, devices
@@ -77,6 +77,44 @@ class Result(tuple[Finished, ...]):
     the published numbers beside ours, in Markdown."""
 
     @property
+    def folder(self) -> Path:
+        """The folder of the only run, or that of the runs' folders where there are several seeds."""
+        return self[0].folder if len(self) == 1 else self[0].folder.parent
+
+    @property
+    def mean(self) -> float:
+        """The first task's first metric, averaged over tasks as the table says it, and then over the seeds; that of the
+        last test where the plan gives no average, as for a single task.
+
+        Raises:
+            DataError: no number was measured.
+        """
+        found = [tables.average(load.read(one.folder)) for one in self]
+        if any(value is None for value in found):
+            raise DataError("there is no number to average", where=str(self.folder), expected="a finished test")
+        return tables.summarize([value for value in found if value is not None]).mean
+
+    def frame(self) -> Any:
+        """Every number of every test as a pandas DataFrame: columns ``seed``, ``after`` (the task learned last, from 0;
+        -1 before the first), ``asked`` (the task tested), ``task`` (its name), ``n`` (examples), ``metric``, ``value``.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtra("a frame needs pandas", todo='Type: pip install "perdure[frame]"') from None
+        read = [load.read(one.folder) for one in self]
+        rows = [
+            (run.seed, row["after"], row["asked"], run.tasks[row["asked"]], row["n"], metric, value)
+            for run in read
+            for row in run.rows
+            for metric, value in row["values"].items()
+        ]
+        return pandas.DataFrame(rows, columns=["seed", "after", "asked", "task", "n", "metric", "value"])
+
+    @property
     def main(self) -> bool:
         """Whether this is the process that prints and writes."""
         return all(one.main for one in self)
@@ -93,15 +131,31 @@ class Result(tuple[Finished, ...]):
         return str(self)
 
 
-def run(name: str | Path, overrides: Sequence[str] = (), **sections: Mapping[str, Any]) -> Result:
-    """``perdure.run``: a recipe by name or file, with its settings changed.
+def run(
+    asked: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    again: bool = False,
+    quiet: bool = False,
+    name: str | None = None,
+    **sections: Any,
+) -> Result:
+    """``perdure.run``: a recipe with its settings changed, run as ``perdure run`` does.
 
     Args:
+        asked: a recipe's name or file, a run's folder, a mapping as YAML would hold it, or a loaded recipe.
         overrides: as on the command line, ``method.lr=1e-4``.
-        **sections: the same as mappings, ``method={"lr": 1e-4}``.
+        again: make finished and unfinished runs anew.
+        quiet: no progress.
+        name: of the run's folder, ``run.name``.
+        **sections: settings as mappings, ``method={"lr": 1e-4}``, or names, ``method="er"``.
+
+    Raises:
+        RecipeError: all faults of the recipe at once; or as `execute`, with `BusyError` and `Interrupted`.
     """
-    stated = [f"{s}.{k}={json.dumps(v, default=str)}" for s, part in sections.items() for k, v in part.items()]
-    return execute(recipe.load(name, [*overrides, *stated]))
+    loaded = stated(asked, overrides, name=name, sections=sections)
+    require_folders(loaded, again=again)
+    return execute(loaded, again=again, quiet=quiet)
 
 
 @dataclass(frozen=True)

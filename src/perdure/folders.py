@@ -9,7 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from perdure.errors import RecipeError, refused_by_system
+from perdure.errors import DataError, RecipeError, refused_by_system
 
 LONGEST_NAME = 255
 """Bytes of one part of a path: what the usual file systems hold."""
@@ -59,6 +59,13 @@ def require_folder(path: Path, *, setting: str) -> None:
         raise RecipeError(
             f"nothing can be written in {above} ({what})", where=str(path), expected="a folder to write to", todo=todo
         ) from None
+
+
+def require_empty(path: Path, *, setting: str, force: bool) -> None:
+    """As `require_folder`; and DataError if there is something in the folder and `force` is not set."""
+    require_folder(path, setting=setting)
+    if path.exists() and any(path.iterdir()) and not force:
+        raise DataError("is not empty", where=str(path), todo="Name another folder, or add --force.")
 
 
 def require_file(path: Path, *, setting: str) -> None:

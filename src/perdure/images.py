@@ -15,6 +15,7 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,15 @@ class NamedImage(str):
 def is_image(path: str | os.PathLike[str]) -> bool:
     """By its suffix alone."""
     return os.path.splitext(path)[1].lower() in SUFFIXES
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """Files as they are given, and the images in folders and below, sorted."""
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if is_image(p))
+        else:
+            yield path
 
 
 def open_image(value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -> Image.Image:

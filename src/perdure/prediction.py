@@ -5,7 +5,7 @@ Knows opened runs and images. Does not know commands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from perdure import api
 from perdure.api import Opened
 from perdure.errors import DataError, RecipeError
 from perdure.evaluate import predicting, probabilities
+from perdure.images import SUFFIXES, find_images
 from perdure.loading import ExampleBatches
 from perdure.types import Batch, Example
 
@@ -23,13 +24,13 @@ KINDS = ("classify", "caption")
 
 
 def predict(
-    folder: str | Path, images: Sequence[Any], *, top: int = 5, device: str = "auto", unknown_below: float = 0.0
+    folder: str | Path, images: Any, *, top: int = 5, device: str = "auto", unknown_below: float = 0.0
 ) -> list[dict[str, Any]]:
-    """What a run has learned says of images.
+    """``perdure.predict``: what a run has learned says of images.
 
     Args:
         folder: of a run, or of an export that says ``perdure.predict``.
-        images: paths, PIL images or uint8 arrays.
+        images: paths, folders with images, PIL images or uint8 arrays; one or several.
         top: classes an image.
         unknown_below: adds ``"unknown": true`` where the first answer is less probable, else false.
 
@@ -39,12 +40,24 @@ def predict(
 
     Raises:
         UnreadableExample: an image cannot be read.
-        DataError: the run's tasks are not about single images.
+        CheckpointError: no task of the run is finished.
+        DataError: the run's tasks are not about single images; a folder holds no image.
         RecipeError: `unknown_below`, and the method has no probabilities.
     """
+    given = list(images) if isinstance(images, Iterable) and not _is_one(images) else [images]
+    found: list[Any] = []
+    for one in given:
+        found += find_images([one]) if isinstance(one, str | Path) else [one]
+    if given and not found:
+        raise DataError("no image there", where=", ".join(map(str, given)), expected=", ".join(sorted(SUFFIXES)))
     opened = api.reopen(Path(folder), device=device)
     opened.runtime.unreadable = "stop"
-    return answers(opened, images, top, unknown_below=unknown_below)
+    return answers(opened, found, top, unknown_below=unknown_below)
+
+
+def _is_one(images: Any) -> bool:
+    """Whether this is one image or path, not several."""
+    return isinstance(images, str | Path) or (hasattr(images, "shape") and images.ndim < 4)
 
 
 def answers(opened: Opened, images: Sequence[Any], top: int, *, unknown_below: float = 0.0) -> list[dict[str, Any]]:

@@ -18,9 +18,9 @@ from perdure.cli import _complete
 from perdure.cli._layout import columns, libraries_aside, width
 
 if TYPE_CHECKING:
-    from perdure.recipe import Recipe
+    from perdure.recipe.checked import Checked
     from perdure.testing.trial import Trial
-    from perdure.types import Stream, Task
+    from perdure.types import Task
 
 SHOWN = 20
 """Classes of a task that are named."""
@@ -60,44 +60,34 @@ def command(
 
 
 def _check(recipe: str, overrides: list[str], *, data: bool, steps: int) -> None:
-    from perdure import recipe as recipes
-    from perdure.folders import require_folder
+    from perdure.recipe.checked import check
 
-    loaded = recipes.load(recipe, overrides)
-    if loaded.run.trackers:
-        from perdure.runtime import check_tracker  # brings torch
-
-        for name in loaded.run.trackers:
-            check_tracker(name)
-    require_folder(loaded.folder(loaded.seeds[0]), setting="run.out")
-    print(f"{loaded.run.name}: {len(recipes.resolved(loaded))} settings, no fault", flush=True)
+    found = check(recipe, overrides, data=False)
+    print(found, flush=True)
     if not data:
         return
-    stream = recipes.build_stream(loaded)
-    recipes.check_fit(loaded, stream)
-    print("\n".join(_plan(loaded, stream)), flush=True)
+    found = found.with_data()
+    print("\n".join(_plan(found)), flush=True)
     if steps:
         from perdure.testing.trial import first_steps  # brings torch
 
         with libraries_aside():
-            trial = first_steps(loaded, stream, steps)
+            trial = first_steps(found.recipe, found.stream, steps)
         print("\n".join(["", *_tried(trial, steps)]))
 
 
-def _plan(loaded: Recipe, stream: Stream) -> list[str]:
+def _plan(found: Checked) -> list[str]:
     """Tasks, classes, examples and steps; then the folders of the runs."""
     from perdure.recipe.plan import passes
 
-    pairs = passes(loaded)
+    loaded, tasks, pairs = found.recipe, found.tasks, passes(found.recipe)
     shown = [*(["steps"] if pairs else []), "name"]
-    rows = [["task", "kind", "classes", "train", "validation", "test", *shown]]
-    for task in stream:
-        counts = [len(task.candidates), len(task.train), len(task.validation), len(task.test)]
-        steps = [each.steps(task) for each in pairs]
-        told = " + ".join(str(each.epochs) if n is None else f"{n}" for n, each in zip(steps, pairs))
-        rows.append([str(task.index + 1), task.kind, *map(str, counts), *([told] if pairs else []), _named(task)])
-    total = [sum(len(getattr(task, s)) for task in stream) for s in ("train", "validation", "test")]
-    rows.append(["all", "", str(sum(len(t.candidates) for t in stream)), *map(str, total), *[""] * len(shown)])
+    counted = ["classes", "train", "validation", "test"]
+    rows = [["task", "kind", *counted, *shown]]
+    for row, task in zip(tasks, found.stream):
+        said = row | {"steps": " + ".join(map(str, row["steps"])), "name": _named(task)}
+        rows.append([str(said[key]) for key in rows[0]])
+    rows.append(["all", "", *(str(sum(row[key] for row in tasks)) for key in counted), *[""] * len(shown)])
     lines = columns(rows, total=width())
     if pairs:
         said = " + ".join(f"{p.setting} ({p.epochs}) x train / {p.batch_size}" for p in pairs)

@@ -30,12 +30,9 @@ def command(
 
     Plain transformers and peft load it without perdure where the model is theirs (CLIP, LLaVA).
     """
-    from perdure.errors import DataError
-    from perdure.folders import require_folder
+    from perdure.folders import require_empty
 
-    require_folder(out, setting="DIR")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise DataError("is not empty", where=str(out), todo="Name another folder, or add --force.")
+    require_empty(out, setting="DIR", force=force)  # before torch is imported
     from perdure import exports
     from perdure.cli._layout import libraries_aside
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ import typer
 
 from perdure.cli import _complete
 from perdure.cli._layout import libraries_aside
-from perdure.images import SUFFIXES, is_image
+from perdure.images import SUFFIXES, find_images
 
 EXAMPLES = """
 perdure predict runs/mg_clip-microworld/seed_0 cat.jpg
@@ -59,7 +59,7 @@ def command(
     from perdure.folders import require_file
 
     form = "json" if as_json else "csv" if as_csv else "text"
-    found = list(_images([run, *(files or [])] if method or find else files or []))
+    found = list(find_images([run, *(files or [])] if method or find else files or []))
     if not found:
         named = ", ".join(map(str, files or [run]))
         raise DataError("no image there", where=named, expected=", ".join(sorted(SUFFIXES)))
@@ -142,15 +142,6 @@ def _name_unreadable(skipped: Mapping[str, str]) -> None:
         print(printable(reason), file=sys.stderr)
     if skipped:
         raise SystemExit(1)
-
-
-def _images(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as they are given, and the images in folders, sorted."""
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if is_image(p))
-        else:
-            yield path
 
 
 def _print(rows: Sequence[dict[str, Any]], *, form: Literal["json", "csv", "text"]) -> None:

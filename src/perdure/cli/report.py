@@ -32,11 +32,9 @@ def command(
 
     Runs that differ in their seed only are merged; others are compared, seed by seed.
     """
-    from perdure.folders import require_folder
-    from perdure.report import find_runs, report
+    from perdure.report import report_below
 
-    require_folder(out or runs[0], setting="--out")
-    paths = report(find_runs(runs), out or runs[0])
+    paths = report_below(runs, out)
     if not quiet:
         print(paths["report.md"].read_text(encoding="utf-8"))
     for path in paths.values():

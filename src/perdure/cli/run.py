@@ -40,15 +40,13 @@ def command(
 
     The same command again resumes the run exactly; a finished run prints its table and trains nothing.
     """
-    from perdure.folders import require_folder
     from perdure.recipe import load
+    from perdure.recipe.checked import require_folders
 
     checked = load(recipe, overrides or [])
     if not again and _all_finished(checked):
         return
-    for folder in (checked.folder(seed) for seed in checked.seeds):
-        if again or not (folder / "card.json").is_file():
-            require_folder(folder, setting="run.out")
+    require_folders(checked, again=again)
     from perdure import api  # brings torch: after all that can be wrong in the text
     from perdure.cli._layout import libraries_aside
 

@@ -14,10 +14,33 @@ from perdure import checkpoint, recipe
 from perdure.api import Opened, reopen
 from perdure.errors import DataError
 from perdure.exports import card, space
+from perdure.folders import require_empty
 from perdure.loop import checkpoint_file, saved_state
 
 DATA = frozenset({"memory", "stored", "initial"})
 """Parts of methods' states that are training data, or what training began with; kept where answers need them."""
+
+
+def export(
+    run: str | Path, folder: str | Path, *, merged: bool = False, space: bool = False, force: bool = False
+) -> str:
+    """``perdure.export``: what a run has learned, in a folder of its own, as ``perdure export`` writes it.
+
+    Args:
+        run: folder of a run.
+        merged: add low-rank updates to the weights, and write no ``adapter``.
+        space: also write a Gradio app that answers.
+        force: write into a folder that is not empty.
+
+    Returns:
+        The Python lines that answer.
+
+    Raises:
+        RecipeError: nothing can be written there.
+        DataError: the folder is not empty; or as `write`.
+    """
+    require_empty(Path(folder), setting="folder", force=force)
+    return write(Path(run), Path(folder), merged=merged, page=space)
 
 
 def write(run: Path, out: Path, *, merged: bool = False, page: bool = False) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -34,6 +35,8 @@ SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
 
 MOST_BASES = 20
 """Recipes that are based on one another."""
+MAPPING = "<mapping>"
+"""What messages call settings that come as a mapping; its lines are those of the YAML that it stands for."""
 
 
 class Setting(NamedTuple):
@@ -53,22 +56,30 @@ class Built(NamedTuple):
     models: dict[str, Any]
 
 
-def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(asked: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe's file, or one of perdure's by name (``mg_clip/cifar100``), changed by overrides.
 
     Args:
+        asked: a name, a file, a run's folder, what a file would hold as a mapping, or a recipe that was loaded.
         overrides: ``section.key=value``, values in YAML 1.2.
 
     Raises:
         RecipeError: all faults at once, each with file, line, column and caret.
     """
-    file, label = locate(path_or_name)
-    layer, wrong = _with_base(file, label, ())
+    if isinstance(asked, Recipe):
+        if not overrides:
+            return asked
+        changed = load(to_mapping(asked), overrides)
+        now = {name: origin for name, origin in changed.origins.items() if not origin.startswith(MAPPING)}
+        return replace(changed, origins={**asked.origins, **now}, heading=asked.heading)
+    text = dump(config.plain(asked)) if isinstance(asked, Mapping) else None
+    file, label = locate(cast(str | Path, asked)) if text is None else (Path(MAPPING), MAPPING)
+    layer, wrong = _with_base(file, label, (), text)
     given, more = read_overrides(overrides)
     if "base" in given.values:
         more.append(Wrong(mark=given.keys[("base",)], what="`base` is read from a file only", hint="run that recipe"))
     layer, wrong = _over(layer, given), wrong + more
-    recipe, faults = _checked(layer, default_name=_run_name(file, label))
+    recipe, faults = _checked(layer, default_name="run" if text is not None else _run_name(file, label))
     wrong += [located(fault, layer) for fault in faults]
     if wrong or recipe is None:
         raise Unreadable(wrong, layer.files)
@@ -223,9 +234,9 @@ def to_yaml(recipe: Recipe) -> str:
     return dump(to_mapping(recipe))
 
 
-def _with_base(file: Path, label: str, inside: tuple[Path, ...]) -> tuple[Layer, list[Wrong]]:
-    """A file over the recipe that its `base` names."""
-    layer, wrong = read(file, label=label)
+def _with_base(file: Path, label: str, inside: tuple[Path, ...], text: str | None = None) -> tuple[Layer, list[Wrong]]:
+    """A file, or the text of one, over the recipe that its `base` names."""
+    layer, wrong = read(file, label=label, text=text)
     base = layer.values.pop("base", None)
     if base is None:
         return layer, wrong

@@ -64,16 +64,17 @@ class Wrong:
     hint: str = ""
 
 
-def read(file: Path, *, label: str) -> tuple[Layer, list[Wrong]]:
+def read(file: Path, *, label: str, text: str | None = None) -> tuple[Layer, list[Wrong]]:
     """A recipe's file.
 
     Args:
         label: what messages call the file.
+        text: what would be in it, where there is no such file.
 
     Raises:
         RecipeError: it cannot be read, or is not YAML.
     """
-    text = read_text(file, error=RecipeError, most=MOST_BYTES)
+    text = read_text(file, error=RecipeError, most=MOST_BYTES) if text is None else text
     reader = _Reader(text, file=label)
     values = reader.whole()
     values = _with_whole_paths(values, file.parent)

@@ -5,13 +5,38 @@ Knows which files a report has. Imports no torch; `load`, `tables`, `figures` an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from perdure.errors import DataError
+from perdure.folders import require_folder
 from perdure.report.card import compare_cards, make_card
 
-__all__ = ["compare_cards", "find_runs", "make_card", "report"]
+__all__ = ["compare_cards", "find_runs", "make_card", "report", "report_below"]
+
+
+def report_below(folders: str | Path | Sequence[str | Path], out: str | Path | None = None) -> dict[str, Path]:
+    """``perdure.report``: the report of all runs in these folders and below them, as ``perdure report`` writes it.
+
+    Args:
+        folders: of runs, or of what holds some; one or several.
+        out: folder for the report; the first of `folders` if left out.
+
+    Returns:
+        file name -> path.
+
+    Raises:
+        RecipeError: nothing can be written there.
+        DataError: as `report`.
+    """
+    paths = [Path(one) for one in ([folders] if isinstance(folders, str | Path) else folders)]
+    if not paths:
+        raise DataError("no run is named", where="report", expected="a run's folder")
+    place = Path(out) if out is not None else paths[0]
+    require_folder(place, setting="--out")
+    return report(find_runs(paths), place)
 
 
 def report(runs: Sequence[Path], out: Path) -> dict[str, Path]:
@@ -60,3 +85,12 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     for folder in [path for path in paths if not path.is_file()] or paths:
         found += runs_below(folder) or [folder]
     return found
+
+
+class _Face(ModuleType):
+    """`perdure.report` names this package and what users call: importing the package hides a function of that name."""
+
+    __call__ = staticmethod(report_below)
+
+
+sys.modules[__name__].__class__ = _Face

@@ -43,6 +43,8 @@ AGGREGATES = {
     "BWT": "BWT (MFN - MFT)",
 }
 """Title of each way to draw a metric together over tasks; the last four are those of instruction tuning."""
+AVERAGES = ("average", "MAA", "last", "when_learned")
+"""Which of them one number of a whole run is; the later ones where the plan of tests does not give the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,12 @@ def run_numbers(run: Run) -> dict[Number, float]:
             if value is not None:
                 found[Number(metric, aggregate, unit, better)] = value
     return found
+
+
+def average(run: Run) -> float | None:
+    """The headline averaged over tasks, by the first of `AVERAGES` that the run's cells define."""
+    found = {number.aggregate: value for number, value in run_numbers(run).items() if number.metric == run.headline}
+    return next((found[aggregate] for aggregate in AVERAGES if aggregate in found), None)
 
 
 def summarize(values: Sequence[float]) -> Summary:
