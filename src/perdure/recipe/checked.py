@@ -35,8 +35,8 @@ class Checked:
     @property
     def tasks(self) -> list[dict[str, Any]]:
         """One mapping a task, empty where no data were read: ``task`` (from 1), ``kind``, ``classes``, the examples in
-        ``train``, ``validation`` and ``test``, ``steps`` (of each training pass: a number, or its word for ``epochs`` that
-        gives none) and ``name``."""
+        ``train``, ``validation`` and ``test``, ``steps`` (of each training pass: a number, or
+        the word for ``epochs`` that gives none) and ``name``."""
         pairs, found = passes(self.recipe), []
         for task in self.stream or ():
             steps = [n if (n := each.steps(task)) is not None else each.epochs for each in pairs]
