@@ -30,7 +30,7 @@ from PIL import Image
 from perdure import api, recipe
 from perdure.data import mnist
 from perdure.data.microworld.scenes import SHAPES
-from perdure.report import report
+from perdure.reporting import report
 
 RATE = 32_000
 SIZES = {"mask_dim": 64, "mask_heads": 4, "pixel_statistics": "clip", "cache_gigabytes": 1}

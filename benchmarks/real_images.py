@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure import api, recipe
-from perdure.report import report
+from perdure.reporting import report
 
 WEIGHTS = {"trains": "all", "lr": 1e-4, "epochs": 3, "batch_size": 32}
 """Of the methods that train all weights: a tenth of pretraining's rate."""

@@ -27,7 +27,7 @@ families
 data
 streams methods prepare
 evaluate
-loop report
+loop reporting
 recipe
 device_memory resuming
 testing
@@ -44,7 +44,7 @@ NEVER = {
     "methods": {"data"},
     "evaluate": {"models", "families", "layers", "data"},
     "loop": {"models", "families", "layers", "data"},
-    "report": {"models", "families", "layers", "data"},
+    "reporting": {"models", "families", "layers", "data"},
 }
 """Rooms that lie lower and are none of a room's business all the same."""
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper"}

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from perdure import checkpoint, loop, run_files
 from perdure.errors import CheckpointError, DataError
-from perdure.report import load
+from perdure.reporting import load
 
 SCORES = {
     "tasks": ["one", "two"],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from perdure.prediction import predict
     from perdure.recipe import load as load_recipe
     from perdure.recipe.checked import check
-    from perdure.report import report_below as report
+    from perdure.reporting import report_below as report
 
 __version__ = "0.1.0"
 __all__ = ["Result", "__version__", "check", "export", "load_recipe", "predict", "report", "run"]
@@ -28,7 +28,7 @@ _LAZY = {
     "export": "perdure.exports:export",
     "load_recipe": "perdure.recipe:load",
     "predict": "perdure.prediction:predict",
-    "report": "perdure.report",  # the package, which can be called
+    "report": "perdure.reporting:report_below",
     "run": "perdure.api:run",
 }
 
@@ -36,8 +36,7 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         module, _, attribute = _LAZY[name].partition(":")
-        found = import_module(module)
-        return getattr(found, attribute) if attribute else found
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'perdure' has no attribute '{name}'")
 
 

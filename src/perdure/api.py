@@ -20,8 +20,8 @@ from perdure.keys import key_seed
 from perdure.loop import Scores, load_into, saved_state
 from perdure.recipe import Built, Recipe, Setting
 from perdure.recipe.checked import require_folders, stated
-from perdure.report import load, markdown, report, tables
-from perdure.report.card import make_card
+from perdure.reporting import load, markdown, report, tables
+from perdure.reporting.card import make_card
 from perdure.runtime import Runtime, devices
 from perdure.runtime.placing import place
 from perdure.settings import registry

@@ -9,7 +9,7 @@ import pytest
 
 from perdure.cli import main
 from perdure.recipe import load
-from perdure.report import find_runs
+from perdure.reporting import find_runs
 
 RECIPE = """stream: {name: class_incremental, data: digits, step: 2}
 models: {clip: {name: clip, weights: micro-clip}}

@@ -124,7 +124,7 @@ def test_what_the_system_refuses_is_a_message(folder, capsys, monkeypatch, name)
     def refuse(*_, **__):
         raise OSError(code, os.strerror(code), "some/\x1b[31mfile")
 
-    monkeypatch.setattr("perdure.report.report", refuse)
+    monkeypatch.setattr("perdure.reporting.report", refuse)
     exit_code, _, err = said(capsys, "report", "run")
     assert exit_code == 2 and err.count("\n") == 1
     assert os.strerror(code).lower() in err and r"some/\x1b[31mfile" in err
@@ -134,7 +134,7 @@ def test_a_fault_of_ours_is_still_an_internal_error(folder, capsys, monkeypatch)
     def fail(*_, **__):
         raise OSError("nobody knows")
 
-    monkeypatch.setattr("perdure.report.report", fail)
+    monkeypatch.setattr("perdure.reporting.report", fail)
     assert said(capsys, "report", "run")[0] == 70
 
 

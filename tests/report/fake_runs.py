@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from perdure.report import make_card
+from perdure.reporting import make_card
 
 
 def write_run(

@@ -4,8 +4,8 @@ import json
 import subprocess
 
 import perdure
-from perdure.report import compare_cards, make_card
-from perdure.report.card import git_state, identity, own_state
+from perdure.reporting import compare_cards, make_card
+from perdure.reporting.card import git_state, identity, own_state
 
 SCORES = {
     "tasks": ["one", "two"],

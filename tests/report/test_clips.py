@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perdure.report import clips, html, load, tables
+from perdure.reporting import clips, html, load, tables
 
 AVE = {
     "id": "a",

@@ -10,7 +10,7 @@ import torch
 
 from perdure.families.rehearsal import modularity
 from perdure.models import gated_resnet
-from perdure.report import figures, load, tables
+from perdure.reporting import figures, load, tables
 from tests.report.fake_runs import falling, write_run
 
 

@@ -6,7 +6,7 @@ import pytest
 from fake_runs import write_run
 
 from perdure.errors import DataError, RecipeError
-from perdure.report.records import score
+from perdure.reporting.records import score
 
 
 def predictions(folder, name, hits):

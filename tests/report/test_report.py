@@ -11,7 +11,7 @@ import pytest
 from fake_runs import falling, write_run
 
 from perdure.errors import DataError
-from perdure.report import drawing, figures, html, load, markdown, plain, published, report, tables
+from perdure.reporting import drawing, figures, html, load, markdown, plain, published, report, tables
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from fake_runs import falling, write_run
 
 from perdure.errors import DataError
-from perdure.report import load, markdown, tables
-from perdure.report.published import published
+from perdure.reporting import load, markdown, tables
+from perdure.reporting.published import published
 
 
 def one_task(folder, accuracy, **more):

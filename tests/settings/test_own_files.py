@@ -109,7 +109,7 @@ def test_it_runs_under_its_own_name_with_its_own_metric(recipe_file):
     (folder,) = (recipe_file.parent / "runs" / "mine").glob("seed_*")
     rows = json.loads((folder / "scores.json").read_text())["rows"]
     assert all(row["values"]["misses"] == pytest.approx(100 - row["values"]["accuracy"]) for row in rows)
-    from perdure.report import load, tables
+    from perdure.reporting import load, tables
 
     found = load.read(folder)
     assert found.method == "my_majority"

@@ -46,7 +46,7 @@ def command(
     recipes = {name: load(f"{name}/microworld", [*SMALLER, *places, f"run.name={name}"]) for name in METHODS}
     folders = {name: recipe.folder(seed) for name, recipe in recipes.items()}
     from perdure import api  # brings torch
-    from perdure.report import report
+    from perdure.reporting import report
 
     with _table(folders) as show:
         for name, recipe in recipes.items():

@@ -32,7 +32,7 @@ def command(
 
     Runs that differ in their seed only are merged; others are compared, seed by seed.
     """
-    from perdure.report import report_below
+    from perdure.reporting import report_below
 
     paths = report_below(runs, out)
     if not quiet:

@@ -60,7 +60,7 @@ def command(
 def _all_finished(asked: Recipe) -> bool:
     """Print the table of runs that are all finished, at once: torch is not imported."""
     from perdure import resuming
-    from perdure.report import load, markdown, report, tables
+    from perdure.reporting import load, markdown, report, tables
 
     jobs = [(asked.for_seed(seed), asked.folder(seed)) for seed in asked.seeds]
     if not all(resuming.finished_scores(folder) for _, folder in jobs):

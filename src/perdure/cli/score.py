@@ -34,7 +34,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
 ) -> None:
     """Compute metrics again from the records in a run's `predictions/`; nothing in the folder changes."""
-    from perdure.report.records import score
+    from perdure.reporting.records import score
 
     scored = score(what, metric or [])
     if as_json:

@@ -12,7 +12,7 @@ from typing import Any
 from perdure import checkpoint
 from perdure.api import Opened
 from perdure.metrics import continual
-from perdure.report import load
+from perdure.reporting import load
 from perdure.text_files import read_json
 
 TAGS = {

@@ -17,6 +17,7 @@ from perdure import demands, metrics, run_files
 from perdure.errors import RecipeError
 from perdure.recipe.forecast import require_room, require_steps
 from perdure.recipe.heading import data_explained
+from perdure.recipe.section_names import unknown_sections
 from perdure.recipe.sections import Expect, Recipe, Run
 from perdure.recipe.source import NAMED_SECTIONS, Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
 from perdure.recipe.text import dump
@@ -30,9 +31,6 @@ from perdure.types import Evaluation
 
 SHIPPED, shipped = registry.RECIPES, registry.recipes
 __all__ = ["Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
-SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
-
-
 MOST_BASES = 20
 """Recipes that are based on one another."""
 MAPPING = "<mapping>"
@@ -274,7 +272,7 @@ def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fa
     """The recipe (None if there are faults) and all faults of its settings."""
     # A section with nothing in it is one that was left out.
     values = {key: value for key, value in layer.values.items() if value is not None}
-    faults = _unknown_sections(values, layer)
+    faults = unknown_sections(values)
     for section, place in (("stream", "streams"), ("method", "methods")):
         if section not in values:
             near = f"see: perdure list {place}"
@@ -354,51 +352,3 @@ def _expected(values: Any) -> tuple[tuple[Expect, ...], list[Fault]]:
         return (), [Fault(path=("expect",), what=f"expected a list, found {shown(values)}")]
     checked = [config.check(Expect, value, ("expect", i)) for i, value in enumerate(values)]
     return tuple(e for e, _ in checked if e is not None), [f for _, faults in checked for f in faults]
-
-
-def _unknown_sections(values: Mapping[str, Any], layer: Layer) -> list[Fault]:
-    """Top-level keys that are none; a setting without its section (``lr=1``) gets its full name."""
-    faults = []
-    for key in values:
-        if key in SECTIONS:
-            continue
-        full = _full_names(values, key)
-        if full and not isinstance(values[key], Mapping):
-            hint = f"write `{full[0]}`" if len(full) == 1 else "write one of: " + ", ".join(full)
-            what = f"`{key}` lacks its section"
-        else:
-            near = nearest(key, [*SECTIONS, *_leaves(values)])
-            near = near if near is None or near in SECTIONS else _full_names(values, near)[0]
-            what = f"unknown section `{key}`"
-            hint = f"did you mean `{near}`?" if near else f"known: {', '.join(SECTIONS)}"
-        faults.append(Fault(path=(key,), what=what, hint=hint, at="key"))
-    return faults
-
-
-def _full_names(values: Mapping[str, Any], leaf: str) -> list[str]:
-    return _leaves(values).get(leaf, [])
-
-
-def _leaves(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of settings without their sections -> full names, as far as the recipe names known things."""
-    found: dict[str, list[str]] = {}
-
-    def note(cls: type, prefix: str, stated: Any) -> None:
-        for key, hint in config.field_types(cls).items():
-            found.setdefault(key, []).append(f"{prefix}.{key}")
-            if (place := config.named_place(hint)) and isinstance(stated, Mapping):
-                look(place, stated.get(key), f"{prefix}.{key}")
-
-    def look(place: str, value: Any, prefix: str) -> None:
-        name = value.get("name") if isinstance(value, Mapping) else value
-        if isinstance(name, str) and registry.known(cast(registry.Place, place), name):
-            note(registry.settings(cast(registry.Place, place), name), prefix, value)
-
-    look("streams", values.get("stream"), "stream")
-    look("methods", values.get("method"), "method")
-    models = values.get("models")
-    for role, value in models.items() if isinstance(models, Mapping) else ():
-        look("models", value, f"models.{role}")
-    note(Evaluation, "evaluate", None)
-    note(Run, "run", None)
-    return found

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from perdure.metrics import METRICS, continual, find
-from perdure.report import load
-from perdure.report.card import identity
-from perdure.report.load import Run, flatten
+from perdure.reporting import load
+from perdure.reporting.card import identity
+from perdure.reporting.load import Run, flatten
 from perdure.settings.inert import OF_RUN
 
 ENOUGH = 3

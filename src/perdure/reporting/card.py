@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from perdure import __version__
 from perdure.metrics import continual
-from perdure.report.load import flatten, name_of
+from perdure.reporting.load import flatten, name_of
 
 VERSION = 1
 """Of the card's form."""

@@ -18,10 +18,10 @@ import numpy as np
 from perdure.errors import UnreadableExample
 from perdure.images import open_image
 from perdure.metrics.parsing import events_of, presence_map, segment_scores
-from perdure.report import drawing
-from perdure.report.drawing import Figure
-from perdure.report.load import Run
-from perdure.report.tables import Group
+from perdure.reporting import drawing
+from perdure.reporting.drawing import Figure
+from perdure.reporting.load import Run
+from perdure.reporting.tables import Group
 from perdure.run_files import Part, read_lines
 
 CLIPS = 3

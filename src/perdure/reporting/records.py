@@ -13,7 +13,7 @@ from typing import Any
 from perdure import metrics, run_files
 from perdure.errors import DataError, RecipeError
 from perdure.metrics import record_schemas
-from perdure.report import load, tables
+from perdure.reporting import load, tables
 from perdure.text_files import read_json_lines
 
 MOST_TASKS = 10_000

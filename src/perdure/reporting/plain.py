@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from perdure.report.published import published
-from perdure.report.tables import Group, all_comparisons, all_numbers, differing, warnings, winners
+from perdure.reporting.published import published
+from perdure.reporting.tables import Group, all_comparisons, all_numbers, differing, warnings, winners
 
 COLUMNS = ("run", "method", "seed", "after", "after_task", "asked", "asked_task", "metric", "n", "value")
 

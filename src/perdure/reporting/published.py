@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from perdure.report.tables import Group, Number, Summary
+from perdure.reporting.tables import Group, Number, Summary
 
 SHORT = {
     "avg": "average",

@@ -5,14 +5,12 @@ Knows which files a report has. Imports no torch; `load`, `tables`, `figures` an
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 from perdure.errors import DataError
 from perdure.folders import require_folder
-from perdure.report.card import compare_cards, make_card
+from perdure.reporting.card import compare_cards, make_card
 
 __all__ = ["compare_cards", "find_runs", "make_card", "report", "report_below"]
 
@@ -50,7 +48,7 @@ def report(runs: Sequence[Path], out: Path) -> dict[str, Path]:
     Raises:
         DataError: no run was given, a folder is not a run's, or none of them has a score yet.
     """
-    from perdure.report import html, load, markdown, plain, tables
+    from perdure.reporting import html, load, markdown, plain, tables
 
     read = [load.read(Path(folder)) for folder in dict.fromkeys(map(Path, runs))]
     scored = [run for run in read if run.rows]
@@ -85,12 +83,3 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     for folder in [path for path in paths if not path.is_file()] or paths:
         found += runs_below(folder) or [folder]
     return found
-
-
-class _Face(ModuleType):
-    """`perdure.report` names this package and what users call: importing the package hides a function of that name."""
-
-    __call__ = staticmethod(report_below)
-
-
-sys.modules[__name__].__class__ = _Face

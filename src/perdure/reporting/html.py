@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perdure.report import clips, drawing, figures
-from perdure.report.drawing import Figure
-from perdure.report.load import Run, flatten
-from perdure.report.markdown import CAPTION, cell, interval
-from perdure.report.plain import csv_text
-from perdure.report.published import published
-from perdure.report.tables import (
+from perdure.reporting import clips, drawing, figures
+from perdure.reporting.drawing import Figure
+from perdure.reporting.load import Run, flatten
+from perdure.reporting.markdown import CAPTION, cell, interval
+from perdure.reporting.plain import csv_text
+from perdure.reporting.published import published
+from perdure.reporting.tables import (
     Group,
     all_comparisons,
     all_numbers,
@@ -57,7 +57,7 @@ def _render(groups: Sequence[Group], drawn: Sequence[Figure], remarks: Sequence[
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("perdure.report"),
+        loader=PackageLoader("perdure.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from perdure.report import drawing
-from perdure.report.drawing import Curve, Figure
-from perdure.report.load import Run
-from perdure.report.tables import Group
+from perdure.reporting import drawing
+from perdure.reporting.drawing import Curve, Figure
+from perdure.reporting.load import Run
+from perdure.reporting.tables import Group
 
 MOST = 40
 """Most classes of a heat map."""

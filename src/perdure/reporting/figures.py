@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from perdure.metrics import METRICS, continual
-from perdure.report import drawing, gates
-from perdure.report.drawing import Curve, Figure
-from perdure.report.load import Run
-from perdure.report.tables import Group, summarize
+from perdure.reporting import drawing, gates
+from perdure.reporting.drawing import Curve, Figure
+from perdure.reporting.load import Run
+from perdure.reporting.tables import Group, summarize
 
 PANELS = 12
 """Most tasks that get a panel of their own."""

@@ -7,8 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perdure.report.published import published
-from perdure.report.tables import Comparison, Group, Number, all_comparisons, all_numbers, differing, warnings, winners
+from perdure.reporting.published import published
+from perdure.reporting.tables import (
+    Comparison,
+    Group,
+    Number,
+    all_comparisons,
+    all_numbers,
+    differing,
+    warnings,
+    winners,
+)
 
 
 def markdown(groups: Sequence[Group]) -> str:
