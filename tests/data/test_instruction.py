@@ -52,7 +52,7 @@ def test_training_and_test_records_become_examples(images):
         (said("What?", "a", image="pictures/a.png"), "but 0 messages say <image>"),
         ({"id": "x"}, "'conversations' is missing or empty"),
         ({"conversations": [{"from": "human"}]}, "message 0 has no text"),
-        (said("<image>\nWhat?", "a", image=3), "'image' is 3, no path"),
+        (said("<image>\nWhat?", "a", image=3), "'image' is 3, expected a path"),
     ],
 )
 def test_fault_names_file_and_record(images, record, fault):

@@ -190,7 +190,7 @@ class _Reader:
         if image is None:
             return None
         if not isinstance(image, str):
-            return f"'image' is {image!r}, no path"
+            return f"'image' is {str(image)[:40]}, expected a path"
         path = Path(self.config.images) / image
         if self.config.check_images and path.name not in self._names(path.parent):
             return f"'image' names {image}, which is not under {self.config.images}"

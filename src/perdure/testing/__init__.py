@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from perdure import checkpoint
-from perdure.errors import Interrupted, PerdureError, TrainingError
+from perdure.errors import Interrupted, PerdureError
 from perdure.evaluate import Evaluation, evaluate
 from perdure.loop import seed_everything
 from perdure.runtime.placing import modules, off
@@ -68,7 +68,7 @@ def check_method(make: Make, stream: Stream | None = None, *, allow: Collection[
         if name not in allow:
             try:
                 check(subject)
-            except (AssertionError, TrainingError) as fault:
+            except (AssertionError, PerdureError) as fault:
                 raise AssertionError(f"{name}: {fault}") from fault
             made.append(name)
     return made
