@@ -12,7 +12,7 @@ SOURCE = ROOT / "src" / "perdure"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 ROOMS = """
-errors keys
+errors keys restricted_pickle
 text_files folders yaml_limits
 settings
 images checkpoint lock events run_files

@@ -142,7 +142,7 @@ def test_a_packed_wave_runs_no_code(tmp_path):
 
     file = tmp_path / "AVS.npy"
     np.save(file, np.array({"a": Evil()}, dtype=object))
-    with pytest.raises(UnreadableExample, match="which is not an array"):
+    with pytest.raises(UnreadableExample, match=r"asks for builtins\.print, .* nothing of it was run"):
         np.asarray(PackedWave(file, "a"))
     file.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(UnreadableExample):

@@ -275,7 +275,7 @@ def _resnet(path):
         (lambda p: torch.save([1, 2], p), "holds a list"),
         (lambda p: torch.save({"fc.weight": torch.ones(2)}, p), "no CLIP"),
         (_code, "cannot be read"),
-        (_code_in_torchscript, "names __builtin__.print|names builtins.print"),
+        (_code_in_torchscript, "asks for __builtin__.print|asks for builtins.print"),
         (_missing, "1 tensors are missing"),
         (_wrong_shape, r"shape \[7\]"),
         (_unknown, "visual.extra"),

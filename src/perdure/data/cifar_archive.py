@@ -18,6 +18,7 @@ import numpy as np
 
 from perdure.data import class_folders, image_arrays
 from perdure.errors import DataError
+from perdure.restricted_pickle import Refused, Restricted
 from perdure.types import Dataset
 
 _DAMAGED = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError)
@@ -65,10 +66,10 @@ def load(path: Path) -> dict[str, Any]:
     """The dictionary in a CIFAR pickle, its keys as text."""
     try:
         with path.open("rb") as file:
-            content = _ArraysOnly(file, encoding="bytes").load()
-    except _Refused as refused:
+            content = Restricted(file, lambda *name: _ALLOWED.get(name), encoding="bytes").load()
+    except Refused as refused:
         raise DataError(
-            f"the pickle asks for {refused}, which is not part of a CIFAR file; nothing of it was run",
+            f"the pickle is refused: {refused}",
             where=str(path),
             expected="numpy arrays, text and lists",
             todo="Fetch the archive from its publisher.",
@@ -78,17 +79,6 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"a {type(content).__name__}", where=str(path), expected="a dictionary")
     return {_text(key): value for key, value in content.items()}
-
-
-class _Refused(Exception):
-    pass
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        raise _Refused(f"{module}.{name}")
 
 
 def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:

@@ -12,12 +12,14 @@ import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from perdure.errors import DataError, UnreadableExample
+from perdure.restricted_pickle import Restricted
 from perdure.text_files import lines, read_text
 from perdure.types import Example, Examples
 
@@ -178,7 +180,7 @@ def _read_packed(path: str, _time: int) -> dict[str, np.ndarray]:
             shape, _, dtype = read_head(file)
             if not dtype.hasobject:
                 raise UnreadableExample("it is an array", where=path, expected="a dict of arrays")
-            content = _ArraysOnly(io.BytesIO(file.read())).load()
+            content = Restricted(io.BytesIO(file.read()), _array_parts).load()
     except (OSError, ValueError, EOFError, pickle.UnpicklingError, AttributeError, TypeError, IndexError) as error:
         raise UnreadableExample(f"not a readable dict of arrays ({error})", where=path) from None
     value = content.item() if isinstance(content, np.ndarray) else content
@@ -187,17 +189,12 @@ def _read_packed(path: str, _time: int) -> dict[str, np.ndarray]:
     return value
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Makes numpy arrays, numbers and containers, and refuses every other name."""
-
-    ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "_frombuffer", "scalar"})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in self.ALLOWED:
-            return super().find_class(module, name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not an array")
+def _array_parts(module: str, name: str) -> Any:
+    """What numpy arrays are pickled with."""
+    parts = ("_reconstruct", "ndarray", "dtype", "_frombuffer", "scalar")
+    if (module.split(".")[0] == "numpy" and name in parts) or (module, name) == ("_codecs", "encode"):
+        return getattr(import_module(module), name, None)
+    return None
 
 
 @lru_cache(maxsize=64)

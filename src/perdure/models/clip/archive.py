@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from perdure.errors import WeightsError
+from perdure.restricted_pickle import Restricted
 
 Format = Literal["torchscript", "state dict", "safetensors"]
 
@@ -118,8 +119,8 @@ class _Record:
     """Stands for a TorchScript module: its attributes and nothing else."""
 
 
-class _TensorsOnly(pickle.Unpickler):
-    """An unpickler that makes tensors and `_Record`s, and refuses every other name."""
+class _TensorsOnly(Restricted):
+    """Makes tensors and `_Record`s."""
 
     _DTYPES = {
         "FloatStorage": torch.float32,
@@ -134,10 +135,10 @@ class _TensorsOnly(pickle.Unpickler):
     }
 
     def __init__(self, stream, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(stream)
+        super().__init__(stream, self._part)
         self._archive, self._root = archive, root
 
-    def find_class(self, module: str, name: str) -> Any:
+    def _part(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
             return _Record
         if module == "torch" and name in self._DTYPES:
@@ -150,9 +151,7 @@ class _TensorsOnly(pickle.Unpickler):
             ("torch.jit._pickle", "build_boollist"): list,
             ("torch.jit._pickle", "build_tensorlist"): list,
         }
-        if (module, name) not in known:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not a tensor")
-        return known[module, name]
+        return known.get((module, name))
 
     def persistent_load(self, pid: Any) -> Tensor:
         kind, dtype, key, _device, _count = pid
