@@ -117,8 +117,9 @@ def read_overrides(overrides: Sequence[str]) -> tuple[Layer, list[Wrong]]:
         single: Any = _with_whole_paths(found, Path())
         if isinstance(single, str) and isinstance(_at(path, layer.values), dict):
             single = {"name": single}  # a setting of the thing was given before its name
+        nested: Any = single
         for part in reversed(path):
-            single = {part: single}
+            nested = {part: nested}
         at = 0
         for depth, part in enumerate(key.split("."), start=1):
             reader.keys[path[:depth]] = replace(whole, column=at + 1, width=len(part))
@@ -127,7 +128,7 @@ def read_overrides(overrides: Sequence[str]) -> tuple[Layer, list[Wrong]]:
             wrong.append(
                 Wrong(mark=whole, what=f"`{key}` is given twice", hint=f"also argument {layer.marks[path].line}")
             )
-        layer = merge(layer, Layer(values=single, keys=reader.keys, marks=reader.marks), named=NAMED_SECTIONS)
+        layer = merge(layer, Layer(values=nested, keys=reader.keys, marks=reader.marks), named=NAMED_SECTIONS)
     return replace(layer, files=(COMMAND_LINE,)), wrong
 
 
