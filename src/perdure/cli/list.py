@@ -56,7 +56,7 @@ def command(
         rows = [[item["name"], _line(item)] for item in items]
         lines = columns(rows, indent="" if what else "  ", total=total if what else None) or ["  none"]
         print("\n".join(lines if what else [_cut(line, total) for line in lines]))
-    if not any(found.values()):
+    if word and not any(found.values()):
         raise SystemExit(1)
 
 
