@@ -205,7 +205,7 @@ def reopen(folder: Path, *, device: str = "auto") -> Opened:
 def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
     runtime = make_runtime(asked, folder, quiet=quiet)
     if finished := _finished(folder):
-        if said := resuming.require_same_data_if_there(asked, folder):
+        if said := resuming.require_same_data_if_there(asked, [folder]):
             runtime.say(f"{folder}: {said}")
         return Finished(folder=folder, scores=finished, fresh=False, main=runtime.main)
     built = recipe.build(asked, asked.run.seed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,15 @@ def require_same_data(manifest: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def require_same_data_if_there(asked: Recipe, folder: Path) -> str:
-    """As `require_same_data`, for a run that is finished; what to say if its data are not here any more."""
+def require_same_data_if_there(asked: Recipe, folders: Iterable[Path]) -> str:
+    """As `require_same_data`, for finished runs of one recipe, whose seeds share the data; what to say if those are not
+    here any more."""
     try:
         stream = recipe.build_stream(asked)
     except DataError as gone:
         return f"its data could not be compared: {gone}"
-    require_same_data(stream.manifest, folder)
+    for folder in folders:
+        require_same_data(stream.manifest, folder)
     return ""
 
 

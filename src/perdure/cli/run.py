@@ -69,9 +69,9 @@ def _all_finished(asked: Recipe) -> bool:
         return True
     for one, folder in jobs:
         resuming.require_same_settings(one, folder)
-        if said := resuming.require_same_data_if_there(one, folder):
-            print(f"{folder}: {said}", file=sys.stderr)
     folders = [folder for _, folder in jobs]
+    if said := resuming.require_same_data_if_there(asked, folders):
+        print(f"{', '.join(map(str, folders))}: {said}", file=sys.stderr)
     print("finished before; nothing was trained (--again makes it anew)", file=sys.stderr)
     print(markdown.markdown(tables.groups([load.read(folder) for folder in folders])))
     print(f"The report, with figures: {report(folders, folders[0].parent)['report.html']}")
