@@ -119,10 +119,16 @@ def describe(place: Place, name: str) -> Description:
 def summarize(place: Place, name: str) -> Description:
     """Summary and needs alone: the file is not parsed, for `perdure list` reads dozens of them."""
     spec = find(place, name)
-    doc = docstring(Path(str(spec.origin)))
+    return replace(_head(spec.name, str(spec.origin)), name=name)
+
+
+@cache
+def _head(module: str, file: str) -> Description:
+    """What a file's docstring says; a file of one's own that is edited is another module."""
+    doc = docstring(Path(file))
     needs = re.search(r"^\s*Needs:\s*(.+?)\s*$", doc, re.MULTILINE)
     summary = doc.strip().split("\n", 1)[0].strip()
-    return Description(name=name, summary=summary, needs=needs.group(1) if needs else "", module=spec.name)
+    return Description(name="", summary=summary, needs=needs.group(1) if needs else "", module=module)
 
 
 def settings(place: Place, name: str) -> type:
