@@ -12,10 +12,10 @@ SOURCE = ROOT / "src" / "perdure"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 ROOMS = """
-errors keys restricted_pickle
-text_files folders yaml_limits
+errors keys
+files
 settings
-images checkpoint lock events run_files
+images checkpoint run_folder
 runtime
 types draws
 kept_examples

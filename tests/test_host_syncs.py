@@ -56,7 +56,7 @@ class _Counted(Steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HAS_STEPS)
 def test_a_step_does_not_wait_for_the_device(name, monkeypatch):
-    monkeypatch.setattr("perdure.events.LONGEST", 1e9)
+    monkeypatch.setattr("perdure.run_folder.events.LONGEST", 1e9)
     tiny = METHODS[name]
     stream, method = next(iter(tiny.streams.values()))(), tiny.make()
     with second_device() as device:

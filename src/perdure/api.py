@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, device_memory, lock, loop, recipe, resuming, run_files
+from perdure import checkpoint, device_memory, loop, recipe, resuming
 from perdure.errors import CheckpointError, DataError, MissingExtra, RecipeError
 from perdure.keys import key_seed
 from perdure.loop import Scores, load_into, saved_state
@@ -22,6 +22,7 @@ from perdure.recipe import Built, Recipe, Setting
 from perdure.recipe.checked import require_folders, stated
 from perdure.reporting import load, markdown, report, tables
 from perdure.reporting.card import make_card
+from perdure.run_folder import lock, run_files
 from perdure.runtime import Runtime, devices
 from perdure.runtime.placing import place
 from perdure.settings import registry

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from perdure.errors import CheckpointError
-from perdure.text_files import to_json
+from perdure.files.text_files import to_json
 
 FORMAT = "perdure-1"
 

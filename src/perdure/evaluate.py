@@ -19,6 +19,7 @@ from torch import Tensor
 from perdure import metrics
 from perdure.checkpoint import write_text
 from perdure.errors import DataError, Interrupted, RecipeError
+from perdure.files.text_files import lines, to_json
 from perdure.keys import key_seed
 from perdure.loading import ExampleBatches
 from perdure.runtime import Runtime
@@ -26,7 +27,6 @@ from perdure.runtime.collectives import Agreement
 from perdure.runtime.devices import seed_torch
 from perdure.runtime.progress import Progress
 from perdure.settings import registry
-from perdure.text_files import lines, to_json
 from perdure.types import Batch, Evaluation, Examples, Predictions, Query, Task
 
 Record = dict[str, Any]

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, demands, run_files
+from perdure import checkpoint, demands
 from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate, predicting
 from perdure.keys import key_seed
 from perdure.metrics import continual
+from perdure.run_folder import run_files
 from perdure.runtime import Runtime
 from perdure.runtime.devices import seed_torch
 from perdure.runtime.placing import place

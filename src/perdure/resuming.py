@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from perdure import recipe, run_files
+from perdure import recipe
 from perdure.errors import DataError, RecipeError
+from perdure.files.text_files import read_json
 from perdure.recipe import Recipe
-from perdure.text_files import read_json
+from perdure.run_folder import run_files
 
 MADE = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json", "data.json", "recipe.yaml")
 """What a run makes in its folder; `recipe.yaml`, which says that it is a run's, goes last."""

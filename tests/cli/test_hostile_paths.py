@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from perdure import errors, folders
+from perdure import errors
 from perdure.cli import main
+from perdure.files import folders
 
 GOOD = """stream: {name: class_incremental, data: digits, step: 5, train_per_class: 10, test_per_class: 5}
 models: {net: {name: mlp, inputs: 192, hidden: 8}}

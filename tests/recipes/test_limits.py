@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from perdure import recipe
 from perdure.errors import PerdureError, RecipeError
+from perdure.files.yaml_limits import DEEPEST, MOST_BYTES, MOST_VALUES, plain_yaml
 from perdure.recipe import forecast
 from perdure.settings import config
-from perdure.yaml_limits import DEEPEST, MOST_BYTES, MOST_VALUES, plain_yaml
 
 GOOD = """stream: {name: class_incremental, data: digits, step: 5, train_per_class: 10, test_per_class: 5}
 models: {net: {name: mlp, inputs: 192, hidden: 8}}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from perdure.cli import _stated as stated
-from perdure.text_files import lines, read_text
+from perdure.files.text_files import lines, read_text
 
 if TYPE_CHECKING:
     from perdure.runtime import Runtime

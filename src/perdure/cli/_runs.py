@@ -17,7 +17,7 @@ PLACES = ("runs", ".")
 
 def state(folder: Path) -> dict[str, Any]:
     """Folder, state, last scores, device and weights of a run; empty if this is no run's folder."""
-    from perdure import lock, run_files
+    from perdure.run_folder import lock, run_files
 
     if not (folder / "recipe.yaml").is_file():
         return {}
@@ -41,7 +41,7 @@ def state(folder: Path) -> dict[str, Any]:
 def entries() -> list[dict[str, Any]]:
     """Name (the folder), summary and needs of each run below `PLACES`, as `perdure list` lays things out."""
     from perdure.errors import PerdureError
-    from perdure.run_files import runs_below
+    from perdure.run_folder.run_files import runs_below
 
     found = {folder for place in PLACES for folder in runs_below(Path(place)) if folder != Path(".")}
     items = []

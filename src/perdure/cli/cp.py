@@ -32,7 +32,7 @@ def command(
     Writes a JSON Schema beside it, by which editors complete and check it.
     """
     from perdure.errors import RecipeError
-    from perdure.folders import require_file
+    from perdure.files.folders import require_file
     from perdure.recipe import load, locate
     from perdure.recipe.schema import json_schema
 

@@ -98,7 +98,7 @@ def make(
     from importlib import import_module
 
     from perdure.errors import RecipeError
-    from perdure.folders import require_folder
+    from perdure.files.folders import require_folder
     from perdure.recipe.forecast import bytes_needed, require_memory
     from perdure.settings import registry
     from perdure.settings.config import parse
@@ -130,7 +130,7 @@ def prepare(
     Exit code 1: some videos could not be read; they are named.
     """
     from perdure.errors import RecipeError
-    from perdure.folders import require_folder
+    from perdure.files.folders import require_folder
     from perdure.prepare.audio_visual import prepare_videos
 
     if not start < 10**6:  # NaN, too

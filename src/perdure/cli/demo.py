@@ -35,7 +35,7 @@ def command(
     again: Annotated[bool, typer.Option("--again", help="start anew")] = False,
 ) -> None:
     """Watch a pretrained CLIP learn new classes, and forget. About a minute, nothing is downloaded."""
-    from perdure.folders import require_folder
+    from perdure.files.folders import require_folder
 
     require_folder(out, setting="--out")
     print("40 classes of drawn shapes come in 8 tasks of 5. Four methods adapt the same small pretrained CLIP;")
@@ -131,8 +131,8 @@ def _cells(folder: Path) -> list[str]:
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    from perdure import run_files
     from perdure.metrics import continual
+    from perdure.run_folder import run_files
 
     saved = run_files.read_scores(folder) or {"rows": [], "tasks": []}
     tasks = len(saved["tasks"])

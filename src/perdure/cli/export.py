@@ -30,7 +30,7 @@ def command(
 
     Plain transformers and peft load it without perdure where the model is theirs (CLIP, LLaVA).
     """
-    from perdure.folders import require_empty
+    from perdure.files.folders import require_empty
 
     require_empty(out, setting="DIR", force=force)  # before torch is imported
     from perdure import exports

@@ -56,7 +56,7 @@ def command(
     A file that cannot be read is named on standard error; the others are answered, and the exit code is 1.
     """
     from perdure.errors import DataError
-    from perdure.folders import require_file
+    from perdure.files.folders import require_file
 
     form = "json" if as_json else "csv" if as_csv else "text"
     found = list(find_images([run, *(files or [])] if method or find else files or []))

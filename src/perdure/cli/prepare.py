@@ -63,7 +63,7 @@ def asd(
     The new file and its manifest lie beside the source. Stopped, the same command goes on where it was.
     Exit code 0: all chosen records were rewritten; 1: some stay as they were, and the manifest says why.
     """
-    from perdure.folders import require_file
+    from perdure.files.folders import require_file
     from perdure.prepare.asd import diversify_file
 
     jobs = _jobs(source, root, task or [], kind, share, out)
@@ -96,7 +96,7 @@ def predictions(
 
     from perdure.checkpoint import write_text
     from perdure.errors import RecipeError
-    from perdure.folders import require_file
+    from perdure.files.folders import require_file
     from perdure.metrics.answer_format import FORMS, TASK_FORMS
     from perdure.metrics.vqa_files import join, read_annotations, read_predictions
 
@@ -122,7 +122,7 @@ def features(
 ) -> None:
     """Make CLIP features of training images and captions once, for ClipCap and CapDec."""
     from perdure.cli.data import stated
-    from perdure.folders import require_file
+    from perdure.files.folders import require_file
     from perdure.prepare import captions
     from perdure.settings.config import Named
 
@@ -145,7 +145,7 @@ def clipscore(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
 ) -> None:
     """Add CLIPScore and RefCLIPScore to saved captions; then `perdure score` averages them."""
-    from perdure.folders import require_file
+    from perdure.files.folders import require_file
     from perdure.prepare import captions
 
     target = out or file.with_suffix(".clipscore.jsonl")
@@ -160,7 +160,7 @@ def coco_results(
     out: Annotated[Path, typer.Option("--out", help="folder of results.json and annotations.json")],
 ) -> None:
     """Write saved captions, and the reference captions beside them, as the COCO evaluation reads them."""
-    from perdure.folders import require_folder
+    from perdure.files.folders import require_folder
     from perdure.prepare import captions
 
     require_folder(out, setting="--out")

@@ -12,7 +12,7 @@ import typer
 
 from perdure.cli import _complete
 from perdure.cli._layout import columns, width
-from perdure.text_files import to_json
+from perdure.files.text_files import to_json
 
 EXAMPLES = """
 perdure score runs/mg_clip-microworld/seed_0

@@ -41,8 +41,8 @@ def command(
     file:line, command line) and its meaning. A method, stream, data set or model is shown with its defaults.
     """
     from perdure import recipe as recipes
-    from perdure import run_files
     from perdure.cli import _runs, _things
+    from perdure.run_folder import run_files
 
     if not (overrides or as_yaml or Path(what).exists()) and (found := _things.things(what)):
         text = "\n".join(_things.lines(found, what))

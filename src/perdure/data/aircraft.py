@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perdure.text_files import lines, read_text
+from perdure.files.text_files import lines, read_text
 from perdure.types import Dataset
 
 LAYOUT = "variants.txt, images_variant_{train,val,test}.txt and images/<id>.jpg"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from perdure.text_files import lines, read_text
+from perdure.files.text_files import lines, read_text
 from perdure.types import Dataset
 
 SEGMENTS = 10

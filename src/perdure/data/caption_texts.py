@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import Field
 
 from perdure.errors import DataError
-from perdure.text_files import lines, read_text
+from perdure.files.text_files import lines, read_text
 from perdure.types import Dataset, Example, Examples
 
 HEADS = ("caption", "captions", "text", "sentence")

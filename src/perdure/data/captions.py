@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import DataError
-from perdure.text_files import read_json
+from perdure.files.text_files import read_json
 from perdure.types import Dataset, Example, Examples
 
 MOST_WORDS = 50

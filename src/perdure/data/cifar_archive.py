@@ -18,7 +18,7 @@ import numpy as np
 
 from perdure.data import class_folders, image_arrays
 from perdure.errors import DataError
-from perdure.restricted_pickle import Refused, Restricted
+from perdure.files.restricted_pickle import Refused, Restricted
 from perdure.types import Dataset
 
 _DAMAGED = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError)

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from perdure.errors import DataError, UnreadableExample
-from perdure.restricted_pickle import Restricted
-from perdure.text_files import lines, read_text
+from perdure.files.restricted_pickle import Restricted
+from perdure.files.text_files import lines, read_text
 from perdure.types import Example, Examples
 
 OnMissing = Literal["stop", "skip"]

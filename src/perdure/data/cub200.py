@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from perdure.text_files import lines, read_text
+from perdure.files.text_files import lines, read_text
 from perdure.types import Dataset
 
 TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt")

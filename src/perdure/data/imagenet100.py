@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from perdure.text_files import lines, read_text
+from perdure.files.text_files import lines, read_text
 from perdure.types import Dataset
 
 LAYOUT = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG"

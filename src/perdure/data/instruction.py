@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from perdure.errors import DataError
+from perdure.files.text_files import read_json
 from perdure.metrics.answer_format import TASK_FORMS
 from perdure.metrics.vqa import parse_box, true_box
 from perdure.metrics.vqa_files import read_annotations
-from perdure.text_files import read_json
 from perdure.types import NO_EXAMPLES, Dataset, Example, Examples
 
 Scorer = Literal["scienceqa", "textvqa", "imagenet", "gqa", "vizwiz", "grounding", "vqav2", "ocrvqa", "exact"]

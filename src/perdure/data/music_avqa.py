@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from perdure.text_files import read_json
+from perdure.files.text_files import read_json
 from perdure.types import Dataset
 
 SEGMENTS = 10

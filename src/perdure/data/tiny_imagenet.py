@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from perdure.text_files import lines, read_text
+from perdure.files.text_files import lines, read_text
 from perdure.types import Dataset
 
 LAYOUT = "train/<wnid>/[images/]*.JPEG, and val/<wnid>/*.JPEG or val/images/*.JPEG with val/val_annotations.txt"

@@ -14,7 +14,7 @@ from perdure import checkpoint, recipe
 from perdure.api import Opened, reopen
 from perdure.errors import DataError
 from perdure.exports import card, space
-from perdure.folders import require_empty
+from perdure.files.folders import require_empty
 from perdure.loop import checkpoint_file, saved_state
 
 DATA = frozenset({"memory", "stored", "initial"})

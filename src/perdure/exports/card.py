@@ -11,9 +11,9 @@ from typing import Any
 
 from perdure import checkpoint
 from perdure.api import Opened
+from perdure.files.text_files import read_json
 from perdure.metrics import continual
 from perdure.reporting import load
-from perdure.text_files import read_json
 
 TAGS = {
     "classify": "image-classification",

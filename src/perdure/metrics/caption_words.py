@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from perdure.errors import DataError, MissingExtra
-from perdure.text_files import lines
+from perdure.files.text_files import lines
 
 Tokenizer = Literal["ptb", "fallback"]
 SECONDS = 600.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from perdure.run_files import Number, Part
+from perdure.run_folder.run_files import Number, Part
 
 
 class _Record(Part):

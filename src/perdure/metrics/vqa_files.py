@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import DataError
-from perdure.text_files import read_json, read_json_lines
+from perdure.files.text_files import read_json, read_json_lines
 
 
 def read_predictions(path: str | Path) -> list[dict[str, Any]]:

@@ -20,13 +20,13 @@ from typing import Any
 from perdure.checkpoint import write_json
 from perdure.data.instruction import training_fault
 from perdure.errors import DataError, RecipeError
+from perdure.files.text_files import read_json
 from perdure.keys import key_seed
 from perdure.prepare import styles
 from perdure.prepare.chat import Chat, Journal, Request, ask_all
 from perdure.prepare.prompts import Item, Prompt, prompt
 from perdure.prepare.replies import BadReply, read_reply
 from perdure.prepare.styles import KINDS, STYLES, Asked
-from perdure.text_files import read_json
 
 PER_REQUEST = 10
 """Most questions of one image in one request."""

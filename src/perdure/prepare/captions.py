@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perdure import run_files
 from perdure.checkpoint import write_text
 from perdure.errors import DataError
 from perdure.families.captioning.features import store
+from perdure.files.text_files import read_json_lines
 from perdure.images import open_image
 from perdure.metrics import caption_scores, captioning
 from perdure.metrics.record_schemas import Captioned
-from perdure.text_files import read_json_lines
+from perdure.run_folder import run_files
 
 if TYPE_CHECKING:
     from perdure.models.clip import Clip

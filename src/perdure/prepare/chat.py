@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from perdure.errors import DataError
-from perdure.text_files import lines
+from perdure.files.text_files import lines
 
 
 class EndpointError(DataError):

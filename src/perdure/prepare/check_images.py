@@ -22,8 +22,8 @@ from typing import Any
 from perdure import images
 from perdure.data import class_folders, image_folder
 from perdure.errors import DataError, UnreadableExample
+from perdure.files.text_files import read_json_lines
 from perdure.settings.suggestions import nearest
-from perdure.text_files import read_json_lines
 from perdure.types import Dataset
 
 FIRST = 10

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from perdure import demands, metrics, run_files
+from perdure import demands, metrics
 from perdure.errors import RecipeError
 from perdure.recipe.forecast import require_room, require_steps
 from perdure.recipe.heading import data_explained
@@ -21,6 +21,7 @@ from perdure.recipe.section_names import unknown_sections
 from perdure.recipe.sections import Expect, Recipe, Run
 from perdure.recipe.source import NAMED_SECTIONS, Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
 from perdure.recipe.text import dump
+from perdure.run_folder import run_files
 from perdure.settings import config, registry
 from perdure.settings.config import Named
 from perdure.settings.faults import Fault, Keys, shown

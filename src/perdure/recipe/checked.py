@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure import recipe as recipes
-from perdure.folders import require_folder
+from perdure.files.folders import require_folder
 from perdure.recipe import Recipe
 from perdure.recipe.plan import passes
 from perdure.recipe.text import flow

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from perdure.folders import LONGEST_NAME
+from perdure.files.folders import LONGEST_NAME
 from perdure.settings.config import Named, Seed
 from perdure.types import Evaluation
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import RecipeError
+from perdure.files.text_files import read_text
+from perdure.files.yaml_limits import DEEPEST, MOST_BYTES, MOST_VALUES, text_fault
 from perdure.recipe.heading import heading
 from perdure.settings.faults import Fault, Keys
-from perdure.text_files import read_text
-from perdure.yaml_limits import DEEPEST, MOST_BYTES, MOST_VALUES, text_fault
 
 COMMAND_LINE = "<command line>"
 NAMED_SECTIONS = frozenset({"stream", "models", "method"})

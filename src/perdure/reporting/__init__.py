@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perdure.errors import DataError
-from perdure.folders import require_folder
+from perdure.files.folders import require_folder
 from perdure.reporting.card import compare_cards, make_card
 
 __all__ = ["compare_cards", "find_runs", "make_card", "report", "report_below"]
@@ -76,7 +76,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     such as an earlier report's (``perdure report runs/*``), unless there is nothing else. A folder without any run is
     returned as it is, for `report` to refuse.
     """
-    from perdure.run_files import runs_below
+    from perdure.run_folder.run_files import runs_below
 
     paths = list(map(Path, folders))
     found: list[Path] = []

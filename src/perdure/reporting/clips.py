@@ -22,7 +22,7 @@ from perdure.reporting import drawing
 from perdure.reporting.drawing import Figure
 from perdure.reporting.load import Run
 from perdure.reporting.tables import Group
-from perdure.run_files import Part, read_lines
+from perdure.run_folder.run_files import Part, read_lines
 
 CLIPS = 3
 """Clips a task: the best, the middle and the worst."""

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure import run_files
 from perdure.errors import DataError
-from perdure.run_files import PARTS
+from perdure.files.text_files import read_text
+from perdure.files.yaml_limits import MOST_BYTES, plain_yaml
+from perdure.run_folder import run_files
+from perdure.run_folder.run_files import PARTS
 from perdure.settings.faults import shown
 from perdure.settings.registry import is_file, label
-from perdure.text_files import read_text
-from perdure.yaml_limits import MOST_BYTES, plain_yaml
 
 
 @dataclass(frozen=True, kw_only=True)

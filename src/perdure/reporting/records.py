@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perdure import metrics, run_files
+from perdure import metrics
 from perdure.errors import DataError, RecipeError
+from perdure.files.text_files import read_json_lines
 from perdure.metrics import record_schemas
 from perdure.reporting import load, tables
-from perdure.text_files import read_json_lines
+from perdure.run_folder import run_files
 
 MOST_TASKS = 10_000
 """Tasks of a run whose number nothing says."""

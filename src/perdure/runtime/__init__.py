@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from perdure import checkpoint, events, run_files
+from perdure import checkpoint
 from perdure.errors import (
     CheckpointError,
     Interrupted,
@@ -28,8 +28,9 @@ from perdure.errors import (
     printable,
     system_explained,
 )
-from perdure.events import Events
 from perdure.keys import key_seed
+from perdure.run_folder import events, run_files
+from perdure.run_folder.events import Events
 from perdure.runtime import collectives, compiling, devices, zero
 from perdure.runtime.collectives import Agreement
 from perdure.runtime.devices import seed_torch

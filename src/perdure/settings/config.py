@@ -26,7 +26,7 @@ from annotated_types import Interval, Le, Lt
 from pydantic import Field
 
 from perdure.errors import RecipeError
-from perdure.folders import path_fault
+from perdure.files.folders import path_fault
 from perdure.settings import registry
 from perdure.settings.faults import Fault, Keys, in_words, nearest_choice, said, shown
 from perdure.settings.suggestions import nearest

@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from perdure.errors import DataError, RecipeError
+from perdure.files.text_files import read_json
 from perdure.settings.config import Named, Seed
 from perdure.settings.suggestions import nearest
 from perdure.streams import selection
-from perdure.text_files import read_json
 from perdure.types import Dataset, Stream, Task
 
 PUBLISHED = {

@@ -17,10 +17,10 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from perdure.errors import DataError, RecipeError
+from perdure.files.text_files import read_json
 from perdure.settings import registry
 from perdure.settings.config import Named
 from perdure.streams import selection
-from perdure.text_files import read_json
 from perdure.types import Dataset, Stream
 
 

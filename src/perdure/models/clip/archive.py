@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from perdure.errors import WeightsError
-from perdure.restricted_pickle import Restricted
+from perdure.files.restricted_pickle import Restricted
 
 Format = Literal["torchscript", "state dict", "safetensors"]
 

@@ -14,8 +14,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from perdure import text_files
 from perdure.errors import WeightsError
+from perdure.files import text_files
 from perdure.images import open_image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

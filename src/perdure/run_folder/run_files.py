@@ -17,8 +17,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from perdure.errors import CheckpointError, DataError, PerdureError, RecipeError
+from perdure.files.text_files import lines, read_json
 from perdure.settings.faults import in_words, shown
-from perdure.text_files import lines, read_json
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | None

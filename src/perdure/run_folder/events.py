@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perdure.text_files import to_json
+from perdure.files.text_files import to_json
 
 MOST = 500
 """Events that wait at once."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from perdure.errors import DataError, WeightsError
 from perdure.evaluate import read_records
-from perdure.text_files import lines, read_json, read_json_lines, to_json
+from perdure.files.text_files import lines, read_json, read_json_lines, to_json
 
 
 def test_numbers_that_json_lacks_become_null_however_deep():

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perdure import lock
 from perdure.errors import BusyError
+from perdure.run_folder import lock
 
-HOLD = "import sys, time; from pathlib import Path; from perdure import lock\n"
+HOLD = "import sys, time; from pathlib import Path; from perdure.run_folder import lock\n"
 HOLD += "with lock.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from perdure import checkpoint, loop, run_files
+from perdure import checkpoint, loop
 from perdure.errors import CheckpointError, DataError
 from perdure.reporting import load
+from perdure.run_folder import run_files
 
 SCORES = {
     "tasks": ["one", "two"],
