@@ -11,7 +11,7 @@ import torch
 from perdure.families.rehearsal import modularity
 from perdure.models import gated_resnet
 from perdure.reporting import figures, load, tables
-from tests.report.fake_runs import falling, write_run
+from tests.reporting.fake_runs import falling, write_run
 
 
 def write_gated(folder, seed: int = 0, classes: int = 4):
