@@ -16,16 +16,18 @@ from typing import Any
 
 from perdure import checkpoint, device_memory, loop, recipe, resuming
 from perdure.errors import CheckpointError, DataError, MissingExtra, RecipeError
+from perdure.files.written_whole import write_json, write_text
 from perdure.keys import key_seed
 from perdure.loop import Scores, load_into, saved_state
 from perdure.recipe import Built, Recipe, Setting
 from perdure.recipe.checked import require_folders, stated
 from perdure.reporting import load, markdown, report, tables
 from perdure.reporting.card import make_card
-from perdure.run_folder import lock, run_files
+from perdure.run_folder import lock, run_files, versions
 from perdure.runtime import Runtime, devices
 from perdure.runtime.placing import place
 from perdure.settings import registry
+from perdure.streams import appending
 from perdure.types import Query
 
 
@@ -176,13 +178,17 @@ class Opened:
     """Of the whole stream."""
 
 
-def reopen(folder: Path, *, device: str = "auto") -> Opened:
+def reopen(run: str | Path, *, device: str = "auto") -> Opened:
     """A run as it stood after the last task that it finished.
+
+    Args:
+        run: its folder, which stands for the promoted version; or ``RUN@3``, ``RUN@candidate`` (`versions.resolve`).
 
     Raises:
         CheckpointError: it has no finished task.
+        RecipeError: it has no such version.
     """
-    folder = run_files.one_run(folder)
+    folder = versions.resolve(run).folder
     asked = recipe.load(_recipe_file(folder))
     saved = saved_state(folder)
     if saved is None:
@@ -213,14 +219,15 @@ def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
     resuming.require_same_data(built.stream.manifest, folder)
     runtime.wait()
     if runtime.main:
-        checkpoint.write_json(folder / "data.json", built.stream.manifest)
-        checkpoint.write_text(folder / "recipe.yaml", recipe.to_yaml(asked))
+        write_json(folder / "data.json", built.stream.manifest)
+        write_json(folder / "tasks.json", appending.known(built.stream))
+        write_text(folder / "recipe.yaml", recipe.to_yaml(asked))
     runtime.log("session", device=str(runtime.device), processes=runtime.processes)
     runtime.flush()
     with stopping_on_signals(runtime), device_memory.explained(asked, runtime):
         scores = loop.run(built.method, built.stream, evaluation=asked.evaluate, runtime=runtime)
     if runtime.main:
-        checkpoint.write_json(folder / "card.json", _card(asked, built, scores, runtime, folder))
+        write_json(folder / "card.json", _card(asked, built, scores, runtime, folder))
     runtime.wait()
     return Finished(folder=folder, scores=scores, fresh=True, main=runtime.main)
 

@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from perdure.errors import CheckpointError
-from perdure.files.text_files import to_json
+from perdure.files.written_whole import aside, sync
 
 FORMAT = "perdure-1"
 
@@ -40,12 +39,12 @@ def save(path: Path, state: Any) -> None:
     tree = json.dumps(_pack(state, "", tensors))
     metadata = {"format": FORMAT, "tree": tree, "checksum": _checksum(tree, tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _aside(path) as aside:
+    with aside(path) as file:
         try:
-            save_file(tensors, str(aside), metadata=metadata)
+            save_file(tensors, str(file), metadata=metadata)
         except SafetensorError as fault:  # its texts hide the system's number of the error
             raise _system_error(fault, path) from fault
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def load(path: Path) -> Any:
@@ -89,31 +88,6 @@ def _not_ours(path: Path, fault: Exception) -> CheckpointError:
         what, expected = "this is a pickle, which can run code when it is loaded", "a safetensors file of perdure"
         return CheckpointError(what, where=str(path), expected=expected)
     return CheckpointError(f"damaged ({fault})", where=str(path), todo="Delete it to start again.")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON, written aside and renamed, with a final newline."""
-    write_text(path, to_json(value, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """UTF-8 text, written aside and renamed. A lone surrogate, which UTF-8 does not have, is written as JSON does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _aside(path) as aside:
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which then takes its place; removed if anything fails."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        _sync(aside)
-        os.replace(aside, path)
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)  # it is there after a failure only
 
 
 def _system_error(fault: SafetensorError, path: Path) -> OSError | SafetensorError:
@@ -172,11 +146,3 @@ def _checksum(tree: str, tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

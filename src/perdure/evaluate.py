@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure import metrics
-from perdure.checkpoint import write_text
 from perdure.errors import DataError, Interrupted, RecipeError
 from perdure.files.text_files import lines, to_json
+from perdure.files.written_whole import write_text
 from perdure.keys import key_seed
 from perdure.loading import ExampleBatches
 from perdure.runtime import Runtime

@@ -15,9 +15,11 @@ from typing import Any
 from perdure import checkpoint, demands
 from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate, predicting
+from perdure.files.written_whole import write_json
 from perdure.keys import key_seed
 from perdure.metrics import continual
 from perdure.run_folder import run_files
+from perdure.run_folder.run_files import checkpoint_file
 from perdure.runtime import Runtime
 from perdure.runtime.devices import seed_torch
 from perdure.runtime.placing import place
@@ -102,11 +104,6 @@ def seed_everything(seed: int) -> None:
     seed_torch(key_seed(seed, "build"))
 
 
-def checkpoint_file(out: Path) -> Path:
-    """The resume point of a run's folder."""
-    return out / "checkpoint" / "latest.safetensors"
-
-
 def saved_state(out: Path) -> dict[str, Any] | None:
     """What a run's folder keeps of its last finished task; None if there is none.
 
@@ -173,7 +170,7 @@ def _save(method: Method, stream: Stream, scores: Scores, task: Task, runtime: R
         query = asdict(stream.query(task, after=task.index))
         more = {"query": query | {"candidates": list(query["candidates"])}, "skipped": runtime.skipped}
         checkpoint.save(checkpoint_file(runtime.out), state | more)
-        checkpoint.write_json(runtime.out / "scores.json", scores.to_json())
+        write_json(runtime.out / "scores.json", scores.to_json())
         for stale in (runtime.out / "checkpoint").glob("task_*"):
             shutil.rmtree(stale)
     runtime.flush()
@@ -195,7 +192,7 @@ def _resume(method: Method, scores: Scores, runtime: Runtime) -> int | None:
     scores.rows[:] = saved["rows"]
     runtime.skipped.update(saved["skipped"])
     if runtime.main:  # a kill may have come between the checkpoint and the scores
-        checkpoint.write_json(runtime.out / "scores.json", scores.to_json())
+        write_json(runtime.out / "scores.json", scores.to_json())
     if saved["task"] < len(scores.tasks) - 1:
         runtime.say(f"resuming after task {saved['task'] + 1} of {len(scores.tasks)}")
     return saved["task"]

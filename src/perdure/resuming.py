@@ -18,7 +18,16 @@ from perdure.files.text_files import read_json
 from perdure.recipe import Recipe
 from perdure.run_folder import run_files
 
-MADE = ("checkpoint", "predictions", "scores.json", "events.jsonl", "card.json", "data.json", "recipe.yaml")
+MADE = (
+    "checkpoint",
+    "predictions",
+    "scores.json",
+    "events.jsonl",
+    "card.json",
+    "data.json",
+    "tasks.json",
+    "recipe.yaml",
+)
 """What a run makes in its folder; `recipe.yaml`, which says that it is a run's, goes last."""
 BESIDE = "Set run.name=... for a run beside it, or add --again to make it anew."
 

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 from perdure import checkpoint, loop
 from perdure.errors import CheckpointError, DataError
+from perdure.files import written_whole
+from perdure.files.written_whole import write_json
 from perdure.reporting import load
 from perdure.run_folder import run_files
 
@@ -122,7 +124,7 @@ def test_lines_that_are_no_events_are_counted(tmp_path):
 @given(st.sampled_from(list(places(POINT))), VALUES)
 def test_a_resume_point_is_read_or_refused_whatever_stands_in_a_part(tmp_path_factory, path, new):
     folder = tmp_path_factory.mktemp("run")
-    checkpoint.save(loop.checkpoint_file(folder), replaced(POINT, path, new))
+    checkpoint.save(run_files.checkpoint_file(folder), replaced(POINT, path, new))
     try:
         saved = loop.saved_state(folder)
     except CheckpointError as refused:
@@ -133,13 +135,13 @@ def test_a_resume_point_is_read_or_refused_whatever_stands_in_a_part(tmp_path_fa
 
 @pytest.mark.parametrize("key", POINT)
 def test_a_resume_point_without_a_part_is_refused(tmp_path, key):
-    checkpoint.save(loop.checkpoint_file(tmp_path), {k: v for k, v in POINT.items() if k != key})
+    checkpoint.save(run_files.checkpoint_file(tmp_path), {k: v for k, v in POINT.items() if k != key})
     with pytest.raises(CheckpointError, match=f"{key}: found nothing"):
         loop.saved_state(tmp_path)
 
 
 def test_a_resume_point_of_a_stage_is_none_of_a_task(tmp_path):
-    checkpoint.save(loop.checkpoint_file(tmp_path), {"step": 3, "finished": False, "state": {}})
+    checkpoint.save(run_files.checkpoint_file(tmp_path), {"step": 3, "finished": False, "state": {}})
     with pytest.raises(CheckpointError, match="latest"):
         loop.saved_state(tmp_path)
 
@@ -192,14 +194,14 @@ def test_files_that_a_killed_process_was_writing_are_swept_and_others_stay(tmp_p
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
-    checkpoint.write_json(file, {"a": 1})
+    write_json(file, {"a": 1})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr(written_whole, "sync", full)
     with pytest.raises(OSError):
-        checkpoint.write_json(file, {"a": 2})
+        write_json(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 

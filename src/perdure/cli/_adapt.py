@@ -115,7 +115,7 @@ def write_page(path: Path, rows: Sequence[dict[str, Any]], *, method: str) -> No
     """One HTML page with the images, and the answers before and after beside them; nothing is loaded from elsewhere."""
     from jinja2 import Environment
 
-    from perdure.checkpoint import write_text
+    from perdure.files.written_whole import write_text
 
     source = Path(__file__).with_name("_adapt.html.j2").read_text(encoding="utf-8")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)

@@ -94,9 +94,9 @@ def predictions(
     """Make scorable records of predictions that another tool saved."""
     import json
 
-    from perdure.checkpoint import write_text
     from perdure.errors import RecipeError
     from perdure.files.folders import require_file
+    from perdure.files.written_whole import write_text
     from perdure.metrics.answer_format import FORMS, TASK_FORMS
     from perdure.metrics.vqa_files import join, read_annotations, read_predictions
 

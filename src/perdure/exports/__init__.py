@@ -15,7 +15,9 @@ from perdure.api import Opened, reopen
 from perdure.errors import DataError
 from perdure.exports import card, space
 from perdure.files.folders import require_empty
-from perdure.loop import checkpoint_file, saved_state
+from perdure.files.written_whole import write_json
+from perdure.loop import saved_state
+from perdure.run_folder.run_files import checkpoint_file
 
 DATA = frozenset({"memory", "stored", "initial"})
 """Parts of methods' states that are training data, or what training began with; kept where answers need them."""
@@ -68,7 +70,7 @@ def write(run: Path, out: Path, *, merged: bool = False, page: bool = False) -> 
     if usage is None or opened.query.kind == "caption":  # a captioner's export is its mapper, which answers nothing
         usage = _own_state(opened, out)
     if opened.query.kind == "classify" and not (out / "classes.json").exists():
-        checkpoint.write_json(out / "classes.json", {"classes": list(opened.query.candidates)})
+        write_json(out / "classes.json", {"classes": list(opened.query.candidates)})
     if merged:
         _merge(out)
     shutil.copy(opened.folder / "recipe.yaml", out / "recipe.yaml")

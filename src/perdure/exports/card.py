@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint
 from perdure.api import Opened
 from perdure.files.text_files import read_json
+from perdure.files.written_whole import write_text
 from perdure.metrics import continual
 from perdure.reporting import load
 
@@ -59,7 +59,7 @@ Made by perdure from the run in `{opened.folder.name}` (seed {asked.run.seed}). 
 {usage.strip()}
 ```
 """
-    checkpoint.write_text(out / "README.md", "\n".join(["---", *front, "---", text]))
+    write_text(out / "README.md", "\n".join(["---", *front, "---", text]))
 
 
 def load_summary(folder: Path) -> dict[str, float | None]:

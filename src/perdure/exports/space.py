@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perdure import checkpoint
 from perdure.api import Opened
 from perdure.errors import DataError
+from perdure.files.written_whole import write_text
 
 _HEAD = '''"""A page that asks the model in this folder. Start it: python app.py"""
 
@@ -76,5 +76,5 @@ def write(opened: Opened, out: Path) -> None:
     else:
         body, needs = _PREDICT, ["gradio", "perdure"]
     tail = _TAIL.replace("INPUTS", inputs).replace("OUTPUT", output).replace("TITLE", repr(opened.recipe.method.name))
-    checkpoint.write_text(out / "app.py", _HEAD + body + tail)
-    checkpoint.write_text(out / "requirements.txt", "\n".join(needs) + "\n")
+    write_text(out / "app.py", _HEAD + body + tail)
+    write_text(out / "requirements.txt", "\n".join(needs) + "\n")

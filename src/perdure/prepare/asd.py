@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perdure.checkpoint import write_json
 from perdure.data.instruction import training_fault
 from perdure.errors import DataError, RecipeError
 from perdure.files.text_files import read_json
+from perdure.files.written_whole import write_json
 from perdure.keys import key_seed
 from perdure.prepare import styles
 from perdure.prepare.chat import Chat, Journal, Request, ask_all

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perdure.checkpoint import write_text
 from perdure.errors import DataError
 from perdure.families.captioning.features import store
 from perdure.files.text_files import read_json_lines
+from perdure.files.written_whole import write_text
 from perdure.images import open_image
 from perdure.metrics import caption_scores, captioning
 from perdure.metrics.record_schemas import Captioned

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -124,6 +124,59 @@ class StagePoint(Part):
     state: dict[str, Any]
 
 
+class KnownTask(Part):
+    """A task as far as tests and later tasks must know it, without its examples."""
+
+    index: Count
+    name: str
+    kind: str
+    candidates: list[str]
+    offset: Count
+    metrics: Annotated[list[str], Field(min_length=1)]
+
+
+class TasksFile(Part):
+    """`tasks.json`: the tasks of a run's stream, and how its tests ask."""
+
+    tasks: Annotated[list[KnownTask], Field(min_length=1)]
+    shared_candidates: bool
+    task_revealed: bool
+    scope: Literal["seen", "all"]
+
+
+class Promotion(Part):
+    """A move of the pointer."""
+
+    version: Annotated[int, Field(ge=1)]
+    was: Annotated[int, Field(ge=1)]
+    time: str
+    by: str
+    reason: str = ""
+
+
+class PointerFile(Part):
+    """`versions/current.json`."""
+
+    current: Annotated[int, Field(ge=1)]
+    history: list[Promotion]
+
+
+class VersionFile(Part):
+    """`versions/NNNNNN/version.json`."""
+
+    version: Annotated[int, Field(ge=2)]
+    parent: Annotated[int, Field(ge=1)]
+    time: str
+    task: KnownTask
+    state: dict[str, int | str]
+    """Its bytes and their digest (blake2b)."""
+    changed: dict[str, Any] = {}
+    """Settings that differ from the parent's: dotted name -> before and now."""
+    gate: dict[str, Any] = {}
+    """What the gate found: see docs/update.md."""
+    pruned: bool = False
+
+
 def check(
     schema: type[BaseModel], value: Any, *, where: str | Path, error: type[PerdureError] = DataError, todo: str = AGAIN
 ) -> Any:
@@ -144,6 +197,11 @@ def check(
         what = f"{place}: found {found}" if place else f"holds {found}"
         raise error(what, where=str(where), expected=expected, todo=todo) from None
     return value
+
+
+def checkpoint_file(folder: Path) -> Path:
+    """The resume point of a run: what it has learned."""
+    return folder / "checkpoint" / "latest.safetensors"
 
 
 def read_scores(folder: Path) -> dict[str, Any]:

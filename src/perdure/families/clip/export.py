@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPModel
 
-from perdure.checkpoint import write_json
 from perdure.families.clip import classifier
+from perdure.files.written_whole import write_json
 from perdure.layers import lora
 
 if TYPE_CHECKING:
