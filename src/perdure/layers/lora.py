@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,19 +104,34 @@ def add_lora(
         raise RecipeError(f"unknown init {init!r}", expected="xavier or kaiming")
     if any(_lora_tensors(model)):
         raise RecipeError("the model has adapters already", todo="Merge or remove them before adding others.")
-    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout)  # type: ignore[arg-type]
-    # peft draws weights, which are drawn again below, and asks transformers things that it warns of.
+    inject(model, targets=targets, r=r, alpha=alpha, dropout=dropout)
+    _draw(model, init, generator)
+    model.requires_grad_(False)
+    for _, parameter in _lora_tensors(model):
+        parameter.requires_grad_(True)
+    return lora_parameters(model)
+
+
+def inject(
+    model: nn.Module, *, targets: str | list[str], r: int, alpha: float, dropout: float, task_type: str | None = None
+) -> LoraConfig:
+    """peft's layers in place of the targets; their factors are still to be drawn. Arguments as in `add_lora`.
+
+    Args:
+        task_type: peft's word for what the model is for, noted in saved adapters.
+
+    Raises:
+        RecipeError: no module matches, or one of them can have no adapter.
+    """
+    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, task_type=task_type)  # type: ignore[arg-type]
+    # peft draws weights, which are drawn again afterwards, and asks transformers things that it warns of.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             inject_adapter_in_model(config, model)
         except ValueError as error:
             raise RecipeError(f"LoRA cannot be added: {error}") from None
-    _draw(model, init, generator)
-    model.requires_grad_(False)
-    for _, parameter in _lora_tensors(model):
-        parameter.requires_grad_(True)
-    return lora_parameters(model)
+    return config
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -205,13 +221,23 @@ def save_adapter(model: nn.Module, folder: Path, *, base: str | None = None) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft looks for a vocabulary size that CLIP does not have
         tensors = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    write_folder(folder, config, tensors, base=base)
+
+
+def write_folder(
+    folder: Path,
+    config: LoraConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    base: str | None,
+    modules_to_save: list[str] | None = None,
+) -> None:
+    """A PEFT folder of an adapter's tensors, named as in the model, and of modules that are saved whole beside them."""
     folder.mkdir(parents=True, exist_ok=True)
-    prefixed = {f"base_model.model.{name}": t.detach().cpu().contiguous() for name, t in tensors.items()}
+    prefixed = {f"base_model.model.{name}": t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    before = config.base_model_name_or_path, config.inference_mode
-    config.base_model_name_or_path, config.inference_mode = base, True
-    config.save_pretrained(str(folder))
-    config.base_model_name_or_path, config.inference_mode = before
+    saved = replace(config, base_model_name_or_path=base, inference_mode=True, modules_to_save=modules_to_save)
+    saved.save_pretrained(str(folder))
 
 
 class ParallelBottleneck(nn.Module):

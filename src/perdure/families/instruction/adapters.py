@@ -5,17 +5,17 @@ Knows how they are attached, started, merged, switched off and saved as a PEFT f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from perdure.families.instruction.settings import Tuning
+from perdure.layers import lora
 from perdure.layers.low_rank import fresh_a, merged
 from perdure.models.llava import Llava
 from perdure.runtime import Runtime
@@ -62,15 +62,14 @@ class Adapters:
         self.scale = tuning.alpha / tuning.rank
         llava.max_length = tuning.max_length
         names = linear_names(llava)
-        self.config = LoraConfig(
+        self.config = lora.inject(
+            llava.model,
+            targets=names,
             r=tuning.rank,
-            lora_alpha=tuning.alpha,  # type: ignore[arg-type]
-            lora_dropout=tuning.dropout,
-            target_modules=names,
-            bias="none",
+            alpha=tuning.alpha,
+            dropout=tuning.dropout,
             task_type="CAUSAL_LM",
         )
-        inject_adapter_in_model(self.config, llava.model, adapter_name=_ADAPTER)
         modules = dict(llava.language_model.named_modules())
         self.matrices = {(own := n.removeprefix(_PREFIX)): Matrix(modules[own]) for n in names}
         """By name in the language model: ``layers.0.self_attn.q_proj``."""
@@ -110,16 +109,9 @@ class Adapters:
         self.enable(True)
         self.hold()
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> AbstractContextManager[None]:
         """Without the updates."""
-        for m in self.matrices.values():
-            m.layer._disable_adapters = True
-        try:
-            yield
-        finally:
-            for m in self.matrices.values():
-                m.layer._disable_adapters = False
+        return lora.without_lora(self.llava.language_model)
 
     def merge(self, *, dtype: torch.dtype = torch.float32) -> None:
         """Add the updates to the weights, and switch them off."""
@@ -154,27 +146,14 @@ class Adapters:
 
     def save(self, folder: Path) -> None:
         """A PEFT folder: the factors, and the projector among ``modules_to_save``."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        config = LoraConfig(**{**_plain(self.config), "modules_to_save": ["multi_modal_projector"]})
-        config.base_model_name_or_path = str(getattr(self.llava.model.config, "_name_or_path", "") or "")
-        config.inference_mode = True
-        config.save_pretrained(str(folder))
-        prefix = f"base_model.model.{_PREFIX}"
-        tensors = {f"{prefix}{n}.lora_A.weight": m.a for n, m in self.matrices.items()}
-        tensors |= {f"{prefix}{n}.lora_B.weight": m.b for n, m in self.matrices.items()}
+        tensors = {f"{_PREFIX}{n}.lora_A.weight": m.a for n, m in self.matrices.items()}
+        tensors |= {f"{_PREFIX}{n}.lora_B.weight": m.b for n, m in self.matrices.items()}
         for name, tensor in self.llava.projector.state_dict().items():
-            tensors[f"base_model.model.model.multi_modal_projector.{name}"] = tensor
-        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(plain, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+            tensors[f"model.multi_modal_projector.{name}"] = tensor
+        base = str(getattr(self.llava.model.config, "_name_or_path", "") or "")
+        lora.write_folder(folder, self.config, tensors, base=base, modules_to_save=["multi_modal_projector"])
 
 
 def linear_names(llava: Llava) -> list[str]:
     """Every linear layer of the language model, by its name in the whole model; the head is none of them."""
     return [_PREFIX + n for n, m in llava.language_model.named_modules() if isinstance(m, nn.Linear)]
-
-
-def _plain(config: LoraConfig) -> dict[str, Any]:
-    keep = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type")
-    return {name: getattr(config, name) for name in keep}
