@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import ClapConfig, ClapModel, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from perdure.data import lists
-from perdure.families.audio_visual import learning, prefix, readout
+from perdure.families.audio_visual import front_ends, learning, readout
 from perdure.families.audio_visual.inputs import Problem, problem_of
 from perdure.families.audio_visual.system import System
 from perdure.methods.php import Config, Php
@@ -189,8 +189,8 @@ class Fronts:
     def __call__(self, how: str) -> Tensor:
         system, problem = self.systems[how], Problem(name="any", kind="localize-events", candidates=("a", "b"))
         with schedule(how):
-            batch = prefix.collate([prefix.preprocess(system, self.example, False)])
-            frames, patches, _ = prefix.embed(system, problem, batch)
+            batch = front_ends.collate([front_ends.preprocess(system, self.example, False)])
+            frames, patches, _ = front_ends.embed(system, problem, batch)
         return torch.cat([frames.flatten() / frames.abs().max(), patches.flatten() / patches.abs().max()])
 
 

@@ -162,7 +162,7 @@ def data_of(asked, more: dict[str, Any]) -> dict[str, Any]:
     if asked.coco:
         files = {"train": asked.coco / "train.json", "test": asked.coco / "test.json"}
         return {"name": "captioned_images", "root": str(asked.coco), **{k: str(v) for k, v in files.items()}}
-    return {"name": "microworld", "view": "captions", "seed": asked.seed, "test_scenes": asked.images, **more}
+    return {"name": "microworld", "content": "captions", "seed": asked.seed, "test_scenes": asked.images, **more}
 
 
 def tested(method, stream, task):

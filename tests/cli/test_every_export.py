@@ -29,7 +29,7 @@ SMALL = {
     "net": ("stream.train_per_class=4", "stream.test_per_class=1", "method.epochs=1", "evaluate.start=false"),
     "captioner": (
         "stream.train.train_scenes=4",
-        "stream.tests=[{name: microworld, view: captions, test_scenes: 1}]",
+        "stream.tests=[{name: microworld, content: captions, test_scenes: 1}]",
         "stream.metrics=[bleu_4]",
     ),
     "audio": ("method.epochs=1", "evaluate.start=false"),

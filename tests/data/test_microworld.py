@@ -147,10 +147,10 @@ def test_held_out_synonyms_are_said_when_asked_for():
 
 
 def test_every_scene_of_the_domain_combinations_shows_a_held_out_combination():
-    config = microworld.Config(view="captions", domain="combinations", test_scenes=100)
+    config = microworld.Config(content="captions", domain="combinations", test_scenes=100)
     world = microworld.world(config, "test", np.arange(100))
     assert all(words.names_held_out_pair(world.objects(i)) for i in range(100))
-    inside = microworld.world(microworld.Config(view="captions"), "test", np.arange(100))
+    inside = microworld.world(microworld.Config(content="captions"), "test", np.arange(100))
     assert not any(words.names_held_out_pair(inside.objects(i)) for i in range(100))
 
 
@@ -180,7 +180,7 @@ def test_examples_travel_to_loader_workers():
 
 
 def test_reading_captions_gives_five_a_scene():
-    data = microworld.read(microworld.Config(view="captions", train_scenes=2, validation_scenes=0, test_scenes=3))
+    data = microworld.read(microworld.Config(content="captions", train_scenes=2, validation_scenes=0, test_scenes=3))
     assert data.kind == "caption" and len(data.test) == 3
     assert len(data.test[1].target) == 5 and data.test[1].id == "microworld/captions-in/test/000001"
 

@@ -129,13 +129,13 @@ def check_both_classifiers(method: MgClip, stream: Stream, task: Task, g: Mappin
     """The text classifier's probabilities and the visual one's cosines before the vote, and the class means."""
     images = torch.stack([torch.from_numpy(e.inputs["image"]) for e in task.facts["test of all seen"]])
     with torch.no_grad():
-        features = classifier.image_features(method.clip, images)
+        features = classifier.unit_image_features(method.clip, images)
         names = classifier.prompts("{}", method.classes)
         texts = classifier.encode_prompts(method.clip, names)
         close((method.clip.scale * features @ texts.T).softmax(1), g[f"task{t}/text_prob"], 1e-8)
         close(cosine_scores(features, method.rows), g[f"task{t}/visual_cosine"], 1e-8)
         train = torch.stack([torch.from_numpy(e.inputs["image"]) for e in task.train])
-        own = classifier.image_features(method.clip, train)
+        own = classifier.unit_image_features(method.clip, train)
         means = classifier.class_means(own, torch.tensor(task.train.targets), classifier.labels_of(task))
         close(means, g[f"task{t}/class_means"], 1e-8)
 

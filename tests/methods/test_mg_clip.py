@@ -41,7 +41,7 @@ def test_before_training_it_answers_as_zero_shot_clip():
         texts = classifier.encode_prompts(mg.clip, classifier.prompts(TEMPLATE, task.candidates))
         images = torch.stack([mg.preprocess(example, False)["image"] for example in task.test])
         with torch.no_grad():
-            plain = mg.clip.scale * classifier.image_features(mg.clip, images) @ texts.T
+            plain = mg.clip.scale * classifier.unit_image_features(mg.clip, images) @ texts.T
     assert torch.equal(scores(mg, small_stream().query(task, after=-1), task), plain.softmax(1))
 
 
@@ -82,7 +82,7 @@ def test_without_visual_epochs_the_rows_are_plain_class_means():
     learn(mg, task)
     images = torch.stack([mg.preprocess(example, False)["image"] for example in task.train])
     with torch.no_grad():
-        features = classifier.image_features(mg.clip, images)
+        features = classifier.unit_image_features(mg.clip, images)
     mean = features[torch.tensor(task.train.targets) == 0].mean(0)
     torch.testing.assert_close(mg.rows[0], mean)
     assert mean.norm() < 1

@@ -12,9 +12,9 @@ from torch.utils.data import default_collate
 
 from perdure.errors import RecipeError
 from perdure.evaluate import Evaluation, read_records
+from perdure.families.audio_visual.front_ends import embed
 from perdure.families.audio_visual.inputs import Problem
 from perdure.families.audio_visual.learning import predict_with
-from perdure.families.audio_visual.prefix import embed
 from perdure.loop import run
 from perdure.methods.php import Config, Php
 from perdure.methods.php.inference import Choice, answer_each, choose, could_mean, widen

@@ -9,7 +9,7 @@ from transformers import ClapModel
 
 from perdure.errors import DataError, RecipeError
 from perdure.evaluate import Evaluation
-from perdure.families.audio_visual import prefix, towers
+from perdure.families.audio_visual import front_ends, towers
 from perdure.families.audio_visual.inputs import Problem, mel_of, pixels_of, preprocess
 from perdure.families.audio_visual.towers import Insertions
 from perdure.loop import run
@@ -63,7 +63,7 @@ def test_without_any_insertion_the_towers_are_plain_clip_and_clap():
 
 def tokens_with(method: Php, parts, batch) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
-        frames, patches, n = prefix.embed(method.system, problem(), batch)
+        frames, patches, n = front_ends.embed(method.system, problem(), batch)
         return towers.run(method.clip, method.audio, frames, patches, method.insert(parts, frames, patches, n))
 
 

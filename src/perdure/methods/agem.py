@@ -69,4 +69,4 @@ class Agem:
         self.memory.load_state_dict(state["memory"])
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.net(rehearsal.view(images, self.config.augment, self.draws, self.net)), labels)
+        return F.cross_entropy(self.net(rehearsal.augmented(images, self.config.augment, self.draws, self.net)), labels)

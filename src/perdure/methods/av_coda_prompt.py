@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.errors import RecipeError
-from perdure.families.audio_visual import learning, prefix, settings
+from perdure.families.audio_visual import front_ends, learning, settings
 from perdure.families.audio_visual.inputs import Problem
 from perdure.families.audio_visual.parts import TaskParts
 from perdure.families.audio_visual.pool import summarize, unit
@@ -74,10 +74,10 @@ class AvCodaPrompt:
         self.learned = 0
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return prefix.preprocess(self.system, example, training)
+        return front_ends.preprocess(self.system, example, training)
 
     def collate(self, items: list[Batch]) -> Batch:
-        return prefix.collate(items)
+        return front_ends.collate(items)
 
     def make_parts(self, problem: Problem) -> nn.ModuleDict:
         """Fresh components and what stands on top."""

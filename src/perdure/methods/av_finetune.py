@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from perdure.families.audio_visual import learning, prefix, settings
+from perdure.families.audio_visual import front_ends, learning, settings
 from perdure.families.audio_visual.adapter import cross_adapters, cross_insertions
 from perdure.families.audio_visual.inputs import Problem
 from perdure.families.audio_visual.parts import TaskParts
@@ -56,10 +56,10 @@ class AvFinetune:
         self.tasks = TaskParts(self.make_parts, per_task={"head"})
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return prefix.preprocess(self.system, example, training)
+        return front_ends.preprocess(self.system, example, training)
 
     def collate(self, items: list[Batch]) -> Batch:
-        return prefix.collate(items)
+        return front_ends.collate(items)
 
     def make_parts(self, problem: Problem) -> nn.ModuleDict:
         """Fresh adapters and what stands on top."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from perdure import kept_examples, training
 from perdure.errors import RecipeError
-from perdure.families.audio_visual import learning, prefix, readout, settings
+from perdure.families.audio_visual import front_ends, learning, readout, settings
 from perdure.families.audio_visual.adapter import cross_adapters, cross_insertions
 from perdure.families.audio_visual.inputs import Problem, problem_of
 from perdure.families.audio_visual.system import system_of
@@ -64,10 +64,10 @@ class AvJoint:
         self.parts = nn.ModuleDict()
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return prefix.preprocess(self.system, example, training)
+        return front_ends.preprocess(self.system, example, training)
 
     def collate(self, items: list[Batch]) -> Batch:
-        return prefix.collate(items)
+        return front_ends.collate(items)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         self.system.open(runtime)

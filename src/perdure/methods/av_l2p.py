@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from perdure.families.audio_visual import learning, prefix, settings
+from perdure.families.audio_visual import front_ends, learning, settings
 from perdure.families.audio_visual.inputs import Problem
 from perdure.families.audio_visual.parts import TaskParts
 from perdure.families.audio_visual.pool import PromptPool
@@ -64,10 +64,10 @@ class AvL2p:
         self.tasks = TaskParts(self.make_parts, per_task={"head"})
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return prefix.preprocess(self.system, example, training)
+        return front_ends.preprocess(self.system, example, training)
 
     def collate(self, items: list[Batch]) -> Batch:
-        return prefix.collate(items)
+        return front_ends.collate(items)
 
     def make_parts(self, problem: Problem) -> nn.ModuleDict:
         """A fresh pool and what stands on top."""

@@ -66,7 +66,7 @@ class Clipcap:
             task.train, self.preprocess, batch_size=128, runtime=runtime, stage="features", training=False
         )
         found = training.features(
-            lambda batch: {"features": speaking.image_features(self.clip, batch)}, batches, runtime=runtime
+            lambda batch: {"features": speaking.caption_features(self.clip, batch)}, batches, runtime=runtime
         )
         return found["features"], [task.train.targets[i] for i in found["position"].tolist()]
 

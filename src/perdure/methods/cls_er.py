@@ -134,7 +134,7 @@ class ClsEr:
                     average.mul_(keep).add_(weight, alpha=1 - keep)
 
     def _view(self, images: Tensor) -> Tensor:
-        return rehearsal.view(images, self.config.augment, self.draws, self.net)
+        return rehearsal.augmented(images, self.config.augment, self.draws, self.net)
 
 
 def more_confident_logits(plastic: Tensor, stable: Tensor, labels: Tensor) -> Tensor:

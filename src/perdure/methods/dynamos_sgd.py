@@ -91,7 +91,7 @@ class DynamosSgd:
     def losses(self, images: Tensor, labels: Tensor, at: rehearsal.At) -> dict[str, Tensor]:
         """The loss with its unweighted terms; cross-entropy of the plain network while warming up."""
         c = self.config
-        x = rehearsal.view(images, c.augment, self.draws, self.net)
+        x = rehearsal.augmented(images, c.augment, self.draws, self.net)
         if self.tasks == 0 and (at.step if c.epochs == 1 else at.epoch) < c.warmup:
             return {"loss": F.cross_entropy(self.net(x), labels)}
         uniforms = self.draws.uniforms(len(x), self.net.boundaries[-1], of="gates").to(x.device, non_blocking=True)

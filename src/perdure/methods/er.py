@@ -68,4 +68,4 @@ class Er:
         self.memory.load_state_dict(state["memory"])
 
     def _view(self, images: Tensor) -> Tensor:
-        return rehearsal.view(images, self.config.augment, self.draws, self.net)
+        return rehearsal.augmented(images, self.config.augment, self.draws, self.net)

@@ -98,7 +98,7 @@ class ErAce:
         self.tasks, self.newest = int(state["tasks"]), torch.tensor(int(state["newest"]))
 
     def _view(self, images: Tensor) -> Tensor:
-        return rehearsal.view(images, self.config.augment, self.draws, self.net)
+        return rehearsal.augmented(images, self.config.augment, self.draws, self.net)
 
 
 def mask_absent(logits: Tensor, labels: Tensor, *, newest: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class EwcOnline:
         anchor = {name: value.to(runtime.device) for name, value in self.anchor.items()}
 
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            logits = self.net(rehearsal.view(images, c.augment, self.draws, self.net))
+            logits = self.net(rehearsal.augmented(images, c.augment, self.draws, self.net))
             cross_entropy = F.cross_entropy(logits, labels)
             penalty = self._penalty(anchor, cross_entropy)
             return {"loss": cross_entropy + c.e_lambda * penalty, "cross_entropy": cross_entropy, "penalty": penalty}

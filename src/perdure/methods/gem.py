@@ -105,7 +105,7 @@ class Gem:
         self.memory.put(columns)
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.net(rehearsal.view(images, self.config.augment, self.draws, self.net)), labels)
+        return F.cross_entropy(self.net(rehearsal.augmented(images, self.config.augment, self.draws, self.net)), labels)
 
 
 def project(g: Tensor, memories: Tensor, *, margin: float, eps: float = 1e-3) -> Tensor:

@@ -61,7 +61,7 @@ class Icarl:
         def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
             rehearsal.enter_training(self.net)
             rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
-            x = rehearsal.view(images, c.augment, self.draws, self.net)
+            x = rehearsal.augmented(images, c.augment, self.draws, self.net)
             old_outputs = None
             if old is not None:
                 with torch.no_grad():

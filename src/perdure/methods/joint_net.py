@@ -78,7 +78,7 @@ class JointNet:
 
     def _train(self, data: rehearsal.Images, runtime: Runtime) -> None:
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            x = rehearsal.view(images, self.config.augment, self.draws, self.net)
+            x = rehearsal.augmented(images, self.config.augment, self.draws, self.net)
             return {"loss": F.cross_entropy(self.net(x), labels)}
 
         self.net.load_state_dict(self.initial)

@@ -69,7 +69,7 @@ class LwfNet:
 
     def losses(self, images: Tensor, labels: Tensor, old: Tensor | None, *, past: int, seen: int) -> dict[str, Tensor]:
         """The loss with its terms; `old` are the recorded logits ``[images, classes]``."""
-        logits = self.net(rehearsal.view(images, self.config.augment, self.draws, self.net))
+        logits = self.net(rehearsal.augmented(images, self.config.augment, self.draws, self.net))
         values = {"cross_entropy": F.cross_entropy(logits[:, :seen], labels)}
         if old is None:
             return {"loss": values["cross_entropy"], **values}

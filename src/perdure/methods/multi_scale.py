@@ -82,4 +82,4 @@ class MultiScale:
         self.memory.load_state_dict(state["memory"])
 
     def _view(self, images: Tensor) -> Tensor:
-        return rehearsal.view(images, self.config.augment, self.draws, self.net)
+        return rehearsal.augmented(images, self.config.augment, self.draws, self.net)

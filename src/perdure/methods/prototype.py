@@ -61,7 +61,7 @@ class Prototype:
         means = F.normalize(rows, dim=1).to(self.clip.device)
 
         def predict(batch: Batch) -> Tensor:
-            cosines = classifier.image_features(self.clip, batch["image"]) @ means.T
+            cosines = classifier.unit_image_features(self.clip, batch["image"]) @ means.T
             return classifier.widen(cosines, classes=len(query.candidates), fill=-1.0)
 
         return predict

@@ -39,7 +39,7 @@ class Sgd:
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
-            x = rehearsal.view(images, self.config.augment, self.draws, self.net)
+            x = rehearsal.augmented(images, self.config.augment, self.draws, self.net)
             return {"loss": F.cross_entropy(self.net(x), labels)}
 
         data = rehearsal.read(task, self.net, runtime)

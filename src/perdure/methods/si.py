@@ -63,7 +63,7 @@ class Si:
         def step(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
             rehearsal.enter_training(self.net)
             rehearsal.set_lr(optimizer, c.lr, c.milestones, at.epoch)
-            logits = self.net(rehearsal.view(images, c.augment, self.draws, self.net))
+            logits = self.net(rehearsal.augmented(images, c.augment, self.draws, self.net))
             loss = F.cross_entropy(logits, labels)
             g = gradients.gradient(loss, parameters)
             before = gradients.vector(parameters)

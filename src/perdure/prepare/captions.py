@@ -45,7 +45,7 @@ def write_features(
     parts: dict[Any, tuple[list[str], Tensor]] = {}
     if images:
         names = [example.id for example in train]
-        parts["images"] = names, image_features(clip, (e.inputs["image"] for e in train), where=names)
+        parts["images"] = names, encode_images(clip, (e.inputs["image"] for e in train), where=names)
     if texts:
         captions = list(dict.fromkeys(text for said in train.targets for text in said))
         parts["captions"] = captions, text_features(clip, captions)
@@ -60,7 +60,7 @@ def add_clipscores(records: Sequence[dict[str, Any]], images: Sequence[Any], cli
     Args:
         images: one a record: anything that `perdure.images.open_image` takes.
     """
-    shown = image_features(clip, iter(images), where=[str(r["id"]) for r in records]).numpy()
+    shown = encode_images(clip, iter(images), where=[str(r["id"]) for r in records]).numpy()
     said = text_features(clip, [SAID + r["caption"] for r in records]).numpy()
     flat = [SAID + text for r in records for text in r["references"]]
     owner = [i for i, r in enumerate(records) for _ in r["references"]]
@@ -119,7 +119,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def image_features(clip: Clip, images: Iterator[Any], *, where: Sequence[str]) -> Float[Tensor, "images dim"]:
+def encode_images(clip: Clip, images: Iterator[Any], *, where: Sequence[str]) -> Float[Tensor, "images dim"]:
     """Features of pictures on the CPU, not normalised; UnreadableExample names a broken one."""
     parts, waiting = [], []
     for name, image in zip(where, images):

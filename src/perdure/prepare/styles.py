@@ -33,7 +33,7 @@ LETTERS = "ABCD"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class QuestionKind:
     """How the records of a task are converted."""
 
     native: Style
@@ -46,14 +46,14 @@ class Kind:
     """Several questions of one image go into one request."""
 
 
-KINDS: dict[str, Kind] = {
-    "choice": Kind(native="mcq", by_rule=frozenset({"yn", "short"}), prompts="choice"),
-    "text_in_image": Kind(native="short", by_rule=frozenset(), prompts="text_in_image"),
-    "category": Kind(native="short", by_rule=frozenset({"yn", "mcq"}), prompts="category"),
-    "questions": Kind(native="short", by_rule=frozenset(), prompts="questions", batched=True),
-    "question": Kind(native="short", by_rule=frozenset(), prompts="question"),
-    "box": Kind(native="short", by_rule=frozenset({"yn", "mcq"}), prompts="box"),
-    "cover": Kind(native="short", by_rule=frozenset(), prompts="cover", batched=True),
+KINDS: dict[str, QuestionKind] = {
+    "choice": QuestionKind(native="mcq", by_rule=frozenset({"yn", "short"}), prompts="choice"),
+    "text_in_image": QuestionKind(native="short", by_rule=frozenset(), prompts="text_in_image"),
+    "category": QuestionKind(native="short", by_rule=frozenset({"yn", "mcq"}), prompts="category"),
+    "questions": QuestionKind(native="short", by_rule=frozenset(), prompts="questions", batched=True),
+    "question": QuestionKind(native="short", by_rule=frozenset(), prompts="question"),
+    "box": QuestionKind(native="short", by_rule=frozenset({"yn", "mcq"}), prompts="box"),
+    "cover": QuestionKind(native="short", by_rule=frozenset(), prompts="cover", batched=True),
 }
 """Kinds of tasks, for CoIN's eight and for data of one's own."""
 COIN_KINDS = {

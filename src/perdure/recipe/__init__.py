@@ -24,7 +24,7 @@ from perdure.recipe.text import dump
 from perdure.run_folder import run_files
 from perdure.settings import config, registry
 from perdure.settings.config import Named
-from perdure.settings.faults import Fault, Keys, shown
+from perdure.settings.faults import Fault, Keys, display
 from perdure.settings.inert import moves_no_number
 from perdure.settings.source import docs_of
 from perdure.settings.suggestions import nearest
@@ -241,7 +241,7 @@ def _with_base(file: Path, label: str, inside: tuple[Path, ...], text: str | Non
         return layer, wrong
     mark = layer.marks[("base",)]
     if not isinstance(base, str):
-        return layer, [*wrong, Wrong(mark=mark, what=f"expected a recipe, found {shown(base)}")]
+        return layer, [*wrong, Wrong(mark=mark, what=f"expected a recipe, found {display(base)}")]
     beside = file.parent / base
     try:
         below_file, below_label = locate(beside if beside.is_file() else base)
@@ -287,7 +287,7 @@ def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fa
             faults += config.check_named("models", value, ("models", role))
         faults += _roles(values.get("method"), models)
     else:
-        faults.append(Fault(path=("models",), what=f"expected models by role, found {shown(models)}"))
+        faults.append(Fault(path=("models",), what=f"expected models by role, found {display(models)}"))
     run_values = values.get("run", {})
     if isinstance(run_values, Mapping):
         run_values = {"name": default_name, **run_values}
@@ -350,6 +350,6 @@ def _unknown_metrics(evaluation: Evaluation | None) -> list[Fault]:
 
 def _expected(values: Any) -> tuple[tuple[Expect, ...], list[Fault]]:
     if not isinstance(values, list):
-        return (), [Fault(path=("expect",), what=f"expected a list, found {shown(values)}")]
+        return (), [Fault(path=("expect",), what=f"expected a list, found {display(values)}")]
     checked = [config.check(Expect, value, ("expect", i)) for i, value in enumerate(values)]
     return tuple(e for e, _ in checked if e is not None), [f for _, faults in checked for f in faults]

@@ -18,7 +18,7 @@ from perdure.files.text_files import read_text
 from perdure.files.yaml_limits import MOST_BYTES, plain_yaml
 from perdure.run_folder import run_files
 from perdure.run_folder.run_files import PARTS
-from perdure.settings.faults import shown
+from perdure.settings.faults import display
 from perdure.settings.registry import is_file, label
 
 
@@ -125,5 +125,5 @@ def _yaml(file: Path) -> dict[str, Any]:
         return {}
     found = plain_yaml(read_text(file, most=MOST_BYTES), where=str(file))
     if not isinstance(found, dict):
-        raise DataError(f"holds {shown(found)}", where=str(file), expected="settings by name", todo=run_files.AGAIN)
+        raise DataError(f"holds {display(found)}", where=str(file), expected="settings by name", todo=run_files.AGAIN)
     return found

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from perdure.errors import CheckpointError, DataError, PerdureError, RecipeError
 from perdure.files.text_files import lines, read_json
-from perdure.settings.faults import in_words, shown
+from perdure.settings.faults import display, expectation
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | None
@@ -190,8 +190,8 @@ def check(
     except ValidationError as faults:
         first = faults.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        found = "nothing" if first["type"] == "missing" else shown(first["input"])
-        expected = in_words(first)
+        found = "nothing" if first["type"] == "missing" else display(first["input"])
+        expected = expectation(first)
         if first["type"] == "value_error":
             raise error(expected, where=str(where), todo=todo) from None
         what = f"{place}: found {found}" if place else f"holds {found}"

@@ -28,7 +28,7 @@ from pydantic import Field
 from perdure.errors import RecipeError
 from perdure.files.folders import path_fault
 from perdure.settings import registry
-from perdure.settings.faults import Fault, Keys, in_words, nearest_choice, said, shown
+from perdure.settings.faults import Fault, Keys, display, expectation, message, nearest_choice
 from perdure.settings.suggestions import nearest
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ def parse(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> T:
     """
     instance, faults = check(cls, mapping)
     if faults or instance is None:
-        raise RecipeError("\n".join(f"{where}: {said(fault)}" for fault in faults))
+        raise RecipeError("\n".join(f"{where}: {message(fault)}" for fault in faults))
     return instance
 
 
@@ -113,7 +113,7 @@ def check(cls: type[T], mapping: Any, path: Keys = ()) -> tuple[T | None, list[F
         path: put in front of each fault's path.
     """
     if not isinstance(mapping, Mapping):
-        return None, [Fault(path=path, what=f"expected settings by name, found {shown(mapping)}")]
+        return None, [Fault(path=path, what=f"expected settings by name, found {display(mapping)}")]
     hints = _hints(cls)
     known = {str(k): v for k, v in mapping.items() if str(k) in hints}
     faults = [_unknown(key, list(hints), path) for key in mapping if str(key) not in hints]
@@ -188,7 +188,7 @@ def _unholdable(value: Any, path: Keys) -> Iterator[Fault]:
     elif isinstance(value, float) and abs(value) > LARGEST:
         yield Fault(path=path, what=f"expected a number of at most {LARGEST:g} (float32), found {value:g}")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        yield Fault(path=path, what=f"expected a whole number of at most 64 bits, found {shown(value)}")
+        yield Fault(path=path, what=f"expected a whole number of at most 64 bits, found {display(value)}")
     elif isinstance(value, str) and "\0" in value:
         yield Fault(path=path, what="expected text without the character NUL")
     elif isinstance(value, Mapping):
@@ -227,7 +227,7 @@ def _inside(hint: Any, value: Any, path: Keys) -> Iterator[Fault]:
         for i, sub in enumerate(value):
             yield from _inside(args[0], sub, (*path, i))
     elif hint is int and isinstance(value, int) and abs(value) > MOST:
-        yield Fault(path=path, what=f"expected a number of at most {MOST}, found {shown(value)}")
+        yield Fault(path=path, what=f"expected a number of at most {MOST}, found {display(value)}")
     elif hint is Path and isinstance(value, str) and (fault := path_fault(value)):
         yield Fault(path=path, what=fault)
 
@@ -244,7 +244,7 @@ def check_named(place: str, value: Any, path: Keys) -> list[Fault]:
     name = value.get("name") if isinstance(value, Mapping) else value
     what = registry.SINGULAR[place]
     if not isinstance(name, str):
-        found = "no `name`" if isinstance(value, Mapping) and name is None else shown(name)
+        found = "no `name`" if isinstance(value, Mapping) and name is None else display(name)
         hint = f"see: perdure list {place}"
         return [Fault(path=path, what=f"expected the name of a {what}, found {found}", hint=hint)]
     at = (*path, "name") if isinstance(value, Mapping) else path
@@ -293,10 +293,10 @@ def _typed(cls: type[T], known: dict[str, Any], path: Keys) -> tuple[T | None, l
             wrong = [e for e in error.errors(include_url=False) if e["loc"] and e["loc"][0] in good]
             for each in wrong:
                 at, found = _located(each["loc"], good)
-                faults.setdefault(at, ([], found))[0].append(in_words(each))
+                faults.setdefault(at, ([], found))[0].append(expectation(each))
             good = {k: v for k, v in good.items() if k not in {e["loc"][0] for e in wrong}}
             if not wrong:  # a required field is missing, or text is no Unicode
-                others = [in_words(e) for e in error.errors(include_url=False) if not e["loc"]]
+                others = [expectation(e) for e in error.errors(include_url=False) if not e["loc"]]
                 faults |= {(): (others, known)} if others else {}
                 instance = None
                 break
@@ -305,7 +305,7 @@ def _typed(cls: type[T], known: dict[str, Any], path: Keys) -> tuple[T | None, l
     listed = []
     for at, (words, found) in faults.items():
         expected = " or ".join(dict.fromkeys(words))
-        what = expected if expected.startswith("is ") else f"expected {expected}, found {shown(found)}"
+        what = expected if expected.startswith("is ") else f"expected {expected}, found {display(found)}"
         listed.append(Fault(path=(*path, *at), what=what, hint=nearest_choice(words, found)))
     if instance is not None:
         instance = _placed(instance)

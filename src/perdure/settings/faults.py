@@ -28,14 +28,14 @@ class Fault:
     """Whether the key or its value is at fault: where a caret belongs."""
 
 
-def said(fault: Fault) -> str:
+def message(fault: Fault) -> str:
     """A fault in one line, without file and caret."""
     place = ".".join(str(p) for p in fault.path)
     text = fault.what if fault.at == "key" or not place else f"{place}: {fault.what}"
     return f"{text}; {fault.hint}" if fault.hint else text
 
 
-def shown(value: Any) -> str:
+def display(value: Any) -> str:
     """A YAML value in a message, short."""
     if isinstance(value, Mapping):
         return "a mapping"
@@ -47,7 +47,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def in_words(error: Any) -> str:
+def expectation(error: Any) -> str:
     """What was expected, in plain words."""
     kind, context = str(error["type"]), error.get("ctx", {})
     if kind in _PLAIN:

@@ -2,7 +2,7 @@
 
 Needs: nothing.
 
-For the demo, the tests and for finding bugs; it never replaces real data. Knows its views and splits;
+For the demo, the tests and for finding bugs; it never replaces real data. Knows its contents and splits;
 does not know how pixels (`render`, `styles`) or sentences (`words`) are made, nor files (`disk`).
 Everything is a function of (seed, split, index), the same on every machine.
 """
@@ -38,7 +38,7 @@ Style = Literal[
 class Config:
     """Settings of the generated world."""
 
-    view: Literal["classes", "captions"] = "classes"
+    content: Literal["classes", "captions"] = "classes"
     """`classes`: one object a picture, 40 classes (shape and fill). `captions`: one to three objects, five captions."""
     style: Style = "plain"
     """How pictures look; `plain` is what the micro models were pretrained on. Labels do not depend on it."""
@@ -49,20 +49,20 @@ class Config:
     seed: Seed = 0
     """Another seed is another set of pictures of the same world."""
     train_per_class: Annotated[int, Field(ge=0)] = 100
-    """Training pictures of each class (view `classes`)."""
+    """Training pictures of each class (content `classes`)."""
     validation_per_class: Annotated[int, Field(ge=0)] = 20
-    """Validation pictures of each class (view `classes`)."""
+    """Validation pictures of each class (content `classes`)."""
     test_per_class: Annotated[int, Field(ge=0)] = 100
-    """Test pictures of each class (view `classes`); below 100, differences of a point or two mean nothing."""
+    """Test pictures of each class (content `classes`); below 100, differences of a point or two mean nothing."""
     domain: Literal["in", "combinations", "synonyms"] = "in"
-    """Scenes of view `captions`: as in pretraining (`in`), each with an object that pretraining never saw
+    """Scenes of content `captions`: as in pretraining (`in`), each with an object that pretraining never saw
     (`combinations`), or described by words that it never saw (`synonyms`)."""
     train_scenes: Annotated[int, Field(ge=0)] = 2000
-    """Training scenes (view `captions`)."""
+    """Training scenes (content `captions`)."""
     validation_scenes: Annotated[int, Field(ge=0)] = 200
-    """Validation scenes (view `captions`)."""
+    """Validation scenes (content `captions`)."""
     test_scenes: Annotated[int, Field(ge=0)] = 500
-    """Test scenes (view `captions`)."""
+    """Test scenes (content `captions`)."""
     train_questions: Annotated[int, Field(ge=0)] = 400
     """Training conversations of each of the eight instruction tasks (layout `coin`)."""
     test_questions: Annotated[int, Field(ge=0)] = 100
@@ -76,7 +76,7 @@ class Config:
 
     def bytes_needed(self) -> int:
         """Labels or captions of all pictures, and the pictures that are kept rendered."""
-        if self.view == "classes":
+        if self.content == "classes":
             count = 40 * (self.train_per_class + self.validation_per_class + self.test_per_class)
         else:
             count = 100 * (self.train_scenes + self.validation_scenes + self.test_scenes)
@@ -89,14 +89,14 @@ def read(config: Config) -> Dataset:
     An Example has ``inputs={"image": uint8 array [image_size, image_size, 3]}``; its target is a label or a
     list of five captions. Ids do not depend on style and severity, so the same scenes can be compared.
     """
-    view = _VIEWS[config.view]
+    part = _CONTENTS[config.content]
     return Dataset(
-        name="microworld" if config.view == "classes" else f"microworld-{config.view}",
-        kind="classify" if config.view == "classes" else "caption",
-        candidates=scenes.CLASSES if config.view == "classes" else (),
-        train=view(config, "train"),
-        validation=view(config, "validation"),
-        test=view(config, "test"),
+        name="microworld" if config.content == "classes" else f"microworld-{config.content}",
+        kind="classify" if config.content == "classes" else "caption",
+        candidates=scenes.CLASSES if config.content == "classes" else (),
+        train=part(config, "train"),
+        validation=part(config, "validation"),
+        test=part(config, "test"),
         facts={
             "source": "generated",
             "style": config.style,
@@ -108,7 +108,7 @@ def read(config: Config) -> Dataset:
 
 def world(config: Config, split: str, indices: np.ndarray) -> scenes.Scenes:
     """The scenes behind the examples of a split, before any style: for masks, boxes and questions."""
-    if config.view == "classes":
+    if config.content == "classes":
         labels = indices % len(scenes.CLASSES)
         return scenes.of_classes(config.seed, split, indices, labels)
     if config.domain != "combinations":
@@ -133,7 +133,7 @@ def _captions(config: Config, split: str) -> Examples:
     return Examples(_Rendered(config, split, f"microworld/captions-{config.domain}"), said)
 
 
-_VIEWS = {"classes": _classes, "captions": _captions}
+_CONTENTS = {"classes": _classes, "captions": _captions}
 
 
 @dataclass(frozen=True)

@@ -112,13 +112,13 @@ def _captioned(
     return [*written, where]
 
 
-def _read(config: Any, view: str):
-    """The data set of a config, in the view that a layout needs."""
+def _read(config: Any, content: str):
+    """The data set of a config, with the content that a layout needs."""
     from dataclasses import replace
 
     from perdure.data.microworld import read
 
-    return read(replace(config, view=view))
+    return read(replace(config, content=content))
 
 
 def _number(example: Example) -> int:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from perdure import training
-from perdure.families.audio_visual import prefix, readout, towers
+from perdure.families.audio_visual import front_ends, readout, towers
+from perdure.families.audio_visual.front_ends import embed
 from perdure.families.audio_visual.inputs import Problem, problem_of
 from perdure.families.audio_visual.parts import TaskParts
-from perdure.families.audio_visual.prefix import embed
 from perdure.families.audio_visual.system import System
 from perdure.families.audio_visual.towers import Insertions
 from perdure.loading import ExampleBatches
@@ -109,13 +109,13 @@ def fit(
 
     batches = ExampleBatches(
         examples,
-        partial(prefix.preprocess, system),
+        partial(front_ends.preprocess, system),
         batch_size=batch_size,
         runtime=runtime,
         stage=stage,
         training=True,
         shuffle=shuffle,
-        collate=prefix.collate,
+        collate=front_ends.collate,
     )
     parameters = {name: p for name, p in parts.named_parameters() if p.requires_grad}
     losses = training.fit(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from perdure.families.audio_visual import readout, towers
+from perdure.families.audio_visual.front_end_cache import FrontEndCache
 from perdure.families.audio_visual.inputs import Problem, Statistics, statistics_of
-from perdure.families.audio_visual.prefix_cache import PrefixCache
 from perdure.families.audio_visual.readout import Readout
 from perdure.runtime import Runtime
 
@@ -51,14 +51,14 @@ class System:
     """Space for what the front ends make of videos; 0: no cache."""
     cache_folder: Path | None = None
     """None: in the run's folder."""
-    cache: PrefixCache | None = field(init=False, default=None)
+    cache: FrontEndCache | None = field(init=False, default=None)
     _texts: dict[Any, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         towers.check_pair(self.clip, self.clap)
         if self.cache_gigabytes:
             facts = _facts(self.clip, self.clap, self.statistics)
-            cache = PrefixCache(self.cache_folder, gigabytes=self.cache_gigabytes, facts=facts)
+            cache = FrontEndCache(self.cache_folder, gigabytes=self.cache_gigabytes, facts=facts)
             object.__setattr__(self, "cache", cache)
 
     @property

@@ -50,7 +50,7 @@ def predictor(clip: Clip, captioner: Captioner, settings: Speaking) -> Callable[
     def predict(batch: Batch) -> list[str]:
         return captions_of(
             captioner,
-            image_features(clip, batch),
+            caption_features(clip, batch),
             decoding=settings.decoding,
             beams=settings.beams,
             most=settings.most_words,
@@ -61,9 +61,9 @@ def predictor(clip: Clip, captioner: Captioner, settings: Speaking) -> Callable[
     return predict
 
 
-def image_features(clip: Clip, batch: Batch) -> Float[Tensor, "images dim"]:
+def caption_features(clip: Clip, batch: Batch) -> Float[Tensor, "images dim"]:
     """Unit features of a batch of images."""
-    return unit(classifier.image_features(clip, batch["image"]))
+    return unit(classifier.unit_image_features(clip, batch["image"]))
 
 
 @torch.no_grad()

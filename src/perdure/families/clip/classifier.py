@@ -135,7 +135,7 @@ def logits(
     clip: Clip, pixels: UInt8[Tensor, "images 3 size size"], ids: Int[Tensor, "classes tokens"]
 ) -> Float[Tensor, "images classes"]:
     """CLIP's logits, with gradients through both towers."""
-    return clip.scale * image_features(clip, pixels) @ text_features(clip, ids).T
+    return clip.scale * unit_image_features(clip, pixels) @ text_features(clip, ids).T
 
 
 # -- classes across tasks -----------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def raw_image_features(clip: Clip, pixels: UInt8[Tensor, "images 3 size size"]) 
     return clip.image_features(clip.transform.normalize(pixels))
 
 
-def image_features(clip: Clip, pixels: UInt8[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]:
+def unit_image_features(clip: Clip, pixels: UInt8[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]:
     """Unit features of pixels that `preprocess` gave."""
     return F.normalize(raw_image_features(clip, pixels), dim=1)
 
@@ -240,7 +240,7 @@ def text_predictor(
     texts = encode_prompts(clip, prompts(template, query.candidates, clean=clean))
 
     def predict(batch: Batch) -> Tensor:
-        return clip.scale * image_features(clip, batch["image"]) @ texts.T
+        return clip.scale * unit_image_features(clip, batch["image"]) @ texts.T
 
     return predict
 
@@ -258,7 +258,7 @@ def encode_images(
 
     Rows are in the order of `examples`; those that cannot be read are left out.
     """
-    encode = image_features if unit else raw_image_features
+    encode = unit_image_features if unit else raw_image_features
     batches = ExampleBatches(
         examples, Preprocessor(clip.transform), batch_size=batch_size, runtime=runtime, stage=stage, training=False
     )

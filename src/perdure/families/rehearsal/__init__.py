@@ -300,9 +300,9 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, milestones: Sequence[int
         group["lr"] = lr * 0.1 ** sum(epoch >= m for m in milestones)
 
 
-def view(images: Tensor, kind: Augment, draws: Draws, net: nn.Module) -> Tensor:
+def augmented(images: Tensor, augment: Augment, draws: Draws, net: nn.Module) -> Tensor:
     """What the network is trained on: raw images, augmented afresh, in the network's type."""
-    if kind == "crop_flip":
+    if augment == "crop_flip":
         images = augmentation.crop_and_flip(images, draws.uniforms(len(images), 3, of="augment"))
     return network_input(images, net)
 

@@ -106,10 +106,10 @@ def average_entropy(logits: Float[Tensor, "*images views classes"]) -> Float[Ten
 
 
 def distill(
-    kind: Distillation, logits: Float[Tensor, "*images views classes"], teacher: Float[Tensor, "*images views classes"]
+    name: Distillation, logits: Float[Tensor, "*images views classes"], teacher: Float[Tensor, "*images views classes"]
 ) -> Float[Tensor, "*images"]:
     """The loss of that name at its published settings."""
-    match kind:
+    match name:
         case "kd":
             return knowledge_distillation(logits, teacher)
         case "kd_plain":

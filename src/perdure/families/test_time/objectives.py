@@ -77,6 +77,6 @@ def reinforce(
     return objective
 
 
-def imitate(kind: losses.Distillation, teacher: Float[Tensor, "images views classes"]) -> losses.Objective:
+def imitate(name: losses.Distillation, teacher: Float[Tensor, "images views classes"]) -> losses.Objective:
     """Distillation from a teacher's logits of the selected views."""
-    return lambda logits: losses.distill(kind, logits, teacher.to(logits.dtype))
+    return lambda logits: losses.distill(name, logits, teacher.to(logits.dtype))

@@ -21,7 +21,7 @@ from perdure.families.test_time.losses import count_selected
 from perdure.images import open_image
 from perdure.types import Batch, Example
 
-Kind = Literal["crop", "hard"]
+Crop = Literal["crop", "hard"]
 Box = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""
 
@@ -37,7 +37,7 @@ class Transform(Protocol):
 
 
 def preprocess(
-    example: Example, transform: Transform, *, count: int, kind: Kind = "crop", augmix: bool = False
+    example: Example, transform: Transform, *, count: int, crop: Crop = "crop", augmix: bool = False
 ) -> Batch:
     """``{"views": [count 3 size size]}``, drawn from torch's global generator, which the loader seeds by the example.
 
@@ -47,7 +47,7 @@ def preprocess(
         example.inputs["image"],
         transform,
         count=count,
-        kind=kind,
+        crop=crop,
         mixed=augmix,
         generator=torch.default_generator,
     )
@@ -56,17 +56,17 @@ def preprocess(
 
 def preprocess_as(config: Any, example: Example, transform: Transform) -> Batch:
     """`preprocess` with a config's `views`, `augment` and `augmix`."""
-    return preprocess(example, transform, count=config.views, kind=config.augment, augmix=config.augmix)
+    return preprocess(example, transform, count=config.views, crop=config.augment, augmix=config.augmix)
 
 
 def draw_views(
-    image: Any, transform: Transform, *, count: int, kind: Kind, mixed: bool, generator: torch.Generator
+    image: Any, transform: Transform, *, count: int, crop: Crop, mixed: bool, generator: torch.Generator
 ) -> Shaped[Tensor, "views 3 size size"]:
     """The plain view and ``count - 1`` random ones."""
     opened = open_image(image)
     plain = transform.pixels(opened)
     whole = V.pil_to_tensor(opened)
-    made = [_HOW[kind](whole, transform.size, generator) for _ in range(count - 1)]
+    made = [_HOW[crop](whole, transform.size, generator) for _ in range(count - 1)]
     if not mixed:
         return torch.stack([plain, *made])
     return torch.stack([plain.float(), *(augmix(view, draw_mix(generator)) for view in made)])

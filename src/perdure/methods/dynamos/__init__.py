@@ -248,4 +248,4 @@ class Dynamos:
         )
 
     def _view(self, images: Tensor) -> Tensor:
-        return rehearsal.view(images, self.config.augment, self.draws, self.net)
+        return rehearsal.augmented(images, self.config.augment, self.draws, self.net)

@@ -350,7 +350,7 @@ class MgClip:
         rows = self.rows[query.offset : query.offset + classes].to(clip.device)
 
         def predict(batch: Batch) -> Tensor:
-            features = classifier.image_features(clip, batch["image"])
+            features = classifier.unit_image_features(clip, batch["image"])
             logits = clip.scale * features @ texts.T
             if not len(rows):
                 return logits.softmax(1)

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from perdure.checkpoint import stored_bytes
 from perdure.errors import RecipeError
-from perdure.families.audio_visual import learning, prefix, settings
+from perdure.families.audio_visual import front_ends, learning, settings
 from perdure.families.audio_visual.adapter import DualGuidedAdapter
+from perdure.families.audio_visual.front_ends import resolve
 from perdure.families.audio_visual.inputs import Problem, problem_of
 from perdure.families.audio_visual.parts import TaskParts
 from perdure.families.audio_visual.pool import PromptPool, summarize
-from perdure.families.audio_visual.prefix import resolve
 from perdure.families.audio_visual.readout import Readout
 from perdure.families.audio_visual.system import Modes, System
 from perdure.families.audio_visual.towers import CrossAdapters, Insertions
@@ -171,10 +171,10 @@ class Php:
         self.needs_task_name = frozenset() if keyed else self.answers  # without keys of their own no task is inferred
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return prefix.preprocess(self.system, example, training)
+        return front_ends.preprocess(self.system, example, training)
 
     def collate(self, items: list[Batch]) -> Batch:
-        return prefix.collate(items)
+        return front_ends.collate(items)
 
     # -- parts ------------------------------------------------------------------------------------------
 
@@ -300,7 +300,7 @@ class Php:
 
         def predict(batch: Batch) -> Predictions:
             batch = resolve(self.system, batch)
-            frames, _, segments = prefix.embed(self.system, learned[fitting[0]], batch)
+            frames, _, segments = front_ends.embed(self.system, learned[fitting[0]], batch)
             queries = summarize(frames, self.config.pool_query)
             choices = choose(queries, keys, segments=segments, fitting=fitting)
             answers = answer_each(batch, choices, predictor, learned, query)

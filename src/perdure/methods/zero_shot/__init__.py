@@ -108,7 +108,7 @@ class ZeroShot:
 
         @torch.no_grad()
         def predict(batch: Batch) -> Tensor:
-            images = classifier.image_features(clip, batch["image"])
+            images = classifier.unit_image_features(clip, batch["image"])
             if net is None:
                 return clip.scale * images @ shared.T
             texts = prompts.features(shifted(start, net, images))

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Kind = Literal["mlp", "transformer"]
+MapperKind = Literal["mlp", "transformer"]
 
 
 def make_mapper(
-    kind: Kind, *, dim: int, width: int, prefix: int, clip_prefix: int, layers: int = 8, heads: int = 8
+    kind: MapperKind, *, dim: int, width: int, prefix: int, clip_prefix: int, layers: int = 8, heads: int = 8
 ) -> nn.Module:
     """A mapper with fresh weights.
 

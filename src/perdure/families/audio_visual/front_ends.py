@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 
 from perdure.errors import RecipeError
 from perdure.families.audio_visual import towers
+from perdure.families.audio_visual.front_end_cache import MEDIA, small
 from perdure.families.audio_visual.inputs import (
     Problem,
     Statistics,
@@ -30,7 +31,6 @@ from perdure.families.audio_visual.inputs import (
     segments_in,
     spec_mask,
 )
-from perdure.families.audio_visual.prefix_cache import MEDIA, small
 from perdure.families.audio_visual.system import Modes, System
 from perdure.types import Batch, Example
 

@@ -16,10 +16,10 @@ import torch
 from perdure.data import ave
 from perdure.errors import RecipeError, UnreadableExample
 from perdure.evaluate import Evaluation
-from perdure.families.audio_visual import prefix
+from perdure.families.audio_visual import front_ends
+from perdure.families.audio_visual.front_end_cache import FrontEndCache
+from perdure.families.audio_visual.front_ends import embed
 from perdure.families.audio_visual.inputs import IMAGENET, Problem, pixels_of, problem_of
-from perdure.families.audio_visual.prefix import embed
-from perdure.families.audio_visual.prefix_cache import PrefixCache
 from perdure.families.audio_visual.system import System
 from perdure.loop import run
 from perdure.methods.av_joint import AvJoint
@@ -40,7 +40,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def inputs(one: System, *examples) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = prefix.collate([prefix.preprocess(one, example, True) for example in examples])
+    batch = front_ends.collate([front_ends.preprocess(one, example, True) for example in examples])
     return embed(one, problem_of(tiny.task("localize-events", 0)), batch)[:2]
 
 
@@ -48,7 +48,7 @@ def test_a_video_is_made_once_and_read_afterwards(tmp_path):
     task, one = tiny.task("localize-events", 0), system(tmp_path)
     made = inputs(one, *task.train)
     assert len(entries(tmp_path)) == 4
-    batch = prefix.preprocess(one, task.train[0], True)
+    batch = front_ends.preprocess(one, task.train[0], True)
     assert "frames" not in batch and batch["tokens"].dtype == batch["mel"].dtype == torch.float16
     read = inputs(one, *task.train)
     assert all(torch.equal(a, b) for a, b in zip(made, read))
@@ -77,9 +77,9 @@ def test_a_damaged_entry_is_made_again(tmp_path):
     whole = file.read_bytes()
     for damaged in (b"", whole[:100], whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]])):
         file.write_bytes(damaged)
-        assert "frames" in prefix.preprocess(one, task.train[0], True)
+        assert "frames" in front_ends.preprocess(one, task.train[0], True)
         assert all(torch.equal(a, b) for a, b in zip(before, inputs(one, task.train[0])))
-        assert "tokens" in prefix.preprocess(one, task.train[0], True)
+        assert "tokens" in front_ends.preprocess(one, task.train[0], True)
 
 
 def test_a_killed_writer_leaves_no_entry(tmp_path, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_killed_writer_leaves_no_entry(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         inputs(one, task.train[0])
-    assert not entries(tmp_path) and "frames" in prefix.preprocess(one, task.train[0], True)
+    assert not entries(tmp_path) and "frames" in front_ends.preprocess(one, task.train[0], True)
 
 
 def test_what_no_longer_fits_is_made_anew_each_time(tmp_path):
@@ -128,7 +128,7 @@ def test_another_front_end_or_another_file_has_another_key(tmp_path):
     wave.unlink()
     assert one.cache.key(data.train[0]) is None
     with pytest.raises(UnreadableExample, match="no such file"):
-        prefix.preprocess(one, data.train[0], True)
+        front_ends.preprocess(one, data.train[0], True)
 
 
 def test_a_second_says_all_of_a_clip_of_any_length():
@@ -147,7 +147,7 @@ def test_a_second_says_all_of_a_clip_of_any_length():
 def test_clips_that_a_second_cannot_make_are_refused():
     problem = Problem(name="odd", kind="localize-events", candidates=("a",), clip_seconds=2.5)
     with pytest.raises(RecipeError, match=r"task 'odd': seconds of sound are repeated to 2\.5 s"):
-        prefix.check_seconds(tiny.clap(), problem)
+        front_ends.check_seconds(tiny.clap(), problem)
 
 
 def scores_of(out: Path, **settings) -> list[dict]:
@@ -186,7 +186,7 @@ def test_joint_training_takes_a_cache_too(tmp_path):
 
 
 def test_without_a_folder_nothing_is_kept():
-    cache = PrefixCache(None, gigabytes=1.0, facts=[b"x"])
+    cache = FrontEndCache(None, gigabytes=1.0, facts=[b"x"])
     cache.open(None)
     assert not cache.write("k", {"mel": torch.zeros(1)}) and cache.read("k") is None
 

@@ -29,7 +29,7 @@ MEDIA = ("frames", "wave")
 """Inputs that an entry is made of."""
 
 
-class PrefixCache:
+class FrontEndCache:
     """Entries below a folder, at most `gigabytes` of them; what no longer fits is made anew each time.
 
     Args:
