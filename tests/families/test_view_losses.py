@@ -92,7 +92,7 @@ def made(name="one", *, seed=0, **settings):
     return {"views": batch["views"][0], "seed": int(batch["seed"])}
 
 
-@pytest.mark.parametrize("settings", [{}, {"kind": "hard"}, {"augmix": True}])
+@pytest.mark.parametrize("settings", [{}, {"crop": "hard"}, {"augmix": True}])
 def test_views_depend_on_the_seed_and_the_id_alone(settings):
     torch.manual_seed(0)
     first = made(**settings)

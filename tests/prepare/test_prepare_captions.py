@@ -38,7 +38,7 @@ def test_features_are_written_once_and_read_by_name(world):
     counts = captions.write_features(data, model, folder / "f.safetensors")
     assert counts == {"images": 5, "captions": 10, "cut": 3}
     rows = stored(folder / "f.safetensors", "images", ["3.png", "1.png"])
-    alone = captions.image_features(model, iter([folder / "3.png"]), where=["3"])
+    alone = captions.encode_images(model, iter([folder / "3.png"]), where=["3"])
     torch.testing.assert_close(rows[:1], alone, rtol=1e-5, atol=1e-5)
     with pytest.raises(DataError, match=r"1 of 2 images have no features, first 'gone\.png'"):
         stored(folder / "f.safetensors", "images", ["3.png", "gone.png"])

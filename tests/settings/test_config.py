@@ -53,7 +53,7 @@ class Holder:
 
 
 def said(cls: type, mapping: Any) -> list[str]:
-    return [config.said(fault) for fault in config.check(cls, mapping)[1]]
+    return [config.message(fault) for fault in config.check(cls, mapping)[1]]
 
 
 @pytest.mark.parametrize(

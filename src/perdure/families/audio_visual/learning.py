@@ -39,16 +39,20 @@ def forward(
     seen_classes: Tensor | None = None,
     update: bool = False,
 ) -> dict[str, Tensor]:
-    """One pass over a batch, from its videos to `readout.outputs`: front ends, what the method inserts, both towers,
-    what stands on top. With ``penalty``, what the insertions add to the loss.
+    """One pass over a batch, from its videos to `readout.outputs`, which `readout.loss` takes (PHP, figure 2).
+    With ``penalty``, what the insertions add to the loss.
 
     Args:
         seen_classes: None: they are encoded here, with gradients.
     """
+    # 1) front ends, frozen: frames as CLIP's tokens, sound as CLAP's patches
     frames, patches, segments = embed(system, problem, batch, update=update)
+    # 2) what the method makes of them for each block: adapters, generated and static prompts
     insertions = insert(parts, frames, patches, segments)
+    # 3) both towers in lock-step, with the insertions
     with towers.stochastic_depth(system.clap, highest=0.1 if system.modes.augmentation else 0.0):
         visual, audio = towers.run(system.clip, system.clap, frames, patches, insertions)
+    # 4) class prompts, where the problem has classes, and 5) the head of the problem's kind
     if seen_classes is None:
         seen_classes = system.seen_classes(parts, texts)
     out = readout.outputs(
