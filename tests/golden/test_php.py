@@ -554,7 +554,7 @@ def test_statistics_of_the_batch_and_mixed_spectrograms(php, task_name, monkeypa
     data, problem = system.task(task_name), system.problem(task_name)
     method = system.method(official_audio_statistics=True, official_mixup=True)
     if "trainmode/mixup_lambda" in data:
-        monkeypatch.setattr(prefix, "_beta", lambda n: data["trainmode/mixup_lambda"])
+        monkeypatch.setattr(front_ends, "_beta", lambda n: data["trainmode/mixup_lambda"])
     parts = system.initial(method, problem)
     batch = batch_of(data) | training_targets(task_name, data)
     out = forward(system, method, problem, parts, batch, update=True)

@@ -39,7 +39,7 @@ def forward(
     seen_classes: Tensor | None = None,
     update: bool = False,
 ) -> dict[str, Tensor]:
-    """One pass over a batch, from its videos to `readout.outputs`, which `readout.loss` takes (PHP, figure 2).
+    """One pass over a batch, from its videos to `readout.outputs`, which `readout.loss` takes.
     With ``penalty``, what the insertions add to the loss.
 
     Args:
