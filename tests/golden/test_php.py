@@ -24,7 +24,7 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 
 from perdure import training
 from perdure.evaluate import Evaluation
-from perdure.families.audio_visual import learning, losses, readout, towers
+from perdure.families.audio_visual import front_ends, learning, losses, readout, towers
 from perdure.families.audio_visual.adapter import DualGuidedAdapter
 from perdure.families.audio_visual.events import prompt_embeddings
 from perdure.families.audio_visual.heads import AnswerHead, SegmentHead
