@@ -27,6 +27,7 @@ families
 data
 streams methods prepare
 evaluate
+calibration
 loop reporting
 recipe
 device_memory resuming

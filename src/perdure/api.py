@@ -176,6 +176,8 @@ class Opened:
     """Tasks that are finished."""
     tasks: int = 0
     """Of the whole stream."""
+    temperature: float | None = None
+    """Of its probabilities (`calibration`); None where none was fitted, or where tasks have come since."""
 
 
 def reopen(run: str | Path, *, device: str = "auto") -> Opened:
@@ -206,7 +208,8 @@ def reopen(run: str | Path, *, device: str = "auto") -> Opened:
     place(method, runtime)
     query = Query(**saved["query"] | {"candidates": tuple(saved["query"]["candidates"])})
     done, tasks = saved["task"] + 1, len(saved["names"])
-    return Opened(folder, asked, method, models, runtime, query, done, tasks)
+    temperature = run_files.read_calibration(folder).get("temperature") if done == tasks else None
+    return Opened(folder, asked, method, models, runtime, query, done, tasks, temperature)
 
 
 def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:

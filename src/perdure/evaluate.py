@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from perdure import metrics
 from perdure.errors import DataError, Interrupted, RecipeError
@@ -191,18 +189,3 @@ def _write_records(path: Path, records: Sequence[Record]) -> None:
 
 def _line(record: Record) -> str:
     return to_json(record) + "\n"
-
-
-def probabilities(
-    method: Any, scores: Float[Tensor, "examples candidates"]
-) -> Float[Tensor, "examples candidates"] | None:
-    """The softmax of a method's scores: as they are where it says that they are logits (``scores_are = "logits"``),
-    else of what its `logits_of` makes of them, in the same order; None where it has neither: such scores rank alone.
-
-    Not calibrated: a network that is too sure says so here, too.
-    """
-    if hasattr(method, "logits_of"):
-        scores = method.logits_of(scores)
-    elif getattr(method, "scores_are", "") != "logits":
-        return None
-    return scores.softmax(dim=1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure import checkpoint, demands
+from perdure.calibration import calibrate
 from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate, predicting
 from perdure.files.written_whole import write_json
@@ -95,6 +96,7 @@ def run(
         _save(method, stream, scores, task, runtime)
         if runtime.agreed(runtime.stop_requested) and task.index < len(stream) - 1:
             raise Interrupted(f"stopped after task {task.index + 1} of {len(stream)}")
+    calibrate(method, stream, evaluation, runtime=runtime)
     runtime.finish()
     return scores
 

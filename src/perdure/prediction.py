@@ -13,8 +13,9 @@ from torch import Tensor
 
 from perdure import api
 from perdure.api import Opened
+from perdure.calibration import probabilities
 from perdure.errors import DataError, RecipeError
-from perdure.evaluate import predicting, probabilities
+from perdure.evaluate import predicting
 from perdure.images import SUFFIXES, find_images
 from perdure.loading import ExampleBatches
 from perdure.types import Batch, Example
@@ -35,8 +36,9 @@ def predict(
         unknown_below: adds ``"unknown": true`` where the first answer is less probable, else false.
 
     Returns:
-        One object an image: ``{"file", "answers": [{"class", "probability"}]}``, the best first; ``score`` in place of
-        ``probability`` where a method's scores rank alone (docs/scores.md); for captions ``{"file", "caption"}``.
+        One object an image: ``{"file", "calibrated", "answers": [{"class", "probability"}]}``, the best first.
+        ``calibrated`` says whether the run had validation examples by which the probabilities were set. ``score`` in
+        place of both where a method's scores rank alone (docs/scores.md); for captions ``{"file", "caption"}``.
 
     Raises:
         UnreadableExample: an image cannot be read.
@@ -84,14 +86,15 @@ def answers(opened: Opened, images: Sequence[Any], top: int, *, unknown_below: f
 def _ranked(opened: Opened, scores: Tensor, top: int, unknown_below: float) -> Iterator[dict[str, Any]]:
     """The best classes of each image by the method's scores, with their probabilities where there are any."""
     names = opened.query.candidates
-    shares = probabilities(opened.method, scores)
+    shares = probabilities(opened.method, scores, temperature=opened.temperature or 1.0)
     if shares is None and unknown_below:
         raise RecipeError(f"{opened.recipe.method.name} gives scores, no probabilities", where="--unknown-below")
     kind, values = ("score", scores) if shares is None else ("probability", shares)
     best = scores.topk(min(top, len(names)), dim=1).indices
     for labels, row in zip(best.tolist(), values.tolist()):
-        unknown = {"unknown": row[labels[0]] < unknown_below} if unknown_below else {}
-        yield {**unknown, "answers": [{"class": names[label], kind: round(row[label], 4)} for label in labels]}
+        said = {} if shares is None else {"calibrated": opened.temperature is not None}
+        said |= {"unknown": row[labels[0]] < unknown_below} if unknown_below else {}
+        yield {**said, "answers": [{"class": names[label], kind: round(row[label], 4)} for label in labels]}
 
 
 def _batches(opened: Opened, examples: Sequence[Example]) -> Iterator[Batch]:

@@ -24,6 +24,7 @@ MADE = (
     "scores.json",
     "events.jsonl",
     "card.json",
+    "calibration.json",
     "data.json",
     "tasks.json",
     "recipe.yaml",

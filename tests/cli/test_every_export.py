@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors import safe_open
@@ -181,7 +180,7 @@ def test_the_lines_of_transformers_models_run_without_perdure_and_answer_as_the_
     for method in OF_ROLE["clip"]:
         said, ours = eval(theirs[method]), classified(exported(method)[0], folder)
         assert next(iter(said)) == max(ours, key=ours.__getitem__)
-        assert said == pytest.approx(ours, abs=1e-5), method
+        assert said == pytest.approx(ours, abs=1e-4), method  # four digits
 
 
 def answer(run: Path, folder: Path) -> str:
@@ -192,13 +191,10 @@ def answer(run: Path, folder: Path) -> str:
 
 
 def classified(run: Path, folder: Path) -> dict[str, float]:
-    """The run's own scores by class; logits as probabilities."""
-    opened = api.reopen(run, device="cpu")
-    item = opened.method.preprocess(Example(id="x", inputs={"image": folder / "picture.png"}), False)
-    with torch.no_grad():
-        scores = opened.method.predictor(opened.query)({"image": item["image"][None]})[0]
-    logits = opened.recipe.method.name not in ("prototype", "mg_clip")
-    return dict(zip(opened.query.candidates, (scores.softmax(0) if logits else scores).tolist()))
+    """What `perdure predict` says, by class."""
+    row = prediction.predict(run, [folder / "picture.png"], top=99, device="cpu")[0]
+    assert row["calibrated"] == (run / "calibration.json").exists()
+    return {one["class"]: one["probability"] for one in row["answers"]}
 
 
 @pytest.mark.parametrize("method", ["mg_clip"])
@@ -225,7 +221,7 @@ def test_the_page_of_a_space_answers_without_a_server(method, exported, folder):
         assert app["answer"](picture) == expected
     else:
         ours = classified(run, folder)
-        assert app["answer"](picture) == pytest.approx({k: ours[k] for k in app["answer"](picture)}, abs=1e-5)
+        assert app["answer"](picture) == pytest.approx({k: ours[k] for k in app["answer"](picture)}, abs=1e-4)
     assert len((made / "app.py").read_text().splitlines()) <= 60
     assert "gradio" in (made / "requirements.txt").read_text().split()
     assert front(made)["sdk"] == "gradio" and front(made)["app_file"] == "app.py"

@@ -90,6 +90,7 @@ def test_predict_writes_csv(run, pictures, capsys):
     rows = list(csv.DictReader(io.StringIO(out)))
     assert code == 0
     assert [row["rank"] for row in rows] == ["1"]
+    assert rows[0]["calibrated"] == "true"
     assert re.fullmatch(r"[01]\.\d{4}", rows[0]["probability"])
 
 
@@ -113,6 +114,31 @@ def test_answers_are_probabilities_in_the_order_of_the_method_and_may_be_unknown
     )
 
 
+def test_probabilities_say_whether_they_are_calibrated(run, pictures, tmp_path, capsys):
+    one = pictures / "0.png"
+    code, out, err = perdure(capsys, "predict", run, one, "--json", "--top", "2")
+    assert code == 0 and "probabilities are calibrated on validation images" in err
+    softer = json.loads(out)
+    plain = tmp_path / "plain"
+    shutil.copytree(run, plain)
+    temperature = json.loads((plain / "calibration.json").read_text())["temperature"]
+    (plain / "calibration.json").unlink()
+    code, out, err = perdure(capsys, "predict", plain, one, "--json", "--top", "2")
+    assert code == 0 and "probabilities are not calibrated (no validation images)" in err
+    asis = json.loads(out)
+    assert (softer["calibrated"], asis["calibrated"]) == (True, False)
+    opened = api.reopen(plain, device="cpu")
+    with torch.no_grad():
+        scores = opened.method.predictor(opened.query)({"image": opened.models["clip"].transform.pixels(one)[None]})
+    logits = opened.method.logits_of(scores)
+    for row, divisor in ((softer, temperature), (asis, 1)):
+        expected = (logits / divisor).softmax(1).max().item()
+        assert row["answers"][0]["probability"] == pytest.approx(expected, abs=1e-4)
+    (plain / "calibration.json").write_text('{"temperature": -1, "n": 3}')
+    code, _, err = perdure(capsys, "predict", plain, one)
+    assert code == 2 and "calibration.json: temperature: found -1" in err
+
+
 def test_an_unfinished_run_answers_and_says_so(run, pictures, tmp_path, capsys):
     assert "unfinished" not in perdure(capsys, "predict", run, pictures / "0.png")[2]
     shutil.copytree(run, tmp_path / "half")
@@ -124,6 +150,7 @@ def test_an_unfinished_run_answers_and_says_so(run, pictures, tmp_path, capsys):
     code, _, err = perdure(capsys, "predict", tmp_path / "half", pictures / "0.png")
     assert code == 0
     assert "unfinished, 1 of 2 tasks; answers are among 20 classes" in err
+    assert "not calibrated" in err, "the temperature is that of the whole run"
 
 
 def test_scores_that_are_no_logits_are_called_scores(run, pictures, capsys, monkeypatch):

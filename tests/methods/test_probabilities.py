@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from perdure.evaluate import probabilities
+from perdure.calibration import probabilities
 from perdure.methods.mg_clip import MgClip
 from perdure.settings import registry
 

@@ -52,7 +52,8 @@ def command(
 ) -> None:
     """Classify images with what a run has learned.
 
-    Each class comes with its probability, or with the method's score where that has none (docs/scores.md).
+    Each class comes with its probability, or with the method's score where that has none (docs/scores.md);
+    standard error, JSON and CSV say whether the probabilities were calibrated on validation images.
     A file that cannot be read is named on standard error; the others are answered, and the exit code is 1.
     """
     from perdure.errors import DataError
@@ -87,9 +88,20 @@ def _answered(
     if opened.done < opened.tasks:
         among = f"answers are among {len(opened.query.candidates)} classes"
         print(f"{opened.folder}: unfinished, {opened.done} of {opened.tasks} tasks; {among}", file=sys.stderr)
+    _say_what_numbers_are(opened)
     todo = "Name fewer files at a time, or add --device cpu."
     with device_memory.explained(None, opened.runtime, todo=todo):
         return prediction.answers(opened, found, top, unknown_below=unknown_below), opened.runtime
+
+
+def _say_what_numbers_are(opened: Any) -> None:
+    """Whether the probabilities say how often answers are right: on standard error."""
+    from perdure.calibration import has_logits
+
+    if opened.query.kind == "classify" and has_logits(opened.method):
+        calibrated = opened.temperature is not None
+        how = "calibrated on validation images" if calibrated else "not calibrated (no validation images)"
+        print(f"{opened.folder}: probabilities are {how}; docs/scores.md", file=sys.stderr)
 
 
 def _adapt_to(
@@ -162,7 +174,7 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     writer = csv.writer(sys.stdout)
     captions = any("caption" in row for row in rows)
     kind = next((key for row in rows for a in row.get("answers", ()) for key in a if key != "class"), "probability")
-    flagged = ["unknown"] if any("unknown" in row for row in rows) else []
+    flagged = [name for name in ("calibrated", "unknown") if any(name in row for row in rows)]
     writer.writerow(["file", "caption"] if captions else ["file", "rank", "class", kind, *flagged])
     for row in rows:
         more = [str(row[name]).lower() for name in flagged]

@@ -10,11 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, recipe
+from perdure import calibration, checkpoint, recipe
 from perdure.api import Opened, reopen
 from perdure.errors import DataError
 from perdure.exports import card, space
 from perdure.files.folders import require_empty
+from perdure.files.text_files import read_json
 from perdure.files.written_whole import write_json
 from perdure.loop import saved_state
 from perdure.run_folder.run_files import checkpoint_file
@@ -71,6 +72,9 @@ def write(run: Path, out: Path, *, merged: bool = False, page: bool = False) -> 
         usage = _own_state(opened, out)
     if opened.query.kind == "classify" and not (out / "classes.json").exists():
         write_json(out / "classes.json", {"classes": list(opened.query.candidates)})
+    elif opened.temperature is not None and (out / "classes.json").exists():
+        about = read_json(out / "classes.json")
+        write_json(out / "classes.json", about | {"temperature": opened.temperature})
     if merged:
         _merge(out)
     shutil.copy(opened.folder / "recipe.yaml", out / "recipe.yaml")
@@ -90,6 +94,8 @@ def _own_state(opened: Opened, out: Path) -> str:
         fresh: Any = recipe.build_method(opened.recipe, opened.recipe.run.seed)[0]
         state |= {part: fresh.state_dict()[part] for part in left_out}
     checkpoint.save(checkpoint_file(out), saved | {"method": state})
+    if opened.temperature is not None:
+        shutil.copy(opened.folder / calibration.FILE, out / calibration.FILE)
     kind = opened.query.kind
     if kind in ("classify", "caption"):
         return f'import perdure\n\nprint(perdure.predict("{out}", ["picture.jpg"]))\n'

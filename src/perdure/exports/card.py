@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.api import Opened
+from perdure.calibration import has_logits
 from perdure.files.text_files import read_json
 from perdure.files.written_whole import write_text
 from perdure.metrics import continual
@@ -58,8 +59,17 @@ Made by perdure from the run in `{opened.folder.name}` (seed {asked.run.seed}). 
 ```python
 {usage.strip()}
 ```
-"""
+{_what_numbers_are(opened)}"""
     write_text(out / "README.md", "\n".join(["---", *front, "---", text]))
+
+
+def _what_numbers_are(opened: Opened) -> str:
+    """A sentence on the probabilities, where there are any."""
+    if opened.query.kind != "classify" or not has_logits(opened.method):
+        return ""
+    if opened.temperature is None:
+        return "\nThe probabilities are a softmax, not calibrated: they do not say how often an answer is right.\n"
+    return f"\nThe probabilities are calibrated on validation images (temperature {opened.temperature:g}).\n"
 
 
 def load_summary(folder: Path) -> dict[str, float | None]:

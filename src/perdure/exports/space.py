@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE))
 
 '''
 _CLASSES = '''def answer(image):
-    """Classes and their scores for a picture."""
+    """Classes and their probabilities for a picture."""
     from answer import classify
 
     return classify(image)

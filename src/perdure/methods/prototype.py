@@ -78,7 +78,7 @@ class Prototype:
 
     def export(self, folder: Path) -> str:
         """The pretrained model and one mean feature a class."""
-        return export.save(self.clip, folder, self.classes, {"rows": self.means}, scores="cosines")
+        return export.save(self.clip, folder, self.classes, {"rows": self.means})
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters, for the result card."""

@@ -81,6 +81,13 @@ class CardFile(Part):
     accuracy_matrix: dict[str, Any] = {}
 
 
+class CalibrationFile(Part):
+    """`calibration.json`: see `perdure.calibration`."""
+
+    temperature: Annotated[float, Field(gt=0, lt=1e6)]
+    n: Count
+
+
 class Event(Part):
     """A line of `events.jsonl`."""
 
@@ -212,6 +219,11 @@ def read_scores(folder: Path) -> dict[str, Any]:
 def read_card(folder: Path) -> dict[str, Any]:
     """`card.json` of a run; empty if there is none. Raises as `check`."""
     return _read(CardFile, folder / "card.json")
+
+
+def read_calibration(folder: Path) -> dict[str, Any]:
+    """`calibration.json` of a run; empty if there is none. Raises as `check`."""
+    return _read(CalibrationFile, folder / "calibration.json")
 
 
 def read_lines(file: Path, schema: type[BaseModel] = Event) -> tuple[list[dict[str, Any]], int]:

@@ -1,4 +1,4 @@
-"""What this folder's model answers: ``classify("picture.jpg")`` gives classes and their scores, the best first.
+"""What this folder's model answers: ``classify("picture.jpg")`` gives classes and their probabilities, the best first.
 
 Needs torch, torchvision, transformers, safetensors, pillow, and peft where there is a folder ``adapter``. Knows the
 files beside it alone: ``model``, ``adapter``, ``head.safetensors`` and ``classes.json``.
@@ -22,16 +22,23 @@ HERE = Path(__file__).resolve().parent
 
 
 def classify(image: Any, top: int = 5) -> dict[str, float]:
-    """The `top` classes of a picture (a path or a PIL image) and their scores."""
-    found = scores(image)
+    """The `top` classes of a picture (a path or a PIL image) and their probabilities."""
+    found = probabilities(image)
     best = found.topk(min(top, len(found)))
     names = about()["classes"]
     return {names[i]: value for i, value in zip(best.indices.tolist(), best.values.tolist())}
 
 
+def probabilities(image: Any) -> torch.Tensor:
+    """Of each class, in the order of ``classes.json``. The temperature there was fitted on validation images; without
+    one they are not calibrated."""
+    return (logits(image) / about().get("temperature", 1.0)).softmax(0)
+
+
 @torch.no_grad()
-def scores(image: Any) -> torch.Tensor:
-    """The score of each class, in the order of ``classes.json``; `scores` there says what they are."""
+def logits(image: Any) -> torch.Tensor:
+    """Cosines with texts or with the rows of a visual classifier, times CLIP's logit scale; of both, the logarithm of
+    their vote times that scale."""
     opened = image if isinstance(image, Image.Image) else Image.open(image)
     clip, head, how = model(), load_file(HERE / "head.safetensors"), about()
     pixels: Any = transform()(opened.convert("RGB"))
@@ -39,16 +46,16 @@ def scores(image: Any) -> torch.Tensor:
     features = getattr(features, "pooler_output", features)
     if "adapter" in head:
         features = features @ head["adapter"].T
-    features = normalize(features, dim=1)
+    features, scale = normalize(features, dim=1), clip.logit_scale.exp()
     cosines = features @ normalize(head["rows"], dim=1).T if "rows" in head else None
     if "texts" not in head:
-        return cosines[0]  # type: ignore[index]
-    text = (clip.logit_scale.exp() * features @ head["texts"].T).softmax(1)
+        return scale * cosines[0]  # type: ignore[index]
+    text = scale * features @ head["texts"].T
     if cosines is None:
         return text[0]
-    text = text.softmax(1) if how["text_softmax"] == "double" else text
+    text = text.softmax(1).softmax(1) if how["text_softmax"] == "double" else text.softmax(1)
     weights = how["text_weight"], how["visual_weight"]
-    return ((weights[0] * text + weights[1] * cosines.softmax(1)) / sum(weights))[0]
+    return scale * ((weights[0] * text + weights[1] * cosines.softmax(1)) / sum(weights)).log()[0]
 
 
 @cache

@@ -34,7 +34,7 @@ def save(clip: Clip, folder: Path, classes: Sequence[str], head: Mapping[str, Te
     Args:
         head: ``texts`` [classes dim] unit features, ``rows`` [classes dim] compared by cosine, ``adapter`` [dim dim] of
             the image features; see `answer`.
-        about: settings that an answer needs, and what its scores are.
+        about: settings that an answer needs.
 
     Returns:
         The Python lines that answer.
@@ -53,7 +53,7 @@ def save_prompted(clip: Clip, folder: Path, classes: Sequence[str], *, template:
     texts = classifier.encode_prompts(clip, classifier.prompts(template, classes, clean=clean))
     head = {"texts": texts} | {name: value for name, value in more.items() if isinstance(value, Tensor)}
     about = {name: value for name, value in more.items() if not isinstance(value, Tensor)}
-    about = {"scores": "probabilities", "template": template, "clean_names": clean} | about
+    about = {"template": template, "clean_names": clean} | about
     return save(clip, folder, classes, head, **about)
 
 

@@ -395,7 +395,7 @@ class MgClip:
         """The pretrained model, the PEFT adapter, the visual classifier's rows, and the classes with the vote."""
         config = self.config
         vote = {name: getattr(config, name) for name in ("text_weight", "visual_weight", "text_softmax")}
-        more = {"rows": self.rows, "scores": "weighted means of probabilities", **vote}
+        more = {"rows": self.rows, **vote}
         return export.save_prompted(
             self.clip, folder, self.classes, template=config.template, clean=config.clean_names, **more
         )
