@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from perdure.errors import UnreadableExample
-from perdure.images import image_size, open_image
+from perdure.images import CHANGES, changes, image_size, is_image, open_image
 
 
 def encoded(image: Image.Image, form: str, **options) -> bytes:
@@ -56,6 +56,50 @@ def test_exif_rotation_is_not_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     assert open_image(encoded(one((1, 2, 3)), "JPEG", exif=exif)).size == (2, 3)
+
+
+def turned(mark):
+    exif = Image.Exif()
+    exif[0x0112] = mark
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encoded(one((1, 2, 3)), "JPEG", exif=turned(6)), ["orientation"]),
+        (encoded(one((1, 2, 3)), "JPEG", exif=turned(1)), []),
+        (encoded(one((1, 2, 3)), "TIFF", exif=turned(3)), ["orientation"]),
+        (encoded(one((0, 255, 255, 0), "CMYK"), "JPEG"), ["cmyk"]),
+        (encoded(Image.fromarray(np.full((3, 2), 256 * 7, np.uint16)), "PNG"), ["16 bit"]),
+        (encoded(one((10, 20, 30)).quantize(4), "PNG"), ["palette"]),
+        (encoded(one((10, 20, 30, 0), "RGBA"), "PNG"), ["alpha"]),
+        (encoded(one((1, 2, 3)), "GIF", save_all=True, append_images=[one((0, 255, 0))]), ["frames"]),
+        (encoded(one((1, 2, 3)), "TIFF", save_all=True, append_images=[one((0, 255, 0))]), ["frames"]),
+        (encoded(one((1, 2, 3)), "PNG"), []),
+    ],
+)
+def test_what_befalls_an_image_is_known_from_its_header(tmp_path, data, expected):
+    (tmp_path / "a").write_bytes(data)
+    for value in (data, tmp_path / "a"):
+        assert changes(value) == (expected, (2, 3))
+    assert set(expected) <= set(CHANGES)
+
+
+def test_heic_is_read_where_a_library_is_there_and_refused_by_name_where_not(tmp_path, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    data = encoded(Image.new("RGB", (64, 48), (200, 10, 10)), "HEIF")
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(data)
+    assert is_image(path) and open_image(path).size == (64, 48)
+    assert open_image(path).getpixel((20, 20))[0] > 150
+    with monkeypatch.context() as without:
+        without.setattr(Image, "OPEN", {name: how for name, how in Image.OPEN.items() if name != "HEIF"})
+        without.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+        for value in (path, data):
+            with pytest.raises(UnreadableExample, match=r"this is HEIC, and pillow-heif is not installed.*heic"):
+                open_image(value)
 
 
 def test_of_an_animation_the_first_frame_is_taken():

@@ -1,15 +1,17 @@
 """One image, from wherever it is, as a PIL image in RGB.
 
-Knows files, bytes and arrays, and every way in which a picture can be broken. Does not know data sets,
-labels or transforms, and imports no torch.
+Knows files, bytes, arrays and what has ``read_bytes()`` (an image within a larger file, read when asked for), and every
+way in which a picture can be broken. Does not know data sets, labels or transforms, and imports no torch.
 
 Pixels are those of ``PIL.Image.open(path).convert("RGB")``, as in the code that published numbers come
 from: an alpha channel is dropped (not blended with a background) and EXIF orientation is **not** applied.
-The one exception: 16-bit grey, which that conversion turns almost white, is scaled to 8 bits.
+The one exception: 16-bit grey, which that conversion turns almost white, is scaled to 8 bits. Of an animation the first
+frame is taken. `changes` says which of this befalls an image.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -25,7 +27,9 @@ from perdure.errors import UnreadableExample
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
+HEIF = frozenset([".heic", ".heif"])
+"""What telephones write; read where pillow-heif is installed, and refused by name where not."""
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]) | HEIF
 """Of files that are taken for images where a folder is looked through."""
 PIXEL_LIMIT = 89_478_485
 """Most pixels an image may have (a quarter GiB of RGB): above, a small file is probably made to fill memory."""
@@ -66,8 +70,8 @@ def open_image(value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -
     """The image as RGB, decoded.
 
     Args:
-        value: a path; the bytes of a file; a uint8 array ``[height, width]``, ``[height, width, 1 | 3 | 4]``;
-            or a PIL image.
+        value: a path; the bytes of a file; what has ``read_bytes()``; a uint8 array ``[height, width]``,
+            ``[height, width, 1 | 3 | 4]``; or a PIL image.
         where: what to call it in an error (an example's id); a path is named without it.
         pixel_limit: refuse images of more pixels, before they are decoded.
 
@@ -76,13 +80,46 @@ def open_image(value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -
     """
     from PIL import Image
 
-    if isinstance(value, (str, os.PathLike, bytes, bytearray, memoryview)):
+    if isinstance(value, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(value, "read_bytes"):
         source, where = _source(value, where)
         with _opened(source, where, pixel_limit) as image:
             return _rgb(image, where, pixel_limit)
     if isinstance(value, Image.Image):
         return _rgb(value, where or "image", pixel_limit)
     return _from_array(value, where or "image", pixel_limit)
+
+
+CHANGES = {
+    "orientation": "an EXIF mark says to turn it, which a run does not do",
+    "cmyk": "CMYK, converted to RGB",
+    "16 bit": "16 bit, scaled to 8",
+    "palette": "palette, converted to RGB",
+    "alpha": "alpha channel, dropped",
+    "frames": "several frames or pages, the first is taken",
+}
+"""What `changes` finds -> in words."""
+
+
+def changes(value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -> tuple[list[str], tuple[int, int]]:
+    """What `open_image` does to an encoded image that its owner may not expect, as keys of `CHANGES`, and its size
+    ``(width, height)``; from the header alone. Raises as `open_image` does."""
+    source, where = _source(value, where)
+    with _opened(source, where, pixel_limit) as image:
+        try:
+            marked = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF", "WEBP")  # a PNG would be decoded
+            turned = marked and image.getexif().get(0x0112, 1) not in (0, 1)
+            moving = getattr(image, "is_animated", False)
+        except _BROKEN as error:
+            raise UnreadableExample(f"the header is damaged ({error})", where=where) from None
+        found = {
+            "orientation": turned,
+            "cmyk": image.mode == "CMYK",
+            "16 bit": image.mode.startswith("I"),
+            "palette": image.mode == "P" and not moving,
+            "alpha": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
+            "frames": moving,
+        }
+        return [key for key, there in found.items() if there], image.size
 
 
 def image_size(value: Path | bytes, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -> tuple[int, int]:
@@ -94,6 +131,11 @@ def image_size(value: Path | bytes, *, where: str = "", pixel_limit: int = PIXEL
 
 def _source(value: Any, where: str) -> tuple[Any, str]:
     """What Pillow opens, and what to call it in an error."""
+    if not isinstance(value, (str, os.PathLike, bytes, bytearray, memoryview)):
+        try:
+            value = value.read_bytes()
+        except OSError as error:
+            raise UnreadableExample(f"the bytes cannot be read ({error})", where=where or str(value)) from None
     if isinstance(value, (bytes, bytearray, memoryview)):
         data = bytes(value)
         where = where or f"image of {len(data)} bytes"
@@ -128,11 +170,16 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
 
 @cache
 def _quiet() -> None:
-    """Pillow warns of sizes (an error here) and of palettes with transparency (as good as any other)."""
+    """Pillow warns of sizes (an error here) and of palettes with transparency (as good as any other); and HEIC is
+    opened by a package of its own, where that is installed."""
     from PIL import Image
 
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", message="Palette images with Transparency")
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
 
 
 def _opened(source: Any, where: str, pixel_limit: int) -> Image.Image:
@@ -142,6 +189,9 @@ def _opened(source: Any, where: str, pixel_limit: int) -> Image.Image:
     try:
         image = Image.open(source)
     except UnidentifiedImageError:
+        if _is_heif(source):
+            todo = 'Type: pip install "perdure[heic]"; or write it as JPEG.'
+            raise UnreadableExample("this is HEIC, and pillow-heif is not installed", where=where, todo=todo) from None
         raise UnreadableExample("this is not an image", where=where, expected="a JPEG, a PNG or the like") from None
     except Image.DecompressionBombError:
         raise _too_large("too many pixels to open", where, pixel_limit) from None
@@ -155,6 +205,16 @@ def _opened(source: Any, where: str, pixel_limit: int) -> Image.Image:
     if width * height == 0:
         raise UnreadableExample(f"{width} x {height} pixels", where=where, expected="at least one pixel")
     return image
+
+
+def _is_heif(source: Any) -> bool:
+    """By the first bytes: an ISO media file whose brand is HEIF's."""
+    if isinstance(source, io.BytesIO):
+        head = source.getvalue()[:12]
+    else:
+        with source.open("rb") as file:
+            head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf")
 
 
 def _too_large(found: str, where: str, limit: int) -> UnreadableExample:

@@ -1,6 +1,7 @@
 """Raw Examples as a method's state can hold them: tensors and JSON.
 
-Knows paths, arrays, text, numbers, and lists and mappings of them. Does not know which examples are worth keeping.
+Knows paths, arrays, bytes (an encoded image, also one that is read when asked for), text, numbers, and lists and
+mappings of them. Does not know which examples are worth keeping.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ def _packed(value: Any) -> Any:
         return {"path": str(value)}
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, bytes) or hasattr(value, "read_bytes"):
+        data = value if isinstance(value, bytes) else value.read_bytes()
+        return {"bytes": torch.from_numpy(np.frombuffer(data, np.uint8).copy())}
     if isinstance(value, Mapping):
         return {"mapping": {key: _packed(inner) for key, inner in value.items()}}
     if isinstance(value, list | tuple):
@@ -84,6 +88,8 @@ def _unpacked(value: Any) -> Any:
     match next(iter(value)):
         case "path":
             return Path(value["path"])
+        case "bytes":
+            return value["bytes"].numpy().tobytes()
         case "array":
             return value["array"].numpy()
         case "mapping":

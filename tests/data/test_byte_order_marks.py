@@ -5,9 +5,8 @@ import json
 import pytest
 
 from perdure.cli._adapt import read_classes
-from perdure.data import caption_texts, captions, clips, instruction, music_avqa
+from perdure.data import caption_texts, captions, clips, instruction, music_avqa, table
 from perdure.prepare.captions import read_records
-from perdure.prepare.check_images import _csv_rows, _json_rows
 
 ROW = {"id": "a", "image_id": 1, "caption": "a cat", "references": ["a cat"]}
 TALK = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I."}]
@@ -21,8 +20,8 @@ READERS = {
         json.dumps([{"id": "1", "conversations": TALK}]),
         lambda p: instruction.read(instruction.Config(name="t", train=p)).train[0],
     ),
-    "list.csv": ("path,label\nx.jpg,cat\n", lambda p: list(_csv_rows(p))),
-    "list.jsonl": (json.dumps({"path": "x.jpg", "label": "cat"}), lambda p: list(_json_rows(p))),
+    "list.csv": ("path,label\nx.jpg,cat\n", lambda p: list(table.rows(table.Config(path=p)))),
+    "list.jsonl": (json.dumps({"path": "x.jpg", "label": "cat"}), lambda p: list(table.rows(table.Config(path=p)))),
     "records.jsonl": (json.dumps(ROW) + "\n", read_records),
     "classes.txt": ("cat\ndog\n", lambda p: read_classes(f"@{p}")),
 }

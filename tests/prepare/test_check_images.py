@@ -143,11 +143,11 @@ def test_lists_are_looked_through_relative_to_themselves(tree, form):
         ("a.csv", "picture,label\n", "has no column for the path: picture, label"),
         ("a.csv", "path,lable\n", "Is it 'lable'"),
         ("a.csv", "path,label\n", "lists no image"),
-        ("a.csv", b"\xff\xfe\x00", "is not CSV in UTF-8"),
+        ("a.csv", b"\xff\xfe\x00", "no UTF-8 text"),
         ("a.jsonl", "{", "a.jsonl, line 1: this is no JSON"),
         ("a.jsonl", "[1]\n", "is no JSON object"),
         ("a.jsonl", b"\xff", "no UTF-8 text"),
-        ("a.txt", "x", "is no list of images"),
+        ("a.txt", "x", "there is no reader for it"),
     ],
 )
 def test_a_wrong_list_is_refused(tmp_path, name, content, said):
@@ -240,3 +240,17 @@ def test_a_missing_image_is_told_with_its_folder(tmp_path):
     assert "root" not in told.value.todo
     with pytest.raises(UnreadableExample, match=r"The folder .*gone is missing, too"):
         open_image(tmp_path / "gone" / "nothing.jpg")
+
+
+def test_what_a_run_does_to_images_is_a_remark_with_the_first_of_them(tree):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for k in range(2):
+        Image.open(tree / f"train/cat/{k}.jpg").save(tree / f"train/cat/{k}.jpg", exif=exif)
+    Image.open(tree / "train/dog/0.jpg").convert("CMYK").save(tree / "train/dog/0.jpg")
+    report = check_path(tree)
+    assert report.remarks == [
+        "2 images: an EXIF mark says to turn it, which a run does not do (train/cat/0.jpg ...)",
+        "1 image: CMYK, converted to RGB (train/dog/0.jpg)",
+    ]
+    assert report.exit_code == 0

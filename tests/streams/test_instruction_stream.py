@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import DataError, RecipeError
+from perdure.settings.config import Named
 from perdure.streams import instruction
 from perdure.streams.instruction import Config, TaskFiles
 
@@ -102,3 +103,21 @@ def test_the_real_small_coin_is_read():
     stream = instruction.build(Config(root=PACK, tasks=tasks, check_images=False, on_fault="skip"))
     assert [len(t.train) for t in stream] == [1200, 2000, 179, 1293]
     assert [len(t.test) for t in stream] == [600, 1000, 66, 412 - 5]  # five question ids occur twice
+
+
+def test_a_table_of_questions_is_a_task_beside_files(tmp_path):
+    task_files(tmp_path, "First")
+    rows = [("what?", "a cat", "train"), ("who?", "a dog", "train"), ("where?", "there", "test")]
+    lines = ["question,answer,split", *map(",".join, rows)]
+    (tmp_path / "asked.csv").write_text("\n".join(lines) + "\n")
+    named = Named(place="data", name="table", settings={"path": str(tmp_path / "asked.csv")})
+    stream = instruction.build(
+        Config(root=tmp_path, tasks=(TaskFiles(name="First"), TaskFiles(name="own", data=named)))
+    )
+    own = stream.tasks[1]
+    assert (own.name, len(own.train), own.test[0].inputs["text"]) == ("own", 2, "where?")
+    assert stream.manifest["tasks"][1]["fingerprint"]
+    (tmp_path / "said.csv").write_text("path,label\nsaid.csv,x\nasked.csv,x\n")
+    wrong = Named(place="data", name="table", settings={"path": str(tmp_path / "said.csv")})
+    with pytest.raises(RecipeError, match=r"task own: table is of kind classify. Expected kind instruct"):
+        instruction.build(Config(root=tmp_path, tasks=(TaskFiles(name="own", data=wrong),)))

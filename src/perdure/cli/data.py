@@ -33,6 +33,8 @@ perdure data list imagenet
 CHECKED = """
 perdure data check my_images/ --decode
 perdure data check list.csv
+perdure data check 'shards/train-{000..012}.tar'
+perdure data check table path=list.csv image_column=picture
 perdure data check imagenet_r root=/data/imagenet-r
 """
 PREPARED = """
@@ -60,14 +62,15 @@ def list_data(
 
 @app.command("check", epilog=epilog(CHECKED), context_settings=SETTINGS)
 def check(
-    what: Annotated[str, typer.Argument(help="a data set's name, a folder of images, a .csv or a .jsonl")],
+    what: Annotated[str, typer.Argument(help="a data set's name, a folder, a table, .tar shards, or hf:owner/name")],
     settings: Annotated[list[str] | None, typer.Argument(help="of a data set: key=value")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="decode every pixel, not the headers alone")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
 ) -> None:
     """Count, and find what would stop a run.
 
-    Finds unreadable and missing images, the same image in two splits, and class names that do not match.
+    Finds unreadable and missing images, the same image in two splits, and class names that do not match; says what a
+    run does to images that are turned by EXIF, in CMYK, in 16 bit, with a palette or alpha, or moving.
     Exit code 0: sound; 1: faults were found; 2: it cannot be checked.
     """
     from perdure.prepare import check_images
@@ -79,7 +82,7 @@ def check(
         named = Named(place="data", name=what, settings=stated(what, settings or []))
         found = check_images.check(named.build(), decode=decode)
     else:
-        if not path.exists() and path.name == what:
+        if not path.exists() and path.name == what and not what.startswith("hf:") and not what.endswith(".tar"):
             raise _nothing(what, path)
         found = check_images.check_path(path, decode=decode)
     print(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
@@ -176,6 +179,6 @@ def _nothing(what: str, path: Path) -> Exception:
     return DataError(
         "there is no such file or folder, and no data set of this name",
         where=what,
-        expected="a folder of images, a .csv or a .jsonl; or a data set's name (perdure data list)",
+        expected="a folder of images, a table, .tar shards; or a data set's name (perdure data list)",
         todo=f"Did you mean `{near}`?" if near else "",
     )

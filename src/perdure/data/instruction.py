@@ -78,6 +78,21 @@ def files(config: Config) -> list[Path]:
     return [path for path in (config.train, config.test, config.answers) if path is not None]
 
 
+def conversation(name: str, question: str, answer: str, image: Any = None) -> Example:
+    """A training example of one question and its answer. `image`: whatever `perdure.images.open_image` takes."""
+    mark = "" if image is None else "<image>\n"
+    said = [{"from": "human", "value": f"{mark}{question}"}, {"from": "gpt", "value": answer}]
+    return Example(
+        id=name, inputs={"conversations": said, **({} if image is None else {"image": image})}, target=answer
+    )
+
+
+def question(name: str, text: str, answer: str, image: Any = None) -> Example:
+    """A test example of one question and its reference, to be met exactly."""
+    target = {"answer": answer, "scorer": "exact", "form": "any", "official": False}
+    return Example(id=name, inputs={"text": text, **({} if image is None else {"image": image})}, target=target)
+
+
 def training_fault(record: Any, *, boxes: bool = False) -> str | None:
     """What is wrong with a training record, or None. `boxes`: answers must be boxes within [0, 1]."""
     messages = record.get("conversations") if isinstance(record, Mapping) else None

@@ -1,7 +1,8 @@
-"""Looks through images before a run: counts, unreadable files, the same image in two splits, class names.
+"""Looks through images before a run: counts, unreadable files, the same image in two splits, class names, and what
+a run does to images that their owner may not expect.
 
-Knows data sets of `perdure.data`, folders of images, and CSV and JSON-lines lists. Does not know a reader's
-layout (readers check their own) and changes nothing.
+Knows data sets of `perdure.data`, folders of images, and rows of tables, Hugging Face data sets and tar shards. Does
+not know a reader's layout (readers check their own) and changes nothing.
 
 By default it reads headers, and the ends of JPEG and PNG files, which tell truncation; a suspicious one is decoded.
 Files are compared by size and ends first, and by their whole content only where those agree.
@@ -9,100 +10,25 @@ Files are compared by size and ends first, and by their whole content only where
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from perdure import images
 from perdure.data import class_folders, image_folder
+from perdure.data.fitting import fitting
+from perdure.data.rows import SPLITS, Row, numbers_for_names
 from perdure.errors import DataError, UnreadableExample
-from perdure.files.text_files import read_json_lines
+from perdure.prepare.check_report import CheckReport
+from perdure.settings import registry
+from perdure.settings.config import parse
 from perdure.settings.suggestions import nearest
 from perdure.types import Dataset
-
-FIRST = 10
-"""Findings of a kind that `CheckReport.lines` shows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckReport:
-    """What was found. Each list is empty where all is well."""
-
-    source: str
-    decoded: bool
-    """Whether every pixel was decoded, or headers and ends read."""
-    counts: dict[str, dict[str, int]]
-    """Split -> class -> images, unreadable ones included."""
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """(image, what is wrong): missing, empty, truncated, not an image, too large."""
-    duplicates: list[tuple[str, str]] = field(default_factory=list)
-    """The same bytes in two splits."""
-    conflicts: list[tuple[str, str]] = field(default_factory=list)
-    """The same bytes under two classes of one split."""
-    class_names: list[str] = field(default_factory=list)
-    """Classes that one split has and another has not, with the nearest name; classes without an image."""
-    rows: list[str] = field(default_factory=list)
-    """Rows of a list without path or label."""
-    ignored: list[str] = field(default_factory=list)
-    """Files that no reader takes, by their suffix or place: a remark, not a fault."""
-    remarks: list[str] = field(default_factory=list)
-    """What a run takes as it is, and may not be meant: classes that are never tested, names that differ in case."""
-
-    @property
-    def images(self) -> int:
-        return sum(sum(classes.values()) for classes in self.counts.values())
-
-    @property
-    def exit_code(self) -> int:
-        """0: sound; 1: something was found; 2: not one image can be read."""
-        if len(self.unreadable) >= self.images:
-            return 2
-        return int(any(getattr(self, kind) for kind in _FAULTS))
-
-    def lines(self) -> list[str]:
-        """The report as text."""
-        how = "every pixel decoded" if self.decoded else "headers and ends read"
-        text = [f"{self.source}: {self.images} images; {how}"]
-        for split, classes in self.counts.items():
-            text.append(f"  {split}: {sum(classes.values())} images, {len(classes)} classes{_extremes(classes)}")
-        for kind, title in {**_FAULTS, **_REMARKS}.items():
-            found = getattr(self, kind)
-            if found:
-                text.append(f"{title}: {len(found)}{_kinds(found) if kind == 'unreadable' else ''}")
-                text += [f"  {_said(kind, item)}" for item in found[:FIRST]]
-                text += [f"  ... and {len(found) - FIRST} more"] if len(found) > FIRST else []
-        text.append("sound" if self.exit_code == 0 else "faults were found")
-        return text
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-ready."""
-        listed = {kind: [list(i) if isinstance(i, tuple) else i for i in getattr(self, kind)] for kind in _FAULTS}
-        return {
-            "source": self.source,
-            "decoded": self.decoded,
-            "images": self.images,
-            "counts": self.counts,
-            **listed,
-            "ignored": self.ignored,
-            "remarks": self.remarks,
-            "exit_code": self.exit_code,
-        }
-
-
-_FAULTS = {
-    "unreadable": "unreadable",
-    "duplicates": "the same image in two splits",
-    "conflicts": "the same image under two classes",
-    "class_names": "class names",
-    "rows": "rows of the list",
-}
-_REMARKS = {"ignored": "left out (no image suffix, or outside the class folders)", "remarks": "worth a look"}
 
 
 def check(dataset: Dataset, *, decode: bool = False) -> CheckReport:
@@ -133,41 +59,39 @@ def check(dataset: Dataset, *, decode: bool = False) -> CheckReport:
 
 
 def check_path(path: str | Path, *, decode: bool = False) -> CheckReport:
-    """Look through a folder of images, or a list (.csv, .jsonl) of them with the columns path, label and split.
+    """Look through what is at a path: a folder of images, a table, shards, a Hugging Face data set (`data.fitting`).
 
-    A folder holds class folders, or folders named train, val, test that hold them. Paths in a list are relative
-    to the list.
+    A folder holds class folders, or folders named train, val, test that hold them. Paths in a table are relative
+    to the table.
 
     Raises:
-        DataError: there is no such path, it holds no image, or the list cannot be read.
+        DataError: there is no such path, it holds no image, or the table cannot be read.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        return _check_folder(path, decode)
-    if not path.is_file():
-        near = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
-        hint = f"Did you mean {str(path.parent / near)!r}?" if near else ""
-        raise DataError("no such file or folder", where=str(path), todo=hint)
-    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".ndjson": _json_rows}
-    if path.suffix.lower() not in readers:
-        raise DataError("is no list of images", where=str(path), expected="a folder, a .csv or a .jsonl")
+    named = fitting(path)
+    if named.name == "image_folder":
+        return _check_folder(Path(path).expanduser(), decode)
+    reader = registry.load("data", named.name)
+    if not hasattr(reader, "rows"):
+        return check(named.build(), decode=decode)
+    config = parse(reader.Config, named.settings, where=str(path))
+    return _check_rows(str(path), list(reader.rows(config)), config, decode)
+
+
+def _check_rows(source: str, found: Sequence[Row], config: Any, decode: bool) -> CheckReport:
+    labelled = config.kind == "classify" or any(row.label for row in found)
     items, faulty = [], []
-    for number, row in readers[path.suffix.lower()](path):
-        file, label = _first(row, _COLUMNS["path"]), _first(row, _COLUMNS["label"])
-        if file is None or label is None:
-            faulty.append(f"line {number}: no {'path' if file is None else 'label'}")
+    for row in found:
+        split = SPLITS.get(row.split.lower(), row.split) or "all"
+        lacking = "path" if row.image is None else "label" if labelled and not row.label else ""
+        if row.image is None and row.question:
+            continue  # a question without a picture
+        if lacking:
+            faulty.append(f"{row.where.rpartition(', ')[2]}: no {lacking}")
             continue
-        items.append(_Item(_first(row, _COLUMNS["split"]) or "all", label, file, path.parent / file))
+        items.append(_Item(split, row.label or "(no class)", row.id, row.image))
     if not items:
-        raise DataError("lists no image", where=str(path), expected="the columns path and label, and a row an image")
-    return _report(str(path), items, _counted(items), decode=decode, rows=faulty)
-
-
-_COLUMNS = {
-    "path": ("path", "image", "file", "filename", "file_name", "filepath"),
-    "label": ("label", "class", "class_name", "target", "category"),
-    "split": ("split", "subset"),
-}
+        raise DataError("lists no image", where=source, expected="the columns path and label, and a row an image")
+    return _report(source, items, _counted(items), decode=decode, rows=faulty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,19 +143,19 @@ def _report(
     workers = min(8, (os.cpu_count() or 1) + 2)  # files wait for the disk; Pillow decodes without Python's lock
     with ThreadPoolExecutor(workers) as pool:
         looks = list(pool.map(lambda item: _look(item, decode), items, chunksize=64))
-    sound = [(item, key) for item, (key, fault) in zip(items, looks) if not fault]
+    sound = [(item, look.key) for item, look in zip(items, looks) if not look.fault]
     duplicates, conflicts = _same(sound)
     return CheckReport(
         source=source,
         decoded=decode,
         counts=counts,
-        unreadable=[(item.name, fault) for item, (_, fault) in zip(items, looks) if fault],
+        unreadable=[(item.name, look.fault) for item, look in zip(items, looks) if look.fault],
         duplicates=duplicates,
         conflicts=conflicts,
         class_names=[*_differing(counts), *class_names],
         rows=list(rows),
         ignored=list(ignored),
-        remarks=list(_remarks(counts)),
+        remarks=[*_remarks(counts), *_changed(items, looks)],
     )
 
 
@@ -239,24 +163,40 @@ ENDS = 4096
 """Bytes at the beginning and at the end of a file that are compared first."""
 
 
-def _look(item: _Item, decode: bool) -> tuple[Any, str]:
-    """(what identical images share, what is wrong or '')."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    key: Any = None
+    """What identical images share."""
+    fault: str = ""
+    changes: tuple[str, ...] = ()
+    """What a run does to it: keys of `images.CHANGES`."""
+
+
+def _look(item: _Item, decode: bool) -> _Look:
+    value = item.value
     try:
-        if not isinstance(item.value, (str, os.PathLike)):
-            images.open_image(item.value, where=item.name)
-            return hashlib.blake2b(_content(item.value)).digest(), ""
-        if decode:
-            images.open_image(item.value)
-        else:
-            images.image_size(Path(item.value))
-        size, head, tail = _ends(Path(item.value))
-        if not decode and not _ends_well(head, tail):
-            images.open_image(item.value)
-        return (size, hashlib.blake2b(head + tail).digest()), ""
+        if not isinstance(value, (str, os.PathLike)):
+            data = value.read_bytes() if hasattr(value, "read_bytes") else value
+            images.open_image(data, where=item.name)
+            changes = images.changes(data, where=item.name)[0] if isinstance(data, bytes) else ()
+            return _Look(hashlib.blake2b(_content(data)).digest(), changes=tuple(changes))
+        changes, _ = images.changes(Path(value))
+        size, head, tail = _ends(Path(value))
+        if decode or not _ends_well(head, tail):
+            images.open_image(value)
+        return _Look((size, hashlib.blake2b(head + tail).digest()), changes=tuple(changes))
     except UnreadableExample as error:
-        return None, error.what
+        return _Look(fault=error.what)
     except OSError as error:
-        return None, f"the file cannot be read ({error.strerror})"
+        return _Look(fault=f"the file cannot be read ({error.strerror})")
+
+
+def _changed(items: Sequence[_Item], looks: Sequence[_Look]) -> Iterator[str]:
+    """A line for each thing that a run does to images: how many, and the first."""
+    for key, said in images.CHANGES.items():
+        if befallen := [item.name for item, look in zip(items, looks) if key in look.changes]:
+            several = len(befallen) > 1
+            yield f"{len(befallen)} image{'s' * several}: {said} ({befallen[0]}{' ...' * several})"
 
 
 def _ends(path: Path) -> tuple[int, bytes, bytes]:
@@ -277,6 +217,8 @@ def _ends_well(head: bytes, tail: bytes) -> bool:
 def _content(value: Any) -> bytes:
     if isinstance(value, (str, os.PathLike)):
         return Path(value).read_bytes()
+    if hasattr(value, "read_bytes"):
+        return value.read_bytes()
     return value if isinstance(value, bytes) else str(value.shape).encode() + value.tobytes()
 
 
@@ -324,6 +266,8 @@ def _remarks(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
         by_lower[name.lower()].add(name)
     for names in (sorted(names) for names in by_lower.values() if len(names) > 1):
         yield f"the classes {' and '.join(names)} differ in case alone"
+    if numbers_for_names([name for classes in counts.values() for name in classes]):
+        yield "the classes are numbers: methods that read class names need `label_names`"
     if counts.keys() == {"all"}:  # a share of each class becomes the test set
         single = sorted(name for name, n in counts["all"].items() if n == 1)
         yield from (f"class {name} has one image: it is for training, the class is never tested" for name in single)
@@ -339,58 +283,3 @@ def _label(target: Any, candidates: Sequence[str]) -> str:
     if isinstance(target, int) and 0 <= target < len(candidates):
         return candidates[target]
     return "(no class)"
-
-
-def _first(row: Mapping[str, Any], keys: Iterable[str]) -> str | None:
-    return next((str(row[key]).strip() for key in keys if row.get(key) not in (None, "")), None)
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            _require_columns(path, reader.fieldnames or [])
-            for row in reader:
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"is not CSV in UTF-8 ({error})", where=str(path)) from None
-
-
-def _require_columns(path: Path, columns: Sequence[str]) -> None:
-    for needed in ("path", "label"):
-        if not set(_COLUMNS[needed]) & set(columns):
-            near = nearest(needed, columns)
-            raise DataError(
-                f"has no column for the {needed}: {', '.join(columns) or 'it is empty'}",
-                where=str(path),
-                expected=f"one of {', '.join(_COLUMNS[needed])}",
-                todo=f"Is it {near!r}? Rename it to {needed!r}." if near else "",
-            )
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, row in read_json_lines(path):
-        if not isinstance(row, dict):
-            raise DataError("is no JSON object", where=f"{path}:{number}", expected='{"path": ..., "label": ...}')
-        yield number, row
-
-
-def _extremes(classes: Mapping[str, int]) -> str:
-    if len(classes) < 2:
-        return ""
-    least, most = min(classes, key=classes.__getitem__), max(classes, key=classes.__getitem__)
-    if classes[least] == classes[most]:
-        return f", {classes[least]} each"
-    return f", {classes[least]} ({least}) to {classes[most]} ({most}) each"
-
-
-def _kinds(found: Sequence[tuple[str, str]]) -> str:
-    """`` (2 empty, 1 truncated)``: what was said, without its details in brackets."""
-    times = Counter(what.split(" (")[0] for _, what in found)
-    return " (" + ", ".join(f"{n}: {what}" for what, n in times.most_common()) + ")" if len(times) > 1 else ""
-
-
-def _said(kind: str, item: Any) -> str:
-    if isinstance(item, str):
-        return item
-    return f"{item[0]}: {item[1]}" if kind == "unreadable" else f"{item[0]} = {item[1]}"

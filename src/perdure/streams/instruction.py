@@ -17,7 +17,7 @@ from pydantic import Field
 from perdure.data import instruction
 from perdure.data.instruction import Form, Scorer
 from perdure.errors import DataError, RecipeError
-from perdure.settings.config import Seed
+from perdure.settings.config import Named, Seed
 from perdure.streams.selection import at_most
 from perdure.types import NO_EXAMPLES, Dataset, Examples, Stream, Task
 
@@ -59,6 +59,8 @@ class TaskFiles:
     """How an answer is compared with its reference."""
     form: Form | None = None
     """The form that the questions ask for; none: that of the scorer's task."""
+    data: Annotated[Named, "data"] | None = None
+    """Instead of all these: a data set of kind `instruct`, such as a `table` of questions and answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,8 @@ def _ordered(config: Config) -> list[TaskFiles]:
 
 
 def _read(task: TaskFiles, config: Config) -> Dataset:
+    if task.data is not None:
+        return _require_questions(task.data.build(), task.name)
     folder = config.root / "annotations" / task.name
     answers = task.answers
     if answers is None and not config.tasks and task.scorer in ANSWERS:
@@ -162,6 +166,12 @@ def _read(task: TaskFiles, config: Config) -> Dataset:
             check_images=config.check_images,
         )
     )
+
+
+def _require_questions(data: Dataset, name: str) -> Dataset:
+    if data.kind != "instruct":
+        raise RecipeError(f"{data.name} is of kind {data.kind}", where=f"task {name}", expected="kind instruct")
+    return replace(data, name=name, facts={"left_out": 0, **data.facts})
 
 
 def _limited(data: Dataset, config: Config) -> Dataset:
@@ -190,7 +200,7 @@ def _manifest(config: Config, chosen: list[TaskFiles], datasets: list[Dataset]) 
                 "train": len(data.train),
                 "test": len(data.test),
                 "left_out": data.facts["left_out"],
-                "fingerprint": _fingerprint(data),
+                "fingerprint": data.facts.get("fingerprint") or _fingerprint(data),
             }
             for task, data in zip(chosen, datasets)
         ],
