@@ -55,6 +55,7 @@ def load(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """Its splits by name, and where they are from. Raises as `read` does."""
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError:
         raise MissingExtra("needs the package datasets", todo='Type: pip install "perdure[datasets]"') from None
     folder = Path(config.path).expanduser()
@@ -62,9 +63,7 @@ def load(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         if folder.is_dir():
             saved = any((folder / mark).is_file() for mark in MARKS)
-            found = (
-                datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset("imagefolder", data_dir=folder)
-            )
+            found: Any = datasets.load_from_disk(str(folder)) if saved else _imagefolder(str(folder))
             about = {"source": f"folder {folder.name}", "folder": folder.name}
         elif config.path.count("/") == 1 and not config.path.startswith((".", "~", "/")):
             revision = _commit(config)
@@ -72,7 +71,7 @@ def load(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
             about = {"source": f"hub {config.path}", "revision": revision}
         else:
             raise DataError("is no folder and no hub id", where=config.path, expected="a folder, or owner/name")
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         todo = "Is the id right, and the network there?" if not folder.is_dir() else ""
         raise DataError(f"cannot be loaded ({first})", where=config.path, todo=todo) from None
@@ -156,5 +155,5 @@ def _roles(features: Mapping[str, Any], config: Config, datasets: Any) -> tuple[
         roles[role] = stated[role] or typed or roles[role]
     if roles["image"] is None and roles["question"] is None:
         raise DataError(f"no images among {', '.join(features)}", where=config.path, todo="Set `image_column`.")
-    classes = features[roles["label"]] if roles["label"] else None
+    classes: Any = features[roles["label"]] if roles["label"] else None
     return roles, list(classes.names) if isinstance(classes, datasets.ClassLabel) else []
