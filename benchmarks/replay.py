@@ -14,6 +14,7 @@ one thread (other jobs on the machine hardly matter), wall seconds with more.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import json
 import platform
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,12 +36,13 @@ from perdure.families.rehearsal import policy
 from perdure.families.rehearsal.buffer import Draws
 from perdure.families.rehearsal.modularity import multiply_accumulates
 from perdure.methods.dynamos.skipping import Skipping, gated_pass
-from perdure.models import gated_resnet, resnet18
+from perdure.methods.gem import project
+from perdure.models import gated_resnet, mlp, resnet18
 from perdure.runtime import Runtime
 from perdure.settings import registry
 from perdure.types import Example, Examples, Task
 
-BATCH, DYNAMOS_BATCH = 32, 16
+BATCH, DYNAMOS_BATCH, GEM_BATCH = 32, 16, 10
 CLASSES = 10
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
 CHANNELS = 256
@@ -198,6 +201,34 @@ def overhead(timing: Timing) -> list[dict]:
     return rows
 
 
+def gem(timing: Timing) -> list[dict]:
+    """GEM at the fifth task of sequential MNIST: batches of 10, 200 images stored of four tasks, no augmentation."""
+    rows = []
+    for net, size in (("mlp", 28), ("small CNN", 32)):
+        task = make_task(GEM_BATCH * timing.steps * 10, size=size, channels=1 if net == "mlp" else 3)
+        networks = [make_network(net) for _ in range(2)]
+        ours, plain = make_method("gem", networks[0], batch=GEM_BATCH, augment="none"), PlainGem(networks[1])
+        for _ in range(4):
+            fill(ours, task)
+        begin = copy.deepcopy(ours.state_dict())
+        plain.fill(ours)
+
+        def learn(method: Any = ours, task: Task = task, begin: dict = begin) -> None:
+            method.load_state_dict(copy.deepcopy(begin))
+            method.learn(task, runtime())
+
+        times = timing({"ours": learn, "plain": lambda plain=plain, task=task: plain.learn(task)})
+        images = len(task.train)
+        found = {f"{k}_images_per_second": round(images / t, 1) for k, t in times.items()}
+        rows.append({"net": net, **found, "ours / plain": round(times["plain"] / times["ours"], 2)})
+    return rows
+
+
+def make_network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return mlp.load(mlp.Config(seed=0)) if name == "mlp" else NETS[name]()
+
+
 class Linear(nn.Module):
     """Arithmetic of no weight."""
 
@@ -286,9 +317,9 @@ def limits(net, actions: Tensor) -> dict[str, float]:
 # -- ours ---------------------------------------------------------------------------------------------------
 
 
-def make_task(count: int, size: int = 32) -> Task:
+def make_task(count: int, size: int = 32, channels: int = 3) -> Task:
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, count)
     made = [Example(id=str(i), inputs={"image": images[i]}, target=int(labels[i])) for i in range(count)]
     names = tuple(map(str, range(CLASSES)))
@@ -299,7 +330,9 @@ def make_method(name: str, net: nn.Module, *, batch: int = BATCH, augment: str =
     cls = registry.load("methods", name)
     settings: dict = {"lr": 0.001, "batch_size": batch}
     if name != "sgd":
-        settings |= {"minibatch_size": batch, "buffer_size": 200}
+        settings |= {"buffer_size": 200}
+    if name not in ("sgd", "gem"):
+        settings |= {"minibatch_size": batch}
     settings |= {"warmup": 0} if name == "dynamos" else {}
     augment = "none" if isinstance(net, Linear) else augment
     return cls(cls.Config(**settings, augment=augment), net=net)
@@ -441,9 +474,56 @@ class Plain:
             self.seen += 1
 
 
+class PlainGem:
+    """Gradients of one past task after another, written parameter by parameter into a matrix; our solver."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net.train()
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.001)
+        self.to_tensor: Callable = transforms.ToTensor()
+        self.past: list[tuple[Tensor, Tensor]] = []
+        self.sizes = [p.numel() for p in net.parameters()]
+
+    def fill(self, ours: Any) -> None:
+        """The images that our method holds, and its weights."""
+        self.net.load_state_dict(ours.net.state_dict())
+        self.past = [(images.clone(), labels.clone()) for images, labels in ours._past_tasks()]
+
+    def learn(self, task: Task) -> None:
+        order = torch.randperm(len(task.train)).tolist()
+        for start in range(0, len(order), GEM_BATCH):
+            examples = [task.train[i] for i in order[start : start + GEM_BATCH]]
+            pictures = [Image.fromarray(e.inputs["image"].squeeze()) for e in examples]
+            self.step(torch.stack([self.to_tensor(p) for p in pictures]), torch.tensor([e.target for e in examples]))
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        memories = torch.zeros(len(self.past), sum(self.sizes))
+        for place, (images, labels) in enumerate(self.past):
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.net(images), labels).backward()
+            self.write(memories[place])
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.net(x), y).backward()
+        own = torch.zeros(sum(self.sizes))
+        self.write(own)
+        if bool((memories @ own < 0).any()):
+            step = project(own, memories, margin=0.5)
+            for part, parameter in zip(step.split(self.sizes), self.net.parameters()):
+                parameter.grad.copy_(part.view_as(parameter))  # type: ignore[union-attr]
+        self.optimizer.step()
+
+    def write(self, row: Tensor) -> None:
+        begin = 0
+        for parameter, size in zip(self.net.parameters(), self.sizes):
+            if parameter.grad is not None:
+                row[begin : begin + size].copy_(parameter.grad.view(-1))
+            begin += size
+
+
 PARTS: dict[str, Callable[[Timing, list[str]], list[dict]]] = {
     "training": lambda timing, nets: [row for name in nets for row in training(name, timing)],
     "gates": lambda timing, nets: gates(timing),
+    "gem": lambda timing, nets: gem(timing),
     "overhead": lambda timing, nets: overhead(timing),
     "inference": lambda timing, nets: inference(timing),
 }

@@ -19,8 +19,9 @@ def main() -> None:
         result = json.loads(file.read_text(encoding="utf-8"))
         print(f"## {result['threads']} thread{'s' * (result['threads'] > 1)} ({file.name})\n")
         print(f"{result['machine']}, torch {result['torch']}; {result['seconds']} seconds.\n")
-        for part in (training, gates, overhead, inference):
-            print(part(result) + "\n")
+        for part in (training, gates, gem, overhead, inference):
+            if part.__name__ in result:
+                print(part(result) + "\n")
 
 
 def training(result: dict[str, Any]) -> str:
@@ -43,6 +44,15 @@ def gates(result: dict[str, Any]) -> str:
     """Dynamos beside DER++ on the plain net."""
     rows = [[row["variant"], row.get("images_per_second", ""), row.get("ratio", "")] for row in result["gates"]]
     return _table(["variant", "img/s", "ratio"], rows)
+
+
+def gem(result: dict[str, Any]) -> str:
+    """GEM's step, whose plain schedule writes gradients parameter by parameter."""
+    rows = [
+        [r[k] for k in ("net", "ours_images_per_second", "plain_images_per_second", "ours / plain")]
+        for r in result["gem"]
+    ]
+    return _table(["net, GEM", "ours, img/s", "plain schedule", "ours / plain"], rows)
 
 
 def overhead(result: dict[str, Any]) -> str:

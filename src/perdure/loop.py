@@ -161,7 +161,7 @@ def _check(method: Method, stream: Stream, evaluation: Evaluation) -> None:
 
 def _save(method: Method, stream: Stream, scores: Scores, task: Task, runtime: Runtime) -> None:
     """The resume point, then what people read; the mid-task checkpoints of the task are done with."""
-    own = method.state_dict() if runtime.out is not None else {}  # every process: weights may be shared out
+    own = method.state_dict() if runtime.out is not None else {}  # every process: weights may be sharded
     if runtime.out is not None and runtime.main:
         state = {
             "task": task.index,

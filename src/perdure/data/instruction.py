@@ -1,6 +1,6 @@
 """Instruction data in LLaVA's JSON: conversations to learn from, questions to test with.
 
-Knows the records' layout and every way in which they can be wrong; a fault is told with its file and record. Does
+Knows the records' layout and every way in which they can be wrong; a fault names its file and record. Does
 not know tokens, models or the order of tasks.
 
 Training: ``{"id", "image"?, "conversations": [{"from": "human" | "gpt", "value"}, ...]}``, ``<image>`` in the first

@@ -31,9 +31,9 @@ class Config(settings.Replay, settings.StepDescent):
     reg_weight: Annotated[float, Field(ge=0)] = 0.15
     """Weight of the consistency with the averages, on replayed images."""
     plastic_frequency: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Probability that the plastic average is updated after a step."""
+    """Probability that the plastic EMA teacher is updated after a step."""
     plastic_alpha: Annotated[float, Field(ge=0, le=1)] = 0.999
-    """What remains of the plastic average in an update."""
+    """What remains of the plastic EMA teacher in an update."""
     stable_frequency: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Probability that the stable average is updated after a step."""
     stable_alpha: Annotated[float, Field(ge=0, le=1)] = 0.999
@@ -43,7 +43,7 @@ class Config(settings.Replay, settings.StepDescent):
 
 
 class ClsEr:
-    """A working network, its plastic and stable averages, and a reservoir of images and labels."""
+    """A working network, its plastic and stable EMA teachers, and a reservoir of images and labels."""
 
     Config = Config
     answers = frozenset({"classify"})

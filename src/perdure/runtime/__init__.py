@@ -93,7 +93,7 @@ class Runtime:
         """Stage of DeepSpeed's ZeRO: 2 or 3; 0 without it."""
         fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         self.sharded = self.processes > 1 and (fsdp or self.zero > 0)
-        """Weights or gradients are shared out over processes (`sharding`, `zero`): all must make the same passes."""
+        """Weights or gradients are sharded over processes (`sharding`, `zero`): all must make the same passes."""
         if self.zero and precision == "fp16":
             raise RecipeError("run.precision is fp16 with DeepSpeed", expected="float32 or bf16")
         if compile:

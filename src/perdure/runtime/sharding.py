@@ -1,4 +1,4 @@
-"""A model's frozen weights shared out over processes (FSDP 2 or ZeRO 3), where accelerate's configuration asks for it.
+"""A model's frozen weights sharded over processes (FSDP 2 or ZeRO 3), where accelerate's configuration asks for it.
 
 Parameters that are trained stay whole in every process: they are small (low-rank updates, a projector). So penalties,
 clipping and mid-task checkpoints see them as in one process, and a run is resumed by any number of processes.

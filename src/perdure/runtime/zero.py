@@ -63,7 +63,7 @@ class PartedOptimizer:
 
     Args:
         optimizer: any of torch's that works element by element; its parameters are all trained.
-        clip_norm: largest norm of the gradient of all parameters.
+        clip_norm: max norm of the gradient of all parameters.
         add_gradients: sums over processes of what travels beside DeepSpeed's gradients.
     """
 

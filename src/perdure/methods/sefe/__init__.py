@@ -102,7 +102,7 @@ class Sefe:
     def penalty(self) -> Tensor:
         """Mean magnitude of the present update at the key elements, averaged over matrices (L_reg).
 
-        Where a batch is cut into parts, it is made once a step: the parts share its value and gradient.
+        Where batches are accumulated, it is made once a step: the microbatches share its value and gradient.
         """
         if self.config.tuning.accumulate == 1:
             return self._penalty()
