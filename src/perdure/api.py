@@ -56,23 +56,30 @@ def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> Resul
     """
     jobs = [(asked.for_seed(seed), asked.folder(seed)) for seed in asked.seeds]
     runtime = make_runtime(replace(asked, run=replace(asked.run, trackers=())), None, quiet=True)
+    finished: dict[Path, Scores | None] = {}
     with contextlib.ExitStack() as held:
-        runtime.main_first(lambda: _take_folders(jobs, held, again=again))
-        return Result(_execute_one(one, folder, quiet=quiet) for one, folder in jobs)
+        runtime.main_first(lambda: finished.update(_take_folders(jobs, held, again=again)))
+        for _, folder in jobs if not runtime.main else ():
+            finished[folder] = _finished(folder)
+        return Result(_execute_one(one, folder, finished[folder], quiet=quiet) for one, folder in jobs)
 
 
-def _take_folders(jobs: Sequence[tuple[Recipe, Path]], held: contextlib.ExitStack, *, again: bool) -> None:
-    """Hold every folder in which there is work to do, emptied if it is to be done again."""
+def _take_folders(
+    jobs: Sequence[tuple[Recipe, Path]], held: contextlib.ExitStack, *, again: bool
+) -> dict[Path, Scores | None]:
+    """Hold every folder in which there is work to do, emptied if it is to be done again; what is finished already."""
+    finished = {folder: None if again else _finished(folder) for _, folder in jobs}
     for one, folder in jobs:
-        if again or not _finished(folder):
+        if finished[folder] is None:
             held.enter_context(lock.held(folder))
         if not again:
             resuming.require_same_settings(one, folder)
-    for _, folder in jobs:
+    for folder, scores in finished.items():
         if again:
             resuming.clear(folder)
-        if not _finished(folder):
+        if scores is None:
             checkpoint.sweep(folder)
+    return finished
 
 
 class Result(tuple[Finished, ...]):
@@ -212,9 +219,9 @@ def reopen(run: str | Path, *, device: str = "auto") -> Opened:
     return Opened(folder, asked, method, models, runtime, query, done, tasks, temperature)
 
 
-def _execute_one(asked: Recipe, folder: Path, *, quiet: bool) -> Finished:
+def _execute_one(asked: Recipe, folder: Path, finished: Scores | None, *, quiet: bool) -> Finished:
     runtime = make_runtime(asked, folder, quiet=quiet)
-    if finished := _finished(folder):
+    if finished is not None:
         if said := resuming.require_same_data_if_there(asked, [folder]):
             runtime.say(f"{folder}: {said}")
         return Finished(folder=folder, scores=finished, fresh=False, main=runtime.main)

@@ -12,6 +12,7 @@ from fake_runs import falling, write_run
 
 from perdure.errors import DataError
 from perdure.reporting import drawing, figures, html, load, markdown, plain, published, report, tables
+from perdure.reporting.terminal import terminal
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +228,112 @@ def test_runs_without_a_score_are_refused(tmp_path):
 
 def test_csv_cells_may_hold_commas():
     assert plain.csv_text(["a"], [["x, y"], [None]]) == 'a\n"x, y"\n""\n'
+
+
+def axis_ends(figure, monkeypatch):
+    """Limits of both axes of every panel that a figure draws."""
+    seen = []
+    made = drawing.canvas
+
+    def watched(**more):
+        canvas, axes = made(**more)
+        seen.append(canvas)
+        return canvas, axes
+
+    monkeypatch.setattr(drawing, "canvas", watched)
+    drawn = figure()
+    return drawn, [(*axes.get_xlim(), *axes.get_ylim()) for axes in seen[-1].axes if axes.get_visible()]
+
+
+def test_axes_and_intervals_of_percentages_end_at_0_and_100(tmp_path, monkeypatch):
+    """Three seeds so far apart that Student's t goes far beyond, as 4.3 standard errors do."""
+    wide = [[[99.0, None], [2.0, 99.0]], [[60.0, None], [50.0, 60.0]], [[98.0, None], [1.0, 98.0]]]
+    runs = [write_run(tmp_path / f"r{s}", matrix=m, seed=s) for s, m in enumerate(wide)]
+    groups = tables.groups([load.read(run) for run in runs])
+    curve, ends = axis_ends(lambda: figures.accuracy_curve(groups), monkeypatch)
+    assert all(low >= 0 and high <= 100 for *_, low, high in ends)
+    assert all(0 <= low <= mean <= high <= 100 for *_, mean, low, high in curve.rows)
+    assert curve.note == "Bands: 95 % interval of the mean over seeds (Student's t), cut at 0 and 100."
+    tasks, ends = axis_ends(lambda: figures.curve_per_task(groups), monkeypatch)
+    assert all(low >= 0 and high <= 100 for *_, low, high in ends) and tasks.note == curve.note
+    lost, ends = axis_ends(lambda: figures.forgetting_per_task(groups), monkeypatch)
+    assert all(low >= -100 and high <= 100 for low, high, *_ in ends)
+    assert lost.note == "Bars: 95 % interval of the mean over seeds (Student's t), cut at 100."
+
+
+def test_every_interval_says_what_it_is_and_none_is_named_where_there_is_one_seed(tmp_path):
+    one = tables.groups([load.read(write_run(tmp_path / "one", matrix=falling(3), gap=True))])
+    assert all("seeds" not in figure.note for figure in figures.all_figures(one))
+    pair = [write_run(tmp_path / f"two-{s}", matrix=falling(3, seed=s), seed=s, gap=True) for s in range(2)]
+    three = [write_run(tmp_path / f"m-{s}", matrix=falling(3, seed=s), method="b", seed=s, gap=True) for s in range(3)]
+    both = tables.groups([load.read(run) for run in [*pair, *three]])
+    for figure in figures.all_figures(both):
+        expected = "Mean over" if figure.key.startswith("matrix") else "range over two seeds where there are no more"
+        assert expected in figure.note, figure.key
+
+
+def test_an_unfinished_run_has_a_page_of_what_is_there_says_so_and_wins_nothing(tmp_path):
+    whole = [write_run(tmp_path / f"w{s}", matrix=falling(4, seed=s), seed=s, method="whole") for s in range(3)]
+    part = [
+        write_run(
+            tmp_path / f"p{s}",
+            matrix=[*falling(4, start=99.0, seed=s)[:2], [None] * 4, [None] * 4],
+            seed=s,
+            method="part",
+            parts=("scores", "recipe", "events"),
+            expect=[{"metric": "average", "value": 90.0}],
+        )
+        for s in range(3)
+    ]
+    paths = report([*whole, *part], tmp_path / "out")
+    text = paths["report.md"].read_text()
+    assert "unfinished, 2 of 4 tasks: the numbers are of these" in text and "card.json is missing" not in text
+    (row,) = (line for line in text.splitlines() if line.startswith("|part (2 of 4 tasks)|average accuracy"))
+    by_hand = [(m[0][0] + (m[1][0] + m[1][1]) / 2) / 2 for m in (falling(4, start=99.0, seed=s) for s in range(3))]
+    assert f"|{sum(by_hand) / 3:.2f}|" in row
+    assert "**" not in text and "undecided: part (2 of 4 tasks) is unfinished" in text
+    assert not any(p.ours for group in tables.groups([load.read(r) for r in part]) for p in published.published(group))
+
+
+def test_settings_are_written_as_in_a_recipe_everywhere(tmp_path):
+    """None, False and true of Python never reach a reader: not in Markdown, labels, HTML or on a terminal."""
+    settings = [{"decay": None, "nesterov": False, "rate": 1.2345}, {"decay": 0.1, "nesterov": True, "rate": 1e-5}]
+    runs = [write_run(tmp_path / str(i), matrix=falling(2), settings=s) for i, s in enumerate(settings)]
+    paths = report(runs, tmp_path / "out")
+    groups = tables.groups([load.read(run) for run in runs])
+    for text in (
+        paths["report.md"].read_text(),
+        Page(paths["report.html"].read_text()).text,
+        terminal(groups, width=80),
+    ):
+        assert not re.search(r"\b(None|False|True)\b", text)
+        assert all(written in text for written in ("false", "true", "1.2345", "1e-05"))
+    assert "nesterov=false" in groups[0].label
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_on_a_terminal_no_line_is_wider_than_it_and_every_number_is_there(pages, width):
+    runs, _ = pages
+    for chosen in (runs[:1], runs[:3], runs):
+        groups = tables.groups([load.read(run) for run in chosen])
+        text = terminal(groups, width=width)
+        assert max(map(len, text.splitlines())) <= width
+        for group in groups:
+            assert all(f"{one.mean:.2f}" in text for one in group.summaries.values())
+        assert ("±" in text) == (len(chosen) > 1), "a mark is explained only where it is used"
+        assert ("*:" in text) == (len(groups) > 1)
+        assert "|" not in re.sub(r"a \| b", "", text)
+
+
+def test_the_terminals_table_by_hand(tmp_path):
+    groups = tables.groups([load.read(write_run(tmp_path / "r", matrix=[[90.0, None], [80.0, 70.0]]))])
+    lines = terminal(groups, width=36).splitlines()
+    assert lines == [
+        "made_up                         mean",
+        "  average accuracy (%) ↑       82.50",
+        "  final accuracy (%) ↑         75.00",
+        "  accuracy when learned (%)    80.00",
+        "    ↑",
+        "  forgetting (%) ↓             10.00",
+        "  backward transfer (%) ↑     -10.00",
+    ]

@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from perdure.errors import printable
@@ -24,6 +25,17 @@ def width() -> int | None:
     if os.environ.get("COLUMNS", "").isdigit():
         return max(int(os.environ["COLUMNS"]), NARROWEST)
     return max(shutil.get_terminal_size().columns, NARROWEST) if sys.stdout.isatty() else None
+
+
+def tables_of(folders: Sequence[Path], page: Path) -> str:
+    """What a report's tables say: aligned on a terminal; as `page` has them, in Markdown, for a pipe."""
+    if not sys.stdout.isatty():
+        return page.read_text(encoding="utf-8")
+    from perdure.reporting import load, tables
+    from perdure.reporting.terminal import terminal
+
+    read = [load.read(folder) for folder in dict.fromkeys(folders)]
+    return terminal(tables.groups([run for run in read if run.rows]), width=width() or 80)
 
 
 def libraries_aside() -> AbstractContextManager[Any]:

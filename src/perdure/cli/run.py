@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,14 +55,12 @@ def command(
     with libraries_aside():
         finished = api.execute(checked, again=again, quiet=quiet)
     if finished.main:
-        print(finished)
-        print(f"The report, with figures: {finished.pages()['report.html']}")
+        _print_results([one.folder for one in finished])
 
 
 def _all_finished(asked: Recipe) -> bool:
     """Print the table of runs that are all finished, at once: torch is not imported."""
     from perdure import resuming
-    from perdure.reporting import load, markdown, report, tables
 
     jobs = [(asked.for_seed(seed), asked.folder(seed)) for seed in asked.seeds]
     if not all(resuming.finished_scores(folder) for _, folder in jobs):
@@ -73,6 +73,15 @@ def _all_finished(asked: Recipe) -> bool:
     if said := resuming.require_same_data_if_there(asked, folders):
         print(f"{', '.join(map(str, folders))}: {said}", file=sys.stderr)
     print("finished before; nothing was trained (--again makes it anew)", file=sys.stderr)
-    print(markdown.markdown(tables.groups([load.read(folder) for folder in folders])))
-    print(f"The report, with figures: {report(folders, folders[0].parent)['report.html']}")
+    _print_results(folders)
     return True
+
+
+def _print_results(folders: Sequence[Path]) -> None:
+    """The table of all seeds, and where their report lies: in the folder above theirs."""
+    from perdure.cli._layout import tables_of
+    from perdure.reporting import report
+
+    pages = report(folders, folders[0].parent)
+    print(tables_of(folders, pages["report.md"]))
+    print(f"The report, with figures: {pages['report.html']}")

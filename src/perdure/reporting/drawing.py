@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -238,6 +238,15 @@ def as_array(curve: Curve) -> np.ndarray:
 def whole_ticks(axes: Axes, last: int, *, most: int = 10) -> None:
     """Ticks at 1 .. last, no more than `most`."""
     axes.set_xticks(range(1, last + 1, max(1, math.ceil(last / most))))
+
+
+def keep_within(axes: Axes, side: Literal["x", "y"], ends: tuple[float, float]) -> None:
+    """The axis ends where the values do, or before; markers at its ends are drawn whole."""
+    begin, end = axes.get_xlim() if side == "x" else axes.get_ylim()
+    kept = max(begin, ends[0]), min(end, ends[1])
+    (axes.set_xlim if side == "x" else axes.set_ylim)(*kept)
+    for line in axes.get_lines():
+        line.set_clip_on(False)
 
 
 def short(names: Sequence[str], longest: int = 14) -> list[str]:

@@ -18,6 +18,10 @@ from perdure.reporting.drawing import Curve, Figure
 from perdure.reporting.load import Run
 from perdure.reporting.tables import Group, summarize
 
+WHOLE = (0.0, 100.0)
+"""Ends of a percentage: no axis and no interval goes beyond."""
+NO_SHARE = ("cider",)
+"""Metrics in percent that may exceed 100."""
 PANELS = 12
 """Most tasks that get a panel of their own."""
 
@@ -89,10 +93,10 @@ def curve_per_task(groups: Sequence[Group]) -> Figure | None:
     across = min(3, len(shown))
     down = math.ceil(len(shown) / across)
     canvas, panels = drawing.canvas(height=0.7 + 1.3 * down, panels=(down, across))
-    rows = []
+    rows, ends = [], _ends(groups)
     for panel, task in zip(panels, shown):
         for g, (group, each) in enumerate(zip(groups, matrices)):
-            middle, low, high = _band([_plain(m[:, task]) for m in each])
+            middle, low, high = _band([_plain(m[:, task]) for m in each], ends)
             drawing.draw_curve(panel, np.arange(1, len(names) + 1), middle, low, high, style=g)
             rows += [[names[task], group.label, t + 1, v] for t, v in enumerate(middle) if v is not None]
         panel.set_title(drawing.short([names[task]], 18)[0], fontsize=9.5)
@@ -104,7 +108,10 @@ def curve_per_task(groups: Sequence[Group]) -> Figure | None:
         panel.set_xlabel("tasks learned")
     drawing.legend(canvas, [group.label for group in groups])
     alt = f"{len(shown)} panels, one a task: accuracy after each later task" + _of(groups)
-    note = f"{len(shown)} of {len(watched)} tasks." if len(shown) < len(watched) else ""
+    for panel in panels[: len(shown)]:
+        drawing.keep_within(panel, "y", ends)
+    some = f"{len(shown)} of {len(watched)} tasks." if len(shown) < len(watched) else ""
+    note = " ".join(filter(None, (some, _band_note(groups, cut=_cut(groups)))))
     columns = ["task", "method", "tasks learned", "accuracy"]
     return drawing.finish("per-task", "How each task fares later", alt, canvas, columns, rows, note)
 
@@ -117,9 +124,9 @@ def forgetting_per_task(groups: Sequence[Group]) -> Figure | None:
     if not names or not same or not any(v is not None for curves in lost for curve in curves for v in curve):
         return None
     canvas, axes = drawing.canvas(height=min(7.0, 1.5 + 0.3 * len(names)))
-    places, rows = np.arange(len(names)), []
+    places, rows, ends = np.arange(len(names)), [], _ends(groups)
     for g, (group, curves) in enumerate(zip(groups, lost)):
-        middle, low, high = _band(curves)
+        middle, low, high = _band(curves, (-ends[1], ends[1]))
         at = places + 0.16 * (g - (len(groups) - 1) / 2)
         drawing.draw_dots(axes, at, middle, low, high, style=g)
         rows += [[name, group.label, v] for name, v in zip(names, middle)]
@@ -130,7 +137,9 @@ def forgetting_per_task(groups: Sequence[Group]) -> Figure | None:
     axes.set_xlabel("points lost at the end (less is better)")
     drawing.legend(canvas, [group.label for group in groups])
     alt = "Points of accuracy that each past task lost by the end" + _of(groups)
-    return drawing.finish("forgetting", "Forgetting", alt, canvas, ["task", "method", "points lost"], rows)
+    drawing.keep_within(axes, "x", (-ends[1], ends[1]))
+    note = _band_note(groups, "Bars", cut="100" if _cut(groups) else "")
+    return drawing.finish("forgetting", "Forgetting", alt, canvas, ["task", "method", "points lost"], rows, note)
 
 
 def gap_curves(groups: Sequence[Group]) -> Figure | None:
@@ -157,7 +166,13 @@ def gap_curves(groups: Sequence[Group]) -> Figure | None:
     drawing.legend(canvas, axes=axes)
     alt = "Mean logits per task: " + ", ".join(label for label, *_ in series)
     return drawing.finish(
-        "gap", "Modality gap: logits of right and wrong classes", alt, canvas, ["series", "task", "mean logit"], rows
+        "gap",
+        "Modality gap: logits of right and wrong classes",
+        alt,
+        canvas,
+        ["series", "task", "mean logit"],
+        rows,
+        _band_note(groups),
     )
 
 
@@ -189,7 +204,7 @@ def seconds_per_task(groups: Sequence[Group]) -> Figure | None:
     for panel, part in zip(panels, ("learn", "test")):
         for g, group in enumerate(groups):
             curves = [task_seconds(run, part) for run in group.runs]
-            middle, low, high = _band(curves)
+            middle, low, high = _band(curves, (0.0, math.inf))
             drawing.draw_curve(panel, np.arange(1, len(middle) + 1), middle, low, high, style=g)
             rows += [[part, group.label, t + 1, v] for t, v in enumerate(middle) if v is not None]
             longest = max(longest, len(middle))
@@ -200,7 +215,8 @@ def seconds_per_task(groups: Sequence[Group]) -> Figure | None:
     panels[0].set_ylabel("seconds")
     drawing.legend(canvas, [group.label for group in groups])
     alt = "Seconds spent learning and testing, per task" + _of(groups)
-    return drawing.finish("seconds", "Time per task", alt, canvas, ["part", "method", "task", "seconds"], rows)
+    note = _band_note(groups, cut="0")
+    return drawing.finish("seconds", "Time per task", alt, canvas, ["part", "method", "task", "seconds"], rows, note)
 
 
 def task_seconds(run: Run, part: str) -> Curve:
@@ -218,7 +234,7 @@ def _lines(
     canvas, axes = drawing.canvas(height=3.2)
     rows, ends, longest = [], [], 0
     for g, (group, each) in enumerate(zip(groups, curves)):
-        middle, low, high = _band(each)
+        middle, low, high = _band(each, _ends(groups))
         drawing.draw_curve(axes, np.arange(1, len(middle) + 1), middle, low, high, style=g)
         rows += [[group.label, t + 1, m, a, b] for t, (m, a, b) in enumerate(zip(middle, low, high)) if m is not None]
         known = [m for m in middle if m is not None]
@@ -226,6 +242,7 @@ def _lines(
         longest = max(longest, len(middle))
     axes.set_xlabel(horizontal)
     axes.set_ylabel(vertical)
+    drawing.keep_within(axes, "y", _ends(groups))
     drawing.whole_ticks(axes, longest)
     drawing.legend(canvas, [group.label for group in groups])
     return drawing.finish(
@@ -235,8 +252,18 @@ def _lines(
         canvas,
         ["method", horizontal, "mean", "low", "high"],
         rows,
-        _band_note(groups),
+        _band_note(groups, cut=_cut(groups)),
     )
+
+
+def _ends(groups: Sequence[Group]) -> tuple[float, float]:
+    """Between which values the headline of these runs lies."""
+    shares = all(
+        run.headline in METRICS and METRICS[run.headline].unit == "%" and run.headline not in NO_SHARE
+        for group in groups
+        for run in group.runs
+    )
+    return WHOLE if shares else (-math.inf, math.inf)
 
 
 def _cells(group: Group) -> list[continual.Measured]:
@@ -250,8 +277,12 @@ def _mean_matrix(group: Group) -> np.ndarray | None:
     return np.mean(cells, axis=0) if cells and not all(np.isnan(m).all() for m in cells) else None
 
 
-def _band(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:
-    """Mean, and the 95 % interval (from 3 seeds on) or the range, at each position that any curve has."""
+def _band(curves: Sequence[Curve], ends: tuple[float, float] = (-math.inf, math.inf)) -> tuple[Curve, Curve, Curve]:
+    """Mean, and the 95 % interval (from 3 seeds on) or the range, at each position that any curve has.
+
+    Args:
+        ends: the values can be no others; an interval is cut there.
+    """
     points: list[tuple[float | None, float | None, float | None]] = []
     for t in range(max(map(len, curves), default=0)):
         values = [value for curve in curves if t < len(curve) and (value := curve[t]) is not None]
@@ -260,16 +291,28 @@ def _band(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:
             continue
         one = summarize(values)
         low, high = (min(values), max(values)) if one.low is None else (one.low, one.high)
-        points.append((one.mean, low, high))
+        points.append((one.mean, max(low, ends[0]), min(high, ends[1])))
     middle, low, high = (list(column) for column in zip(*points)) if points else ([], [], [])
     return middle, low, high
 
 
-def _band_note(groups: Sequence[Group]) -> str:
-    most = max(len(g.runs) for g in groups)
-    if most == 1:
-        return ""
-    return "Bands: 95 % interval of the mean over seeds (Student's t)." if most > 2 else "Bands: range over two seeds."
+def _band_note(groups: Sequence[Group], what: str = "Bands", *, cut: str = "") -> str:
+    """What the intervals of a figure are; empty where there is one seed.
+
+    Args:
+        cut: where the values end, ``0 and 100``; an interval ends there, too.
+    """
+    interval, spread = "95 % interval of the mean over seeds (Student's t)", "range over two seeds"
+    named = {interval if len(g.runs) > 2 else spread for g in groups if len(g.runs) > 1}
+    if interval in named and cut:
+        interval += f", cut at {cut}"
+    if len(named) == 2:
+        return f"{what}: {interval}; {spread} where there are no more."
+    return f"{what}: {interval if spread not in named else spread}." if named else ""
+
+
+def _cut(groups: Sequence[Group]) -> str:
+    return "0 and 100" if _ends(groups) == WHOLE else ""
 
 
 def _plain(values: np.ndarray) -> Curve:

@@ -26,6 +26,7 @@ from perdure.reporting.tables import (
     all_comparisons,
     all_numbers,
     differing,
+    shown,
     summarize,
     warnings,
     winners,
@@ -41,8 +42,8 @@ def html(groups: Sequence[Group], *, drawn: Sequence[Figure] | None = None, limi
     """The page. `drawn`: the figures, if they are made already."""
     remarks: list[str] = []
     if drawn is None:
-        shown, remarks = clips.clip_figures(groups)
-        drawn = [*figures.all_figures(groups), *shown]
+        of_clips, remarks = clips.clip_figures(groups)
+        drawn = [*figures.all_figures(groups), *of_clips]
     drawn = list(drawn)
     page = _render(groups, drawn, remarks)
     while len(page.encode()) > limit and any(figure.svg for figure in drawn):
@@ -63,7 +64,7 @@ def _render(groups: Sequence[Group], drawn: Sequence[Figure], remarks: Sequence[
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": cell, "interval": interval, "value": _value}
+    environment.filters |= {"number": cell, "interval": interval, "value": shown, "rounded": _rounded}
     environment.tests["contains"] = lambda container, item: item in container
     template = environment.get_template("report.html.j2")
     runs = [run for group in groups for run in group.runs]
@@ -226,12 +227,8 @@ def _count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def _value(value: Any) -> str:
-    """A setting or a number of a data table as people write it."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}".rstrip("0").rstrip(".")
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
+def _rounded(value: Any) -> str:
+    """A cell of a figure's data table; the saved file has all digits."""
+    if not isinstance(value, float):
+        return shown(value)
+    return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}".rstrip("0").rstrip(".")

@@ -28,7 +28,9 @@ class Run:
 
     folder: Path
     tasks: list[str] = field(default_factory=list)
-    """Names of the stream's tasks, in order."""
+    """Names of the stream's tasks, in order; of an unfinished run those that are learned."""
+    total: int = 0
+    """Tasks of the whole stream."""
     headline: str = "accuracy"
     """The first metric of the first task."""
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -38,6 +40,11 @@ class Run:
     events: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What a reader of the report should know of this folder: missing and torn parts."""
+
+    @property
+    def unfinished(self) -> str:
+        """``1 of 10 tasks``; empty if the run has come to its end."""
+        return f"{len(self.tasks)} of {self.total} tasks" if len(self.tasks) < self.total else ""
 
     @property
     def name(self) -> str:
@@ -80,14 +87,20 @@ def read(folder: Path) -> Run:
         raise DataError("this is not a run's folder", where=str(folder), expected=f"one of {', '.join(PARTS)} in it")
     scores = run_files.read_scores(folder)
     events, torn = run_files.read_lines(folder / "events.jsonl")
-    notes = [f"{part} is missing" for part in PARTS if not (folder / part).exists()]
+    tasks, rows = scores.get("tasks", []), scores.get("rows", [])
+    done = 1 + max((row["after"] for row in rows), default=len(tasks) - 1)
+    unfinished = done < len(tasks) and not run_files.is_there(folder / "card.json")
+    notes = [f"unfinished, {done} of {len(tasks)} tasks: the numbers are of these"] if unfinished and done else []
+    hidden = {"card.json"} if notes else set()
+    notes += [f"{part} is missing" for part in PARTS if part not in hidden and not (folder / part).exists()]
     if torn:
         notes.append(f"events.jsonl: {torn} damaged line(s) left out")
     return Run(
         folder=folder,
-        tasks=scores.get("tasks", []),
+        tasks=tasks[:done] if unfinished and done else tasks,
+        total=len(tasks),
         headline=scores.get("headline") or "accuracy",
-        rows=scores.get("rows", []),
+        rows=[row for row in rows if row["asked"] < done] if unfinished and done else rows,
         card=run_files.read_card(folder),
         recipe=_yaml(folder / "recipe.yaml"),
         events=events,

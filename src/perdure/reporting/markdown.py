@@ -15,6 +15,7 @@ from perdure.reporting.tables import (
     all_comparisons,
     all_numbers,
     differing,
+    shown,
     warnings,
     winners,
 )
@@ -22,7 +23,8 @@ from perdure.reporting.tables import (
 
 def markdown(groups: Sequence[Group]) -> str:
     """Score table, published numbers, differences and settings that differ."""
-    parts = [score_table(groups), CAPTION]
+    repeated = any(one.spread is not None for group in groups for one in group.summaries.values())
+    parts = [score_table(groups), CAPTION if repeated else ""]
     parts += ["\n".join(f"> {text}" for text in warnings(groups))]
     parts += [_published(group) for group in groups]
     comparisons = all_comparisons(groups)
@@ -30,7 +32,7 @@ def markdown(groups: Sequence[Group]) -> str:
         parts += ["### Differences, paired by seed", _comparisons(comparisons)]
     apart = differing([group.runs[0] for group in groups])
     if apart:
-        rows = [[f"`{name}`", *(f"`{v}`" for v in values)] for name, values in apart.items()]
+        rows = [[f"`{name}`", *(f"`{shown(v)}`" for v in values)] for name, values in apart.items()]
         parts += ["### Settings that differ", table(["setting", *(g.label for g in groups)], rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

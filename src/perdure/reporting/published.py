@@ -55,7 +55,7 @@ def published(group: Group) -> list[Published]:
         if not (isinstance(item, Mapping) and isinstance(item.get("value"), int | float) and "metric" in item):
             continue  # a recipe that was edited by hand
         number = _match(str(item["metric"]), group)
-        ours = None if number is None else group.summaries[number]
+        ours = None if number is None or group.runs[0].unfinished else group.summaries[number]
         told = {key: str(item.get(key) or "") for key in ("source", "note")}
         found.append(Published(name=str(item["metric"]), value=item["value"], number=number, ours=ours, **told))
     return found

@@ -10,6 +10,7 @@ and both its intervals, bootstrap and t, exclude 0: with three pairs the bootstr
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,17 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {name: values for name, values in table.items() if any(v != values[0] for v in values)}
 
 
+def shown(value: Any) -> str:
+    """A setting as people write it in a recipe; a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
+
+
 def run_numbers(run: Run) -> dict[Number, float]:
     """All numbers of a run that are defined; the headline's first."""
     found: dict[Number, float] = {}
@@ -175,6 +187,10 @@ def compare(number: Number, a: Group, b: Group) -> Comparison:
     seeds = sorted(seed for seed in left.keys() & right.keys() if seed >= 0)  # below 0: not known
     differences = np.array([right[s] - left[s] for s in seeds])
     common: dict[str, Any] = {"number": number, "a": a.label, "b": b.label, "seeds": seeds}
+    parts = [group.runs[0].unfinished for group in (a, b)]
+    if any(parts):
+        reason = "; ".join(f"{group.label} is unfinished" for group, part in zip((a, b), parts) if part)
+        return Comparison(**common, mean=None, bootstrap=None, student=None, winner=None, reason=reason)
     if len(seeds) < ENOUGH:
         mean = float(differences.mean()) if seeds else None
         reason = f"{len(seeds)} shared seed{'' if len(seeds) == 1 else 's'}; a verdict needs {ENOUGH}"
@@ -304,9 +320,10 @@ def _labels(together: Sequence[Sequence[Run]]) -> list[str]:
         alike = [other[0] for other, name in zip(together, methods) if name == method]
         apart = differing(alike) if len(alike) > 1 else {}
         own: Mapping[str, Any] = settings(runs[0])
-        words = [f"{name.removeprefix('method.')}={own.get(name)}" for name in apart]
+        words = [f"{name.removeprefix('method.')}={shown(own.get(name))}" for name in apart]
         if len(words) > MOST_IN_LABEL:
             words = [str((runs[0].recipe.get("run") or {}).get("name") or runs[0].name)]
+        words += [runs[0].unfinished] if runs[0].unfinished else []
         labels.append(f"{method} ({', '.join(words)})" if words else method)
     return [f"{label} [{i + 1}]" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
 
