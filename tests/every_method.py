@@ -36,6 +36,8 @@ class Tiny:
     settings: Mapping[str, Any] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
     """What `check_method` is told to leave out."""
+    given: tuple[str, ...] = ()
+    """Optional roles that are always given."""
 
     def make(self, *, optional: bool = False, **settings: Any) -> Method:
         """A fresh method with fresh models; with those of its optional roles if asked to."""
@@ -43,8 +45,14 @@ class Tiny:
         if optional and "reward_confidences" in cls.Config.__dataclass_fields__:  # the paper gives tiny models none
             settings = {"reward_confidences": (3.0, 2.0, 1.0), **settings}
         told = registry.describe("methods", self.name)
-        roles = [role for role in told.roles if optional or role not in told.optional_roles]
+        roles = [role for role in told.roles if self._gives(role, told, optional)]
         return cls(cls.Config(**{**self.settings, **settings}), **{role: self.roles[role]() for role in roles})
+
+    def _gives(self, role: str, told: registry.Description, optional: bool) -> bool:
+        """Whether the method gets a model in a role; of roles of which it takes one, those that are always given."""
+        if role in told.one_role_of:
+            return role in self.given
+        return optional or role not in told.optional_roles
 
     def factory(self, **settings: Any) -> Callable[[], Method]:
         """As `check_method` takes it."""
@@ -91,6 +99,20 @@ def _test_time(name: str, **settings: Any) -> Tiny:
     roles = _with_reward(clip_methods.opposed_clip)
     streams = {"classify": partial(clip_methods.small_stream, train=1)}
     return Tiny(name=name, roles=roles, streams=streams, settings=settings)
+
+
+def _on_features(name: str, **settings: Any) -> Tiny:
+    roles = {"clip": clip_methods.opposed_clip, "reward": clip_methods.fresh_clip}
+    return Tiny(
+        name=name, roles=roles, streams={"classify": partial(clip_methods.small_stream, train=1)}, settings=settings
+    )
+
+
+def _on_batches(name: str, **settings: Any) -> Tiny:
+    roles = {"clip": clip_methods.opposed_clip, "net": plain_net}
+    streams = {"classify": partial(clip_methods.small_stream, train=2)}
+    settings = {"batch_size": 2, "lr": 0.01, **settings}
+    return Tiny(name=name, roles=roles, streams=streams, settings=settings, given=("clip",))
 
 
 def _retrieval(name: str, **settings: Any) -> Tiny:
@@ -164,6 +186,14 @@ _ALL = (
     _test_time("kd", steps=1, lr=1e-3, loss="dkd", **_VIEWS),
     _test_time("rlcf_prompt", samples=2, steps=2, context="a photo a", **_VIEWS),
     _test_time("rlcf_encoder", samples=2, steps=2, lr=1e-3, **_VIEWS),
+    _on_features("tda", views=6, selection=0.4),
+    _on_features("zero", **_VIEWS),
+    _on_features("adapt"),
+    _on_features("dynaprompt", context="a photo a", prompts=3, **_VIEWS),
+    _on_batches("tent"),
+    _on_batches("eata", e_margin=10.0, d_margin=2.0, fisher_size=3),
+    _on_batches("sar", e_margin=10.0),
+    _on_batches("cotta", augmentation_threshold=1.0, augmentations=2, restore_probability=0.1),
     _retrieval("rlcf_retrieval", samples=2, steps=2, lr=1e-2),
     _captions("clipcap", **_MAPPER),
     _captions("capdec", **_MAPPER),

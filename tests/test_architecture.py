@@ -20,7 +20,7 @@ runtime
 types draws
 kept_examples
 demands loading
-training
+training features
 layers
 metrics models
 families

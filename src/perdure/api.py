@@ -258,6 +258,7 @@ def make_runtime(asked: Recipe, folder: Path | None, *, quiet: bool = False) -> 
         threads=settings.threads,
         trackers=settings.trackers,
         quiet=quiet,
+        features=settings.features,
     )
 
 

@@ -7,6 +7,7 @@ Does not know methods, models or streams.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 
 import torch
 
-from perdure import metrics
+from perdure import checkpoint, features, metrics
 from perdure.errors import DataError, Interrupted, RecipeError
 from perdure.files.text_files import lines, to_json
 from perdure.files.written_whole import write_text
 from perdure.keys import key_seed
 from perdure.loading import ExampleBatches
+from perdure.run_folder import run_files
 from perdure.runtime import Runtime
 from perdure.runtime.collectives import Agreement
 from perdure.runtime.devices import seed_torch
@@ -54,9 +56,10 @@ def evaluate(
         raise RecipeError("the method carries state from sample to sample", expected="one process")
     examples: Examples = getattr(task, settings.split)
     name = f"{after}_{task.index}"
-    part = _Part(runtime, name if settings.save_predictions else None, resumable=not carries)
+    part = _Part(runtime, name if settings.save_predictions else None, stream=method if carries else None)
     done = part.read()
-    todo = [i for i in _order(len(examples), task, settings, runtime) if not done or examples[i].id not in done]
+    order = _order(len(examples), task, settings, runtime)[part.gone :]
+    todo = [i for i in order if carries or not done or examples[i].id not in done]
     own = _predict(method, predict, examples.select(todo), query, settings, runtime, part, label=task.name)
     fresh = {record["id"]: record for record in runtime.gather(own)}
     found = [record for e in examples if (record := done.get(e.id) or fresh.get(e.id)) is not None]
@@ -95,20 +98,13 @@ def _predict(
     label: str,
 ) -> list[Record]:
     """Records of this process's share of `examples`, appended to its part file batch by batch."""
-    batches = ExampleBatches(
-        examples,
-        method.preprocess,
-        batch_size=settings.batch_size,
-        runtime=runtime,
-        stage=f"test {label}",
-        training=False,
-        collate=getattr(method, "collate", None),
-    )
+    size = getattr(method, "test_batch", settings.batch_size) or max(len(examples), 1)
+    source, steps = _batches(method, examples, size, settings.batch_size, runtime, label)
     records: list[Record] = []
     show = runtime.main and not runtime.quiet
     agreement = Agreement(runtime.processes, lambda: (runtime.stop_requested,))
-    with Progress(f"test {label}", total=len(batches), show=show) as progress:
-        for batch, _ in batches.epoch(0):
+    with Progress(f"test {label}", total=steps, show=show) as progress:
+        for step, batch in enumerate(source, start=1):
             if batch is not None:
                 seed_torch(key_seed("predict", *batch["seed"].tolist()))
                 with predicting(method, runtime):
@@ -118,20 +114,62 @@ def _predict(
                 part.append(new)
                 records += new
             progress.advance()
-            if any(agreement.answers()):
+            stop = any(agreement.answers())
+            part.keep(min(step * size, len(examples)), now=stop)
+            if stop:
                 raise Interrupted(f"stopped while testing {label}")
             agreement.ask()
     return records
 
 
-class _Part:
-    """Records of a test pass that is under way, one file a process; a torn last line is ignored."""
+def _batches(
+    method: Any, examples: Examples, size: int, encoded_at_once: int, runtime: Runtime, label: str
+) -> tuple[Iterator[Batch | None], int]:
+    """Batches of test examples as `predict` takes them, and how many. Of a method with frozen features (`encode`) these
+    stand in place of the examples, from the run's cache where they are there."""
+    stage = f"test {label}"
+    if hasattr(method, "encode"):
+        at_once = min(size, encoded_at_once)
+        found = features.batches(method, examples, batch_size=at_once, runtime=runtime, stage=stage)
+        if size > at_once:
+            return iter([_joined([batch for batch in found if batch is not None])]), 1
+        return found, -(-len(examples) // at_once)
+    batches = ExampleBatches(
+        examples,
+        method.preprocess,
+        batch_size=size,
+        runtime=runtime,
+        stage=stage,
+        training=False,
+        collate=getattr(method, "collate", None),
+    )
+    return (batch for batch, _ in batches.epoch(0)), len(batches)
 
-    def __init__(self, runtime: Runtime, name: str | None, *, resumable: bool) -> None:
-        self.runtime, self.resumable = runtime, resumable
+
+def _joined(batches: Sequence[Batch]) -> Batch | None:
+    """Several batches as one."""
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]} if batches else None
+
+
+class _Part:
+    """Records of a test pass that is under way, one file a process; a torn last line is ignored.
+
+    A method that carries state from batch to batch goes on where it stood if it has `stream_state` and
+    `load_stream_state`: its state is kept beside the records now and then. Without, its pass begins again.
+
+    Args:
+        stream: a method that carries state; None: every example is asked by itself.
+    """
+
+    def __init__(self, runtime: Runtime, name: str | None, *, stream: Any = None) -> None:
+        self.runtime, self.stream = runtime, stream
         folder = runtime.out / "predictions" if runtime.out is not None and name else None
         self.final = folder and folder / f"{name}.jsonl"
         self.file = folder and folder / f"{name}.part{runtime.rank}"
+        self.state = folder and folder / f"{name}.stream.safetensors"
+        self.keeps = self.state is not None and hasattr(stream, "stream_state")
+        self.gone, self.count, self.saved = 0, 0, time.monotonic()
+        """Examples that a stopped pass has gone through; records so far; when the state was kept last."""
 
     def read(self) -> dict[str, Record]:
         """Records by id that earlier processes have left."""
@@ -140,20 +178,47 @@ class _Part:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         found = [record for path in self._parts() for record in read_records(path)]
         self.runtime.wait()
-        if self.resumable:
-            if found and self.runtime.main:
-                _write_records(self.file, found)
-        elif self.file.exists():
-            self.file.unlink()
-            found = []
+        if self.stream is not None:
+            found = self._go_on(found)
+        elif found and self.runtime.main:
+            _write_records(self.file, found)
         self.runtime.wait()
+        self.count = len(found)
         return {record["id"]: record for record in found}
+
+    def _go_on(self, found: list[Record]) -> list[Record]:
+        """The records up to the state that was kept, and the method in it; none where it cannot go on."""
+        assert self.file is not None and self.state is not None
+        if self.keeps and self.state.exists():
+            kept = checkpoint.load(self.state)
+            with run_files.fitting(self.state, what=type(self.stream).__name__):
+                self.stream.load_stream_state(kept["state"])
+                self.gone, found = kept["gone"], found[: kept["records"]]
+                self.runtime.skipped.update(kept["skipped"])
+            _write_records(self.file, found)
+            return found
+        self.file.unlink(missing_ok=True)
+        return []
+
+    def keep(self, gone: int, *, now: bool) -> None:
+        """Keep the state of a method that carries one, if it is time or asked for.
+
+        Args:
+            gone: examples that this pass has gone through since it began or went on.
+        """
+        if not self.keeps or not (now or time.monotonic() - self.saved > self.runtime.save_every):
+            return
+        assert self.state is not None
+        state = {"gone": self.gone + gone, "records": self.count, "state": self.stream.stream_state()}
+        checkpoint.save(self.state, state | {"skipped": dict(self.runtime.skipped)})
+        self.saved = time.monotonic()
 
     def append(self, records: Sequence[Record]) -> None:
         if self.file is not None:
             with self.file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(_line(record) for record in records)
                 file.flush()
+        self.count += len(records)
 
     def finish(self, records: Sequence[Record]) -> None:
         """All records in the examples' order; the parts go."""
@@ -162,6 +227,8 @@ class _Part:
             _write_records(self.final, records)
             for path in self._parts():
                 path.unlink()
+            if self.keeps and self.state is not None:
+                self.state.unlink(missing_ok=True)
         self.runtime.wait()
 
     def _parts(self) -> list[Path]:

@@ -140,13 +140,15 @@ def _test(
     predictors: dict[Query, Any] = {}
     for task in asked:
         query = stream.query(task, after=after)
-        if query not in predictors:
+        if query not in predictors or getattr(method, "carries_state", False):  # each test set begins anew
             with predicting(method, runtime):
                 predictors[query] = method.predictor(query)
+        began = time.perf_counter()
         values, n = evaluate(method, predictors[query], task, query, evaluation, runtime=runtime, after=after)
+        cost = {"seconds": time.perf_counter() - began, "peak_bytes": max(runtime.peak_memory().values())}
         scores.add(after=after, asked=task.index, n=n, values=values)
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        runtime.log("test", after=after, asked=task.index, n=n, **numbers)
+        runtime.log("test", after=after, asked=task.index, n=n, **cost, **numbers)
 
 
 def _check(method: Method, stream: Stream, evaluation: Evaluation) -> None:

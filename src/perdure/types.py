@@ -245,8 +245,13 @@ class Method(Protocol):
     """The kinds of Query it can answer."""
     # Optional, read with getattr:
     #   adapts = True         prediction needs gradients
-    #   carries_state = True  state survives from test sample to test sample
+    #   carries_state = True  state survives from test sample to test sample; with stream_state() -> dict and
+    #                         load_stream_state(dict) a stopped test goes on where it stood
+    #   test_batch            test examples that answers are made from at once, whatever evaluate.batch_size says;
+    #                         0: a whole test set
+    #   encode(batch), encoder()   frozen features in place of a batch, and what they depend on: perdure.features
     #   needs_task_name       kinds that it answers only where the query names the task (a frozenset)
+    #   one_role_of           optional roles of which exactly one is given (a frozenset)
     #   scores_are = "logits"  of `classify`; or logits_of(scores): their softmax is what `perdure predict` shows
     #   collate(items) -> Batch    where stacking is not enough
     #   export(folder) -> str      writes what plain transformers / peft load; returns the Python lines that do

@@ -22,6 +22,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mg_clip", {"visual": False, "lora_mode": "vision", "gap_examples": 0, "accumulate": 2}),
     ("rlcf_encoder", {"momentum": 0.9, "update_every": 2}),  # carries state: two checks skip themselves
     ("lora_sequential", {"merge": False}),
+    ("adapt", {"mode": "transductive"}),
 ]
 """Settings that change what is learned or kept."""
 PLAIN: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in METHODS]

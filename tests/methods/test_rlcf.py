@@ -165,7 +165,7 @@ def test_reward_models_are_combined_and_the_reward_alone_is_zero_shot():
 
 
 def test_eighty_templates_are_averaged():
-    from perdure.methods.zero_shot.imagenet_templates import TEMPLATES
+    from perdure.families.clip.templates import IMAGENET_80 as TEMPLATES
 
     assert len(set(TEMPLATES)) == 80 and all(t.count("{}") == 1 for t in TEMPLATES)
 

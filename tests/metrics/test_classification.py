@@ -25,7 +25,12 @@ def test_a_record_names_labels_not_columns():
         "target": 10,
         "predicted": 11,
         "top5": [11, 12, 10],
-        "confidence": pytest.approx(e(2) / (e(0) + e(1) + e(2)), abs=1e-6),
+        "confidence": pytest.approx(e(2) / (e(0) + e(1) + e(2)), abs=1e-9),
+        "probabilities": pytest.approx([e(k) / (e(0) + e(1) + e(2)) for k in (2, 1, 0)], rel=1e-5),
+        "nll": pytest.approx(np.log(e(0) + e(1) + e(2)), abs=1e-9),
+        "brier": pytest.approx(sum(e(2 * k) for k in range(3)) / (1 + e(1) + e(2)) ** 2 - 2 / (1 + e(1) + e(2)) + 1),
+        "energy": pytest.approx(np.log(e(0) + e(1) + e(2)), abs=1e-6),
+        "logit": 2.0,
     }
     assert json.loads(json.dumps(found)) == found
 

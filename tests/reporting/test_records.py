@@ -47,7 +47,7 @@ def test_what_cannot_be_scored_is_refused(run, tmp_path):
         score(run, ["acuracy"])
     file = run / "predictions" / "1_0.jsonl"
     file.write_text('{"id": "a"}\n')
-    with pytest.raises(RecipeError, match="no 'predicted', which `accuracy` needs"):
+    with pytest.raises(RecipeError, match="no 'target', which `accuracy` needs"):
         score(file)
     file.write_text('{"id": "a"\n')
     with pytest.raises(DataError, match="line 1: this is no JSON"):

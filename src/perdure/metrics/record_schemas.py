@@ -22,6 +22,11 @@ class _Classified(_Record):
     predicted: int = 0
     top5: list[int] = []
     confidence: Number = None
+    probabilities: list[Number] = []
+    nll: Number = None
+    brier: Number = None
+    energy: Number = None
+    logit: Number = None
     task: str = ""
     inferred: str = ""
 
@@ -60,6 +65,7 @@ class _Heard(_Record):
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "classification": _Classified,
+    "calibration": _Classified,
     "task_identity": _Classified,
     "retrieval": _Ranked,
     "captioning": Captioned,

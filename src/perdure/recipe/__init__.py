@@ -333,6 +333,11 @@ def _roles(method: Any, models: Mapping[str, Any]) -> list[Fault]:
     ]
     missing = [r for r in about.roles if r not in models and r not in about.optional_roles]
     hint = "see: perdure list models"
+    given = [role for role in about.one_role_of if role in models]
+    if about.one_role_of and len(given) != 1:
+        takes = f"exactly one model of {' and '.join(f'`{role}`' for role in about.one_role_of)}"
+        found = " and ".join(given) or "none"
+        extra.append(Fault(path=("models",), what=f"method `{name}` takes {takes}, found {found}", hint=hint, at="key"))
     return extra + [
         Fault(path=("models",), what=f"method `{name}` needs a model `{r}`", hint=hint, at="key") for r in missing
     ]

@@ -42,6 +42,10 @@ class Run:
     rounding alone, as another device does. A layer is compiled when it first meets a shape: for long runs on a GPU."""
     out: Path = Path("runs")
     """Folder of all runs."""
+    features: Path | None = None
+    """Folder in which frozen image features are kept, for all runs that see the same images by the same weights in the
+    same views; null: each run makes its own. Test-time methods without gradients use it (4 bytes a number: 2 kB an
+    image and view of ViT-B/16)."""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Processes that read and decode examples; changes no result."""
     save_every: Annotated[float, Field(gt=0)] = 300.0

@@ -58,6 +58,7 @@ class Runtime:
         threads: CPU threads of torch; None leaves torch's choice.
         trackers: names of experiment trackers that accelerate knows; none by default.
         quiet: no progress.
+        features: folder of frozen features that runs share, if they do.
     """
 
     compiled_layers = 0
@@ -78,11 +79,12 @@ class Runtime:
         threads: int | None = None,
         trackers: Sequence[str] = (),
         quiet: bool = False,
+        features: Path | None = None,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.seed, self.precision, self.workers, self.unreadable = seed, precision, workers, unreadable
-        self.out, self.save_every, self.quiet, self.compile = out, save_every, quiet, compile
+        self.out, self.save_every, self.quiet, self.compile, self.features = out, save_every, quiet, compile, features
         require(precision, device)
         set_matmul(matmul)
         self.accelerator = _accelerator(device, precision, out, trackers)

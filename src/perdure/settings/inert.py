@@ -9,7 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 OF_RUN = frozenset(
-    {"out", "name", "device", "workers", "save_every", "trackers", "threads", "seeds", "compile", "unreadable"}
+    {
+        "out",
+        "name",
+        "device",
+        "workers",
+        "save_every",
+        "trackers",
+        "threads",
+        "seeds",
+        "features",
+        "compile",
+        "unreadable",
+    }
 )
 """Settings of `run`. What `unreadable` left out is named in the card."""
 OF_METHODS = frozenset({"accumulate", "at_once", "chunk", "generate_batch", "encode_batch_size"})

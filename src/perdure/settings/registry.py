@@ -50,6 +50,8 @@ class Description:
     """Pretrained models that a method takes, by name, in order."""
     optional_roles: tuple[str, ...] = ()
     """Those of `roles` that have a default."""
+    one_role_of: tuple[str, ...] = ()
+    """Optional roles of which exactly one is given."""
     module: str = ""
 
 
@@ -112,7 +114,7 @@ def describe(place: Place, name: str) -> Description:
         return head
     method = _method_class(_source(place, name), name)
     roles, optional = _roles(method)
-    named = {key: _kinds(method, key) for key in ("answers", "needs_task_name")}
+    named = {key: _kinds(method, key) for key in ("answers", "needs_task_name", "one_role_of")}
     return replace(head, **named, roles=roles, optional_roles=optional)
 
 

@@ -5,6 +5,7 @@ Knows numbers only; imports no torch, so that recipes can be checked quickly.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -114,3 +115,74 @@ class Rewarded:
     """How several reward models are combined: by confidence, or all alike."""
     reward_confidences: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """One number a reward model; empty: the paper's, by architecture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continual:
+    """How long what was adapted lasts."""
+
+    continual: bool = False
+    """Carry what was adapted from test set to test set (continual test-time adaptation); false: each begins anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompted:
+    """Texts of the classes of a zero-shot classifier that does not adapt them."""
+
+    template: Template = "a photo of a {}."
+    """Prompt of a class; `{}` stands for its name."""
+    templates: Literal["one", "tip7", "imagenet80"] = "one"
+    """`template` alone, or the mean feature of Tip-Adapter's 7 or CLIP's 80 templates for ImageNet."""
+    clean_names: bool = True
+    """Put spaces for the underscores of class names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewViews:
+    """Views of a test image, by default the plain one alone."""
+
+    views: Annotated[int, Field(ge=1)] = 1
+    """Views of an image, the plain one included."""
+    selection: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of several views that is kept: those of least entropy."""
+    augment: Literal["crop", "hard"] = "crop"
+    """Random crop and flip; `hard` adds color jitter, grey and blur."""
+    augmix: bool = False
+    """AugMix on top."""
+
+    def bytes_needed(self) -> int:
+        """The views of one image in float32, at the size of the smallest model."""
+        return 4 * 3 * 32 * 32 * self.views
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches(Continual, Prompted):
+    """Batches of test images that change weights."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images of a batch. Answers depend on it: `evaluate.batch_size` is not asked."""
+    steps: Annotated[int, Field(ge=0)] = 1
+    """Steps a batch."""
+    episodic: bool = False
+    """Begin anew with each batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormTuning(Batches):
+    """Norm layers that move."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD with momentum, or Adam."""
+    lr: Annotated[float, Field(ge=0)] | None = None
+    """Learning rate; null: 0.001 with Adam, else SAR's rule: 0.001 / 64 a batch's image with layer norms, 0.00025
+    without (in batches under 32: 0.00025 / 32 an image)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
+    statistics: Literal["batch", "stored"] = "batch"
+    """Of batch norms: the test batch's, or those of training."""
+
+
+def views_faults(config: FewViews) -> Iterator[tuple[str, str]]:
+    """What is wrong with these settings, as `Config.faults` yields it."""
+    if config.views > 1 and int(config.views * config.selection) < 1:
+        yield "selection", f"{config.selection:g} of {config.views} views is less than one view"

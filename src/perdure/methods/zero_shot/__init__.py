@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from perdure.errors import RecipeError
 from perdure.families.clip import classifier, clipscore
+from perdure.families.clip.templates import IMAGENET_80
 from perdure.families.test_time import objectives
-from perdure.methods.zero_shot.imagenet_templates import TEMPLATES
 from perdure.models.clip import Clip
 from perdure.models.clip.context import make_context
 from perdure.models.clip.prompts import ContextPrompts, shifted
@@ -90,7 +90,7 @@ class ZeroShot:
     def _texts(self, query: Query) -> list[Tensor]:
         """Unit features of the classes for each model, averaged over templates."""
         config = self.config
-        sentences = TEMPLATES if config.templates == "imagenet80" else (config.template,)
+        sentences = IMAGENET_80 if config.templates == "imagenet80" else (config.template,)
         summed: list[Any] = [0] * len(self.models.models)
         for sentence in sentences:
             prompts = classifier.prompts(sentence, query.candidates, clean=config.clean_names)

@@ -1,11 +1,11 @@
-"""The 80 prompt templates of CLIP's zero-shot ImageNet evaluation (Radford et al., 2021).
+"""Prompt templates for ImageNet: the 80 of CLIP's evaluation (Radford et al., 2021), the 7 of Tip-Adapter (2022).
 
 Knows sentences with one place for a class name. Does not know classes.
 """
 
 from __future__ import annotations
 
-TEMPLATES: tuple[str, ...] = (
+IMAGENET_80: tuple[str, ...] = (
     "a bad photo of a {}.",
     "a photo of many {}.",
     "a sculpture of a {}.",
@@ -86,4 +86,14 @@ TEMPLATES: tuple[str, ...] = (
     "a photo of a cool {}.",
     "a photo of a small {}.",
     "a tattoo of the {}.",
+)
+
+TIP_7: tuple[str, ...] = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
 )
