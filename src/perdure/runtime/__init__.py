@@ -108,9 +108,8 @@ class Runtime:
         """Unreadable examples by id, with the reason."""
         self.stop_requested = False
         """Set by a signal handler: the next step saves and raises `Interrupted`."""
-        self._events = Events()
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        self._tracked = 0
+        self._events, self._tracked = Events(), 0
         """Training steps in the log, of all tasks and stages: trackers want a number that only grows."""
         if trackers:
             self.accelerator.init_trackers("perdure")
