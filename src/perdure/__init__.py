@@ -2,8 +2,8 @@
 
 Light: torch is imported when something is run. ``perdure.run("mg_clip/microworld")`` runs a recipe and returns a
 `Result`, which shows its table of scores, gives them as numbers (``mean``, ``frame()``) and writes their report
-(``pages()``). ``check``, ``predict``, ``report`` and ``export`` do what the commands of these names do;
-``load_recipe`` reads a recipe.
+(``pages()``). ``load`` opens a run to be asked; ``check``, ``predict``, ``report`` and ``export`` do what the commands
+of these names do; ``load_recipe`` reads a recipe.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perdure.api import Result, run
     from perdure.exports import export
-    from perdure.prediction import predict
+    from perdure.prediction import load, predict
     from perdure.recipe import load as load_recipe
     from perdure.recipe.checked import check
     from perdure.reporting import report_below as report
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "check", "export", "load_recipe", "predict", "report", "run"]
+__all__ = ["Result", "__version__", "check", "export", "load", "load_recipe", "predict", "report", "run"]
 
 _LAZY = {
     "Result": "perdure.api:Result",
     "check": "perdure.recipe.checked:check",
     "export": "perdure.exports:export",
+    "load": "perdure.prediction:load",
     "load_recipe": "perdure.recipe:load",
     "predict": "perdure.prediction:predict",
     "report": "perdure.reporting:report_below",

@@ -5,41 +5,55 @@ Knows files, folders and how answers are printed. Does not know how a method ans
 
 from __future__ import annotations
 
-import csv
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from perdure.cli import _complete
+from perdure.cli import _answers, _complete
+from perdure.cli._answers import Form
 from perdure.cli._layout import libraries_aside
-from perdure.images import SUFFIXES, find_images
+from perdure.images import SUFFIXES, find_images, is_image
 
 EXAMPLES = """
 perdure predict runs/mg_clip-microworld/seed_0 cat.jpg
 perdure predict runs/mg_clip-cifar100/seed_0 photos/ --top 5 --json
+perdure predict runs/sefe-microworld/seed_0 --ask "What is in the picture?" cat.jpg
+perdure predict runs/rlcf_retrieval-microworld/seed_0 photos/ --ask "a dog on a beach" --index photos.index --top 5
+perdure predict runs/php-microworld/seed_0 clips/ --task AVE
 perdure predict --method rlcf_encoder --classes "cat,dog,red panda" photos/ --html before_and_after.html
 perdure predict --find "a dog on a beach" photos/ --top 5
 """
+ASKED = ("instruct", "answer", "retrieve")
+"""Kinds that need a question or a text."""
+
+
+Run = Annotated[
+    Path,
+    typer.Argument(
+        help="folder of a run, or RUN@3; with --method or --find the first file",
+        metavar="RUN",
+        autocompletion=_complete.runs,
+    ),
+]
+Files = Annotated[list[Path] | None, typer.Argument(help="images, folders, tables, shards; clips", metavar="FILE...")]
 
 
 def command(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            help="folder of a run; with --method or --find the first file",
-            metavar="RUN",
-            autocompletion=_complete.runs,
-        ),
-    ],
-    files: Annotated[list[Path] | None, typer.Argument(help="images, or folders of images", metavar="FILE...")] = None,
+    run: Run,
+    files: Files = None,
     top: Annotated[int, typer.Option("--top", min=1, max=10**6, help="answers for each file")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="comma-separated values")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu or mps")] = "auto",
+    ask: Annotated[str, typer.Option("--ask", help="a question about each file; to search: a text, or an image")] = "",
+    task: Annotated[str, typer.Option("--task", help="of a run whose tasks ask different things: which")] = "",
+    index: Annotated[
+        Path | None, typer.Option("--index", help="to search: file that keeps the files' features")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option("--masks", help="of clips: write masks as PNG to this folder")] = None,
     method: Annotated[str, typer.Option("--method", help="instead of a run: adapt to each image by this method")] = "",
     classes: Annotated[str, typer.Option("--classes", help='with --method: "a,b,c", or @FILE')] = "",
     model: Annotated[list[str] | None, typer.Option("--model", help="with --method or --find: ROLE=WEIGHTS")] = None,
@@ -50,54 +64,102 @@ def command(
     ] = 0.0,
     find: Annotated[str, typer.Option("--find", help="rank the images by this text, adapted to by RLCF")] = "",
 ) -> None:
-    """Classify images with what a run has learned.
+    """Answer for files with what a run has learned: classes, captions, answers, events, masks, or what is found.
 
-    Each class comes with its probability, or with the method's score where that has none (docs/scores.md);
-    standard error, JSON and CSV say whether the probabilities were calibrated on validation images.
+    Each class comes with its probability, or with the method's score where that has none (docs/scores.md). A run that
+    answers questions reads them from the keyboard where --ask is not given.
     A file that cannot be read is named on standard error; the others are answered, and the exit code is 1.
     """
-    from perdure.errors import DataError
-    from perdure.files.folders import require_file
+    from perdure.files.folders import require_file, require_folder
 
     form = "json" if as_json else "csv" if as_csv else "text"
-    found = list(find_images([run, *(files or [])] if method or find else files or []))
-    if not found:
-        named = ", ".join(map(str, files or [run]))
-        raise DataError("no image there", where=named, expected=", ".join(sorted(SUFFIXES)))
     if html is not None:
         require_file(html, setting="--html")
-    if find:
-        _find_among(found, find, model or [], settings or [], form=form, top=top, device=device)
+    if method or find:
+        found = _images([run, *(files or [])])
+        if find:
+            _find_among(found, find, model or [], settings or [], form=form, top=top, device=device)
+        else:
+            _adapt_to(found, method, classes, model or [], settings or [], form=form, top=top, device=device, html=html)
         return
-    if method:
-        _adapt_to(found, method, classes, model or [], settings or [], form=form, top=top, device=device, html=html)
-        return
+    if masks is not None:
+        require_folder(masks, setting="--masks")
+    how = {"top": top, "task": task, "unknown_below": unknown_below, "unreadable": "skip"}
+    _answer(run, files or [], ask, form=form, device=device, index=index, masks=masks, how=how)
+
+
+def _images(given: Sequence[Path]) -> list[Path]:
+    from perdure.errors import DataError
+
+    if found := list(find_images(given)):
+        return found
+    named = ", ".join(map(str, given))
+    raise DataError("no image there", where=named, expected=", ".join(sorted(SUFFIXES)))
+
+
+def _answer(
+    run: Path,
+    files: Sequence[Path],
+    ask: str,
+    *,
+    form: Form,
+    device: str,
+    index: Path | None,
+    masks: Path | None,
+    how: dict[str, Any],
+) -> None:
+    """What a run answers, printed."""
+    from perdure.errors import DataError
+
+    if not files and not ask:
+        raise DataError("no image there", where=str(run), expected=", ".join(sorted(SUFFIXES)), todo="Name some files.")
     with libraries_aside():
-        answers, runtime = _answered(run, found, top, device, unknown_below)
-    _print(answers, form=form)
-    _name_unreadable(runtime.skipped)
+        from perdure import prediction  # it brings torch: after what can be wrong in the arguments
+        from perdure.prediction import asked
+
+        asked.require_images(asked.images(files, ask=ask or " "), files)
+        loaded = prediction.load(run, device=device)
+    _say_what_numbers_are(loaded.opened)
+    kind = loaded.query(how["task"]).kind
+    for question in _questions(kind, ask):
+        rows = _rows(loaded, kind, files, question, index, how)
+        _answers.show(rows, form=form)
+        if masks is not None:
+            _answers.write_masks(rows, masks)
+    _name_unreadable(loaded.skipped)
 
 
-def _answered(
-    run: Path, found: Sequence[Path], top: int, device: str, unknown_below: float
-) -> tuple[list[dict[str, Any]], Any]:
-    """What a run answers, and the runtime that notes what could not be read."""
-    from perdure import api, device_memory, prediction  # they bring torch: after what can be wrong in the arguments
+def _rows(
+    loaded: Any, kind: str, files: Sequence[Path], ask: str, index: Path | None, how: dict[str, Any]
+) -> list[dict[str, Any]]:
+    from perdure import device_memory
 
-    opened = api.reopen(run, device=device)
-    if opened.done < opened.tasks:
-        among = f"answers are among {len(opened.query.candidates)} classes"
-        print(f"{opened.folder}: unfinished, {opened.done} of {opened.tasks} tasks; {among}", file=sys.stderr)
-    _say_what_numbers_are(opened)
     todo = "Name fewer files at a time, or add --device cpu."
-    with device_memory.explained(None, opened.runtime, todo=todo):
-        return prediction.answers(opened, found, top, unknown_below=unknown_below), opened.runtime
+    with libraries_aside(), device_memory.explained(None, loaded.opened.runtime, todo=todo):
+        if kind != "retrieve":
+            return loaded.predict(files, ask=ask, **how)
+        given = [Path(ask)] if is_image(ask) and Path(ask).exists() else ()
+        return loaded.predict(given, ask="" if given else ask, gallery=files, index=index, **how)
+
+
+def _questions(kind: str, ask: str) -> Iterator[str]:
+    """The one that is asked; where the kind needs one and none is given, those that are typed, until an empty line."""
+    if ask or kind not in ASKED:
+        yield ask
+        return
+    if sys.stdin.isatty():
+        print("One question a line, each by itself; an empty line ends.", file=sys.stderr)
+    while question := sys.stdin.readline().strip():
+        yield question
 
 
 def _say_what_numbers_are(opened: Any) -> None:
-    """Whether the probabilities say how often answers are right: on standard error."""
+    """How far an unfinished run is, and whether probabilities say how often answers are right: on standard error."""
     from perdure.calibration import has_logits
 
+    if opened.done < opened.tasks:
+        among = f"answers are among {len(opened.query.candidates)} classes"
+        print(f"{opened.folder}: unfinished, {opened.done} of {opened.tasks} tasks; {among}", file=sys.stderr)
     if opened.query.kind == "classify" and has_logits(opened.method):
         calibrated = opened.temperature is not None
         how = "calibrated on validation images" if calibrated else "not calibrated (no validation images)"
@@ -154,36 +216,3 @@ def _name_unreadable(skipped: Mapping[str, str]) -> None:
         print(printable(reason), file=sys.stderr)
     if skipped:
         raise SystemExit(1)
-
-
-def _print(rows: Sequence[dict[str, Any]], *, form: Literal["json", "csv", "text"]) -> None:
-    if form == "json":
-        for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
-        return
-    if form == "csv":
-        _print_table(rows)
-        return
-    for row in rows:
-        said = row.get("caption") or ", ".join(f"{a['class']} ({_figure(a)})" for a in row["answers"])
-        print(f"{row['file']}  {'unknown: ' if row.get('unknown') else ''}{said}")
-
-
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Comma-separated values."""
-    writer = csv.writer(sys.stdout)
-    captions = any("caption" in row for row in rows)
-    kind = next((key for row in rows for a in row.get("answers", ()) for key in a if key != "class"), "probability")
-    flagged = [name for name in ("calibrated", "unknown") if any(name in row for row in rows)]
-    writer.writerow(["file", "caption"] if captions else ["file", "rank", "class", kind, *flagged])
-    for row in rows:
-        more = [str(row[name]).lower() for name in flagged]
-        ranked = [
-            [row["file"], k, a["class"], f"{a[kind]:.4f}", *more] for k, a in enumerate(row.get("answers", ()), 1)
-        ]
-        writer.writerows([[row["file"], row["caption"]]] if captions else ranked)
-
-
-def _figure(answer: dict[str, Any]) -> str:
-    """`0.9431`, a probability; or `score 4.0512`."""
-    return f"{answer['probability']:.4f}" if "probability" in answer else f"score {answer['score']:.4f}"

@@ -95,8 +95,13 @@ def _commit(config: Config) -> str:
         return config.revision
 
 
-def rows(config: Config, found: Mapping[str, Any] | None = None) -> Iterator[Row]:
-    """The rows of all splits, faulty ones among them. `found`: what `load` gave."""
+def rows(config: Config, found: Mapping[str, Any] | None = None, *, unlabelled: bool = False) -> Iterator[Row]:
+    """The rows of all splits, faulty ones among them.
+
+    Args:
+        found: what `load` gave.
+        unlabelled: also splits without labels.
+    """
     found = load(config)[0] if found is None else found
     import datasets
 
@@ -109,7 +114,7 @@ def rows(config: Config, found: Mapping[str, Any] | None = None) -> Iterator[Row
             if isinstance(part.features[roles["image"]], datasets.Image):
                 images = images.cast_column(roles["image"], datasets.Image(decode=False))
         labels = columns.get("label")
-        if labels is not None and len(part) and all(label in (-1, None) for label in labels):
+        if not unlabelled and labels is not None and len(part) and all(label in (-1, None) for label in labels):
             continue
         for i in range(len(part)):
             cells = {role: values[i] for role, values in columns.items()}

@@ -112,6 +112,21 @@ def vocabulary(
     return list(words), answers
 
 
+def word_ids(asked: Sequence[str], words: Sequence[str], *, where: str) -> list[int]:
+    """Numbers of a question's words, padded to `LONGEST`.
+
+    Raises:
+        DataError: a word has no number, or the question is too long.
+    """
+    from perdure.errors import DataError
+
+    if unknown := [word for word in asked if word not in words]:
+        raise DataError(f"the word {unknown[0]!r} is not in the vocabulary", where=where, todo="See `vocabulary`.")
+    if len(asked) > LONGEST:
+        raise DataError(f"a question of {len(asked)} words", where=where, expected=f"at most {LONGEST}")
+    return [words.index(word) for word in asked] + [0] * (LONGEST - len(asked))
+
+
 def item(row: dict[str, Any], words: Sequence[str], answers: Sequence[str], *, where: str) -> Any:
     """One question as an item.
 
@@ -122,13 +137,9 @@ def item(row: dict[str, Any], words: Sequence[str], answers: Sequence[str], *, w
     from perdure.errors import DataError
 
     asked = words_of(row["question_content"], row["templ_values"])
-    if unknown := [word for word in asked if word not in words]:
-        raise DataError(f"the word {unknown[0]!r} is not in the vocabulary", where=where, todo="See `vocabulary`.")
+    ids = word_ids(asked, words, where=where)
     if row["anser"] not in answers:
         raise DataError(f"the answer {row['anser']!r} is not among the {len(answers)} answers", where=where)
-    if len(asked) > LONGEST:
-        raise DataError(f"a question of {len(asked)} words", where=where, expected=f"at most {LONGEST}")
-    ids = [words.index(word) for word in asked] + [0] * (LONGEST - len(asked))
     target = {"answer": answers.index(row["anser"]), "type": list(row["type"])}
     more = (("question", ids), ("question_text", " ".join(asked) + "?"))
     return clips.Item(f"{row['video_id']}/{row['question_id']}", str(row["video_id"]), target, more)

@@ -58,8 +58,11 @@ def files(config: Config) -> list[Path]:
     return [config.path.expanduser()]
 
 
-def rows(config: Config) -> Iterator[Row]:
+def rows(config: Config, *, unlabelled: bool = False) -> Iterator[Row]:
     """The table's rows as they are, faulty ones among them.
+
+    Args:
+        unlabelled: a column of images is enough.
 
     Raises:
         DataError: no such file, none of these formats, or no column for images or for what is said of them.
@@ -78,17 +81,17 @@ def rows(config: Config) -> Iterator[Row]:
         if number == NAMES:
             names = dict(row)
         if number == HEAD or "json" in suffix:
-            roles = _roles(list(row), config, path)
+            roles = _roles(list(row), config, path, unlabelled)
         if number > HEAD:
             yield _row(row, roles, names, root, f"{path}, line {number}", number)
 
 
-def _roles(columns: Sequence[str], config: Config, path: Path) -> dict[str, str | None]:
+def _roles(columns: Sequence[str], config: Config, path: Path, unlabelled: bool) -> dict[str, str | None]:
     stated = {"image": config.image_column, "label": config.label_column, "text": config.text_column}
     found = {role: column(columns, role, stated=stated.get(role, ""), where=str(path)) for role in COLUMNS}
     if found["image"] is None and found["question"] is None:
         raise _missing("image", columns, path)
-    if not any(found[role] for role in ("label", "text", "question")):
+    if not unlabelled and not any(found[role] for role in ("label", "text", "question")):
         raise _missing("label", columns, path)
     return found
 

@@ -95,8 +95,8 @@ def _globbed(path: Path) -> list[Path]:
     return found
 
 
-def rows(config: Config) -> Iterator[Row]:
-    """A row a key, faulty ones among them."""
+def rows(config: Config, *, unlabelled: bool = False) -> Iterator[Row]:
+    """A row a key, faulty ones among them. `unlabelled` changes nothing here: an image is enough."""
     first: dict[str, Path] = {}
     for shard in files(config):
         split = re.split(r"[-_.\d]", shard.name, maxsplit=1)[0].lower()

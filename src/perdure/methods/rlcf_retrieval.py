@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from perdure.errors import DataError
 from perdure.families.clip import clipscore
@@ -91,7 +92,23 @@ class RlcfRetrieval:
     def learn(self, task: Task, runtime: Runtime) -> None:
         """Nothing is learned."""
 
-    def predictor(self, query: Query):
+    @torch.no_grad()
+    def index(self, query: Query) -> dict[str, Float[Tensor, "gallery dim"]]:
+        """Features of the query's gallery by all models, for `predictor` to take in place of encoding it again.
+
+        Raises:
+            DataError: the gallery's side is tuned, so that nothing of it stays.
+        """
+        if self.config.tune == "gallery":
+            raise DataError("a gallery that is tuned has no features to keep", todo="Leave the index out.")
+        rewarding: list[list[Tensor]] = []
+        encode = (
+            self.policy.image_features if isinstance(query.candidates[0], NamedImage) else self.policy.text_features
+        )
+        own = torch.cat([F.normalize(encode(part), dim=1) for part in self._gallery(query, rewarding)])
+        return {"policy": own, **{f"reward{i}": torch.cat(parts) for i, parts in enumerate(zip(*rewarding))}}
+
+    def predictor(self, query: Query, features: Mapping[str, Tensor] | None = None):
         config = self.config
         asked_with: Modality = "text" if query.candidates and isinstance(query.candidates[0], NamedImage) else "image"
         samples = config.samples_image if asked_with == "image" and config.samples_image else config.samples
@@ -103,7 +120,7 @@ class RlcfRetrieval:
         count = 0 if config.objective == "ensemble" else config.steps
         tuner = QueryTuner(
             self.policy,
-            self._gallery(query, rewarding),
+            self._gallery(query, rewarding) if features is None else (),
             Steps(count=count, lr=config.lr, weight_decay=config.weight_decay, eps=config.eps),
             query=asked_with,
             tune=config.tune,
@@ -111,8 +128,11 @@ class RlcfRetrieval:
             update_every=config.update_every,
             update_share=config.update_share,
             chunk=config.chunk,
+            features=None if features is None else features["policy"],
         )
         gallery = [torch.cat(parts) for parts in zip(*rewarding)]
+        if features is not None:
+            gallery = [features[f"reward{i}"].to(self.policy.device) for i in range(len(features) - 1)]
         settings = objectives.Reinforce(
             samples=samples, baseline=config.baseline, amplify=config.amplify, sampling=config.sampling
         )
@@ -120,6 +140,8 @@ class RlcfRetrieval:
         at_once = config.at_once if config.tune == "query" and config.momentum is None else 1
 
         def predict(batch: Batch) -> Tensor:
+            if asked_with == "text" and "image" in batch:
+                return self._alike(batch["image"], tuner.features)
             rows = []
             for begin in range(0, len(batch["seed"]), at_once):
                 items, asked = self._asked(batch, slice(begin, begin + at_once))
@@ -131,6 +153,12 @@ class RlcfRetrieval:
             return torch.cat(rows)
 
         return predict
+
+    @torch.no_grad()
+    def _alike(self, pixels: Tensor, gallery: Tensor) -> Float[Tensor, "queries gallery"]:
+        """An image asked among images: as similar as the policy finds them. CLIPScore rewards no such pair."""
+        features = self.policy.image_features(self.policy.transform.normalize(pixels))
+        return self.policy.scale * F.normalize(features, dim=1) @ gallery.T
 
     def _gallery(self, query: Query, rewarding: list[list[Tensor]]) -> Iterator[Tensor]:
         """The policy's inputs, part by part; the reward models' features are kept on the way."""

@@ -70,6 +70,7 @@ class CardFile(Part):
     stream: dict[str, Any] = {}
     seeds: dict[str, int] = {}
     facts: dict[str, Any] = {}
+    """What a question of its kind needs (`streams.appending.FACTS`)."""
     precision: str = ""
     device: str = ""
     extra_parameters: Number = None
@@ -140,6 +141,8 @@ class KnownTask(Part):
     candidates: list[str]
     offset: Count
     metrics: Annotated[list[str], Field(min_length=1)]
+    facts: dict[str, Any] = {}
+    """What a question of its kind needs (`streams.appending.FACTS`)."""
 
 
 class TasksFile(Part):

@@ -12,6 +12,8 @@ from typing import Any
 from perdure.types import Stream, Task
 
 KEPT = ("index", "name", "kind", "candidates", "offset", "metrics")
+FACTS = ("segments", "clip_seconds", "vocabulary", "mask_size")
+"""Facts of a task that a question of its kind needs: how long a clip is, which words a question may have."""
 
 
 def known(stream: Stream) -> dict[str, Any]:
@@ -20,6 +22,8 @@ def known(stream: Stream) -> dict[str, Any]:
     listed = [{k: list(v) if isinstance(v, tuple) else v for k, v in task.items()} for task in tasks]
     # Candidates of retrieval are the things themselves: images, texts.
     named = [task | {"candidates": [str(name) for name in task["candidates"]]} for task in listed]
+    for task, one in zip(named, stream):
+        task |= {"facts": facts} if (facts := {k: one.facts[k] for k in FACTS if k in one.facts}) else {}
     return {
         "tasks": named,
         "shared_candidates": stream.shared_candidates,

@@ -42,6 +42,7 @@ class QueryTuner:
             are kept only if the gallery's side is tuned.
         momentum: carry knowledge from query to query; see `SlowStart`.
         chunk: items encoded at a time where no gradient is needed.
+        features: of the gallery, as an earlier tuner's `features`; `gallery` may then be empty, unless it is tuned.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class QueryTuner:
         update_every: int = 64,
         update_share: float = 1.0,
         chunk: int = 256,
+        features: Float[Tensor, "gallery dim"] | None = None,
     ) -> None:
         self.clip, self.tune = clip, tune
         self.query: Modality = query
@@ -66,7 +68,7 @@ class QueryTuner:
             for part in parts:
                 encoded.append(self._encode(other(query), part))
                 self.gallery += [part] if tune == "gallery" else []
-        self.features = torch.cat(encoded)
+        self.features = torch.cat(encoded) if features is None else features.to(clip.device)
         side = query if tune == "query" else other(query)
         state = visual_state(clip) if side == "image" else text_state(clip)
         tuned = unfreeze(clip, side)
