@@ -15,10 +15,10 @@ from typing import Any, Literal
 Form = Literal["json", "csv", "text"]
 
 
-def show(rows: Sequence[dict[str, Any]], *, form: Form) -> None:
-    """Print answers."""
+def show(rows: Sequence[dict[str, Any]], *, form: Form, headed: bool = True) -> None:
+    """Print answers. `headed`: comma-separated values begin with the names of the columns."""
     if form == "csv":
-        _table(rows)
+        _table(rows, headed)
         return
     for row in rows:
         print(json.dumps(row, ensure_ascii=False) if form == "json" else f"{row['file']}  {said(row)}")
@@ -51,18 +51,15 @@ def _events(events: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{one['class']} {one['from']}-{one['to']} s" for one in events)
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> None:
+def _table(rows: Sequence[dict[str, Any]], headed: bool) -> None:
     writer = csv.writer(sys.stdout)
     flagged = [name for name in ("calibrated", "unknown") if any(name in row for row in rows)]
-    head: list[str] = []
+    if headed:
+        columns = _cells(rows[0])[0] if rows else ["file", "rank", "class", "probability"]
+        writer.writerow([*columns, *flagged])
     for row in rows:
         more = [str(row[name]).lower() for name in flagged if name in row]
-        columns, lines = _cells(row)
-        if not head:
-            writer.writerow(head := [*columns, *flagged])
-        writer.writerows([row["file"], *line, *more] for line in lines)
-    if not head:
-        writer.writerow(["file", "rank", "class", "probability", *flagged])
+        writer.writerows([row["file"], *line, *more] for line in _cells(row)[1])
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:

@@ -121,9 +121,9 @@ def _answer(
         loaded = prediction.load(run, device=device)
     _say_what_numbers_are(loaded.opened)
     kind = loaded.query(how["task"]).kind
-    for question in _questions(kind, ask):
+    for number, question in enumerate(_questions(kind, ask)):
         rows = _rows(loaded, kind, files, question, index, how)
-        _answers.show(rows, form=form)
+        _answers.show(rows, form=form, headed=not number)
         if masks is not None:
             _answers.write_masks(rows, masks)
     _name_unreadable(loaded.skipped)

@@ -71,7 +71,7 @@ def predictor(opened: Opened, asking: Query, file: Path | None) -> Callable[[Bat
 
 def _mark(candidate: Any) -> str:
     """What tells an image from its changed self: path, size and time; of others, the content."""
-    image = getattr(candidate, "image", None)
+    image: Any = getattr(candidate, "image", None)
     if isinstance(image, str | Path) and os.path.isfile(image):
         status = os.stat(image)
         return f"{os.path.abspath(image)} {status.st_size} {status.st_mtime_ns}"
