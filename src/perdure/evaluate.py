@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from perdure import checkpoint, features, metrics
+from perdure.draws import in_bursts
 from perdure.errors import DataError, Interrupted, RecipeError
 from perdure.files.text_files import lines, to_json
 from perdure.files.written_whole import write_text
@@ -75,7 +76,10 @@ def _order(count: int, task: Task, settings: Evaluation, runtime: Runtime) -> Se
     """Positions of the examples in the order in which they are asked; a task is asked alike every time."""
     if settings.order == "dataset":
         return range(count)
-    generator = torch.Generator().manual_seed(key_seed(runtime.seed, "test order", task.index))
+    seed = key_seed(runtime.seed, "test order", task.index)
+    if settings.order == "dirichlet":
+        return in_bursts(getattr(task, settings.split).targets, settings.concentration, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator).tolist()
 
 

@@ -40,9 +40,13 @@ class Evaluation:
     """Test examples at a time."""
     split: Literal["test", "validation"] = "test"
     """Which examples of a task are used."""
-    order: Literal["dataset", "shuffled"] = "dataset"
-    """Order of the test examples: the data set's, or one that hangs on the run's seed. It moves a number only for
-    methods that carry state from sample to sample (with `momentum`), and there it is the main noise."""
+    order: Literal["dataset", "shuffled", "dirichlet"] = "dataset"
+    """Order of the test examples: the data set's; one that hangs on the run's seed; or one in which classes come in
+    bursts (label shift). It moves a number only for methods that carry state from sample to sample, and there it is the
+    main noise."""
+    concentration: Annotated[float, Field(gt=0)] = 0.1
+    """With `order: dirichlet`: each class is spread over as many stretches of the test as there are classes, in shares
+    drawn from a Dirichlet distribution; the smaller, the shorter its bursts."""
     start: bool = False
     """Also test before the first task is learned."""
     save_predictions: bool = True

@@ -1,5 +1,7 @@
 """Shifted test sets: short names, subsets, order, and data sets of one's own."""
 
+from itertools import pairwise
+
 import pytest
 
 from perdure.data import imagenet_shifted
@@ -121,3 +123,94 @@ def test_wrong_settings_are_named(settings, said):
 def test_questions_that_are_no_classification_are_refused():
     with pytest.raises(RecipeError, match="kind caption"):
         of(data=[{"name": "microworld", "view": "captions", "train_scenes": 0, "validation_scenes": 0}])
+
+
+def world(*styles, **settings):
+    return of(data=[micro(style=style) for style in styles], **settings)
+
+
+def test_mixed_sets_are_one_and_ids_stay_apart():
+    (task,) = world("plain", "noise", mixed=True).tasks
+    apart = world("plain", "noise").tasks
+    assert task.name == "mixed" and len(task.test) == sum(len(t.test) for t in apart)
+    ids = [e.id for e in task.test]
+    assert len(set(ids)) == len(ids) and {name.partition(":")[0] for name in ids} == {"plain", "noise"}
+    assert ids != [e.id for e in world("plain", "noise", mixed=True, order_seed=1).tasks[0].test]
+    with pytest.raises(RecipeError, match="different classes"):
+        of(data=[micro(), {"name": "digits"}], mixed=True)
+
+
+def test_imbalanced_draws_make_one_class_after_another_frequent():
+    (task,) = world("plain", classes=list(world("plain").tasks[0].candidates[:4]), imbalance=500000).tasks
+    ids, targets = [e.id for e in task.test], task.test.targets
+    assert len(ids) == len(set(ids)) == 400 and any("#" in name for name in ids)
+    stretches = [set(targets[i : i + 100]) for i in range(0, 400, 100)]
+    assert all(len(found) == 1 for found in stretches) and len(set.union(*stretches)) == 4
+    (even,) = world("plain", classes=list(task.candidates), imbalance=1).tasks
+    assert all(len(set(even.test.targets[i : i + 100])) == 4 for i in range(0, 400, 100))
+
+
+def test_images_of_other_classes_stay_as_unknown_ones():
+    names = list(world("plain").tasks[0].candidates)
+    (task,) = world("plain", classes=names[:3], open_set=True).tasks
+    assert task.candidates == tuple(names[:3]) and len(task.test) == 2 * len(names)
+    assert sorted({e.target for e in task.test} - {None}) == [0, 1, 2] and task.test.targets.count(None) > 0
+
+
+def test_clean_training_images_come_with_the_first_task():
+    clean = {"name": "microworld", "train_per_class": 1, "validation_per_class": 0, "test_per_class": 1}
+    first, second = world("noise", "blur", clean=clean).tasks
+    assert len(first.train) == len(first.candidates) and len(second.train) == 0
+    with pytest.raises(RecipeError, match="other classes"):
+        world("noise", clean={"name": "digits"})
+
+
+def test_corruptions_come_in_cottas_orders_and_gradually():
+    from perdure.data.imagenet_shifted import CORRUPTIONS
+    from perdure.streams import arrival
+    from perdure.streams.shifted_tests import _corruptions
+
+    assert all(sorted(order) == list(range(1, 16)) for order in arrival.COTTA_ORDERS)
+    found = list(_corruptions(parse(sets="CIFAR10C", cotta_order=0, severities=[5])))
+    assert found[0] == (CORRUPTIONS[10], 5) and len(found) == 15
+    steps = [severity for _, severity in _corruptions(parse(sets="C", gradual=True))]
+    assert steps[:14] == [5, 4, 3, 2, 1, 1, 2, 3, 4, 5, 4, 3, 2, 1] and len(steps) == 5 + 14 * 9
+
+
+def test_cifar_c_is_read_severity_by_severity(tmp_path, monkeypatch):
+    import numpy as np
+
+    from perdure.data import cifar_c
+
+    monkeypatch.setattr(cifar_c, "EACH", 4)
+    folder = tmp_path / "CIFAR-10-C"
+    folder.mkdir()
+    images = np.zeros((20, 32, 32, 3), np.uint8) + np.arange(20, dtype=np.uint8)[:, None, None, None]
+    np.save(folder / "fog.npy", images)
+    np.save(folder / "labels.npy", np.tile(np.arange(4), 5))
+    (task,) = of(sets="CIFAR10C", root=str(tmp_path), corruptions=["fog"], severities=[3], shuffle=False).tasks
+    assert task.name == "CIFAR10C fog 3" and task.candidates[0] == "airplane"
+    assert [int(e.inputs["image"][0, 0, 0]) for e in task.test] == [8, 9, 10, 11]
+    assert task.test[0].id == "fog/3/00000" and task.test.targets == [0, 1, 2, 3]
+    np.save(folder / "snow.npy", images[:3])
+    with pytest.raises(DataError, match=r"uint8 \[3, 32, 32, 3\]"):
+        of(sets="CIFAR10C", root=str(tmp_path), corruptions=["snow"], severities=[1])
+    (folder / "frost.npy").write_bytes(b"\x80\x04 pickle")
+    with pytest.raises(DataError, match="no array of numpy"):
+        of(sets="CIFAR10C", root=str(tmp_path), corruptions=["frost"], severities=[1])
+    with pytest.raises(DataError, match="no such file"):
+        of(sets="CIFAR100C", root=str(tmp_path), corruptions=["fog"], severities=[1])
+
+
+def test_an_order_in_bursts_holds_every_example_once_and_hangs_on_its_seed():
+    from perdure.draws import in_bursts
+
+    targets = [c for c in range(10) for _ in range(50)]
+
+    def changes(order):
+        return sum(targets[a] != targets[b] for a, b in pairwise(order))
+
+    bursts, even = in_bursts(targets, 0.01, seed=0), in_bursts(targets, 100.0, seed=0)
+    assert sorted(bursts) == sorted(even) == list(range(500))
+    assert bursts == in_bursts(targets, 0.01, seed=0) != in_bursts(targets, 0.01, seed=1)
+    assert changes(bursts) < 0.7 * changes(even)

@@ -1,12 +1,14 @@
 """Shifted test sets, one after another, and nothing to train on: for test-time adaptation.
 
 Knows short names of test sets, data sets of any kind of image, class subsets and order. Does not know images or
-methods. Every set asks among its own classes.
+methods. Every set asks among its own classes. Corruptions come one after another, each a test set, or `mixed` into one;
+whether a method begins anew with each is the method's setting (`continual`).
 
 | short name | set |
 |---|---|
 | I, A, V, R, K | ImageNet's validation images, ImageNet-A, -V2, -R, -Sketch |
 | C | ImageNet-C: every corruption at every severity, a task each |
+| CIFAR10C, CIFAR100C | CIFAR-10-C, CIFAR-100-C, the same |
 | DTD, Flower102, Food101, Cars, SUN397, Aircraft, Pets, Caltech101, UCF101, eurosat | ten fine-grained sets |
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +27,7 @@ from perdure.data.imagenet_shifted import CORRUPTIONS, Corruption
 from perdure.errors import DataError, RecipeError
 from perdure.settings.config import Named, Seed
 from perdure.settings.suggestions import nearest
-from perdure.streams import selection
+from perdure.streams import arrival, selection
 from perdure.types import Dataset, Stream, Task
 
 IMAGENET = {"A": "a", "V": "v2", "R": "r", "K": "sketch"}
@@ -40,7 +42,8 @@ FINE_GRAINED = {
     "UCF101": "ucf101",
     "eurosat": "eurosat",
 }
-SHORT = ("I", *IMAGENET, "C", *FINE_GRAINED, "Aircraft")
+CIFAR = {"CIFAR10C": "cifar10", "CIFAR100C": "cifar100"}
+SHORT = ("I", *IMAGENET, "C", *CIFAR, *FINE_GRAINED, "Aircraft")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +59,26 @@ class Config:
     names: tuple[str, ...] = ()
     """A name for each of `data`; empty: its style, folder or name."""
     corruptions: Annotated[tuple[Corruption, ...], Field(min_length=1)] = CORRUPTIONS
-    """Kinds of corruption of C."""
+    """Kinds of corruption of C and CIFAR-C, in this order."""
+    cotta_order: Annotated[int, Field(ge=0, le=9)] | None = None
+    """The order of the 15 corruptions in one of CoTTA's ten runs instead."""
     severities: Annotated[tuple[Literal[1, 2, 3, 4, 5], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
-    """Severities of C."""
+    """Severities of C and CIFAR-C."""
+    gradual: bool = False
+    """Severities 5 4 3 2 1 of the first corruption and 1 2 3 4 5 4 3 2 1 of each other, as in CoTTA's gradual run, in
+    place of `severities`."""
+    mixed: bool = False
+    """All sets as one, in a mixed order; they must have the same classes."""
+    imbalance: Annotated[float, Field(ge=1)] | None = None
+    """Label shift: class after class, 100 images are drawn, with replacement, in which it is so many times as frequent
+    as any other (SAR: 1 to 500000). `evaluate.order: dirichlet` is label shift without replacement."""
     classes: tuple[str, ...] = ()
     """Only these classes of each set, by name, in this order; empty: all."""
+    open_set: bool = False
+    """Keep the images of the classes that `classes` leaves out: they have no right answer, and `auroc_unknown` says how
+    well they are told apart."""
+    clean: Annotated[Named, "data"] | None = None
+    """A data set whose training images the first task brings: clean images, of which EATA makes its anchor."""
     subset: Literal["none", "imagenet_a", "imagenet_r"] = "none"
     """Only the 200 classes of ImageNet-A or -R, where a set has all 1000 classes of ImageNet."""
     test_per_class: Annotated[int, Field(ge=1)] | None = None
@@ -83,6 +101,12 @@ class Config:
             yield "sets", "no test set: name some here, or under `data`"
         if self.names and len(self.names) != len(self.data):
             yield "names", f"{len(self.names)} names for {len(self.data)} data sets"
+        if self.cotta_order is not None and self.corruptions != CORRUPTIONS:
+            yield "cotta_order", "it orders all 15 corruptions; drop `corruptions`"
+        if self.open_set and not self.classes:
+            yield "open_set", "state the known classes in `classes`"
+        if self.imbalance is not None and not self.shuffle:
+            yield "shuffle", "imbalanced draws have an order of their own"
         if self.classes and self.subset != "none":
             yield "subset", "class names are given already; drop one of the two"
 
@@ -97,6 +121,7 @@ def build(config: Config) -> Stream:
     datasets = [(name, named.build()) for name, named in _named(config)]
     names = _unique([name or _own_name(dataset) for name, dataset in datasets])
     tasks = tuple(_task(i, name, dataset, config) for i, (name, (_, dataset)) in enumerate(zip(names, datasets)))
+    tasks = _with_clean(_mixed(tasks, config) if config.mixed else tasks, config)
     return Stream(
         name=f"shifted tests: {', '.join(names)}",
         tasks=tasks,
@@ -125,10 +150,13 @@ def _named(config: Config) -> Iterator[tuple[str, Named]]:
         elif short in IMAGENET:
             yield short, at("imagenet_shifted", set=IMAGENET[short], root=root)
         elif short == "C":
-            for kind in config.corruptions:
-                for severity in config.severities:
-                    settings = {"set": "c", "root": root, "corruption": kind, "severity": severity}
-                    yield f"C {kind} {severity}", at("imagenet_shifted", **settings)
+            for kind, severity in _corruptions(config):
+                settings = {"set": "c", "root": root, "corruption": kind, "severity": severity}
+                yield f"C {kind} {severity}", at("imagenet_shifted", **settings)
+        elif short in CIFAR:
+            for kind, severity in _corruptions(config):
+                settings = {"set": CIFAR[short], "root": root, "corruption": kind, "severity": severity}
+                yield f"{short} {kind} {severity}", at("cifar_c", **settings)
         elif short == "Aircraft":
             yield short, at("aircraft", root=root / "fgvc_aircraft")
         else:
@@ -137,13 +165,52 @@ def _named(config: Config) -> Iterator[tuple[str, Named]]:
         yield (config.names[i] if config.names else ""), named
 
 
+def _corruptions(config: Config) -> Iterator[tuple[Corruption, int]]:
+    """Kinds and severities, in order."""
+    kinds = config.corruptions
+    if config.cotta_order is not None:
+        kinds = tuple(CORRUPTIONS[n - 1] for n in arrival.COTTA_ORDERS[config.cotta_order])
+    first, later = arrival.gradual() if config.gradual else (config.severities, config.severities)
+    for i, kind in enumerate(kinds):
+        for severity in later if i else first:
+            yield kind, severity
+
+
+def _mixed(tasks: tuple[Task, ...], config: Config) -> tuple[Task, ...]:
+    """All test sets as one."""
+    first = tasks[0]
+    other = next((task for task in tasks if task.candidates != first.candidates), None)
+    if other is not None:
+        raise RecipeError(f"{first.name} and {other.name} have different classes", where="stream.mixed")
+    whole = arrival.joined([task.test for task in tasks], [task.name for task in tasks])
+    positions = list(range(len(whole)))
+    if config.shuffle:
+        random.Random(config.order_seed).shuffle(positions)
+    test = whole.select(positions)
+    facts = {"examples": {"test": selection.record(positions, whole.targets)}}
+    return (replace(first, name="mixed", test=test, facts=facts),)
+
+
+def _with_clean(tasks: tuple[Task, ...], config: Config) -> tuple[Task, ...]:
+    """The first task with the training images of `clean`."""
+    if config.clean is None:
+        return tasks
+    dataset = config.clean.build()
+    if not len(dataset.train):
+        raise DataError("no training images", where=f"stream.clean: {dataset.name}")
+    if dataset.candidates != tasks[0].candidates:
+        raise RecipeError(f"{dataset.name} has other classes than {tasks[0].name}", where="stream.clean")
+    return (replace(tasks[0], train=dataset.train), *tasks[1:])
+
+
 def _task(index: int, name: str, dataset: Dataset, config: Config) -> Task:
     if dataset.kind != "classify":
         raise RecipeError(f"{dataset.name} is of kind {dataset.kind}", where="stream.data", expected="kind classify")
     chosen = _labels(dataset, name, config)
     new_label = {old: new for new, old in enumerate(chosen)}
     targets = dataset.test.targets
-    positions = [p for p in selection.first_of_each(targets, config.test_per_class) if targets[p] in new_label]
+    chosen_positions = selection.first_of_each(targets, config.test_per_class)
+    positions = [p for p in chosen_positions if config.open_set or targets[p] in new_label]
     if config.shuffle:
         random.Random(config.order_seed).shuffle(positions)
     positions = positions[: config.limit]
@@ -151,7 +218,11 @@ def _task(index: int, name: str, dataset: Dataset, config: Config) -> Task:
         raise DataError(
             "no test images", where=f"{dataset.name}, {name}", todo="Set the data set's `test_share`, or `classes`."
         )
-    test = dataset.test.select(positions).relabel(new_label.__getitem__)
+    if config.imbalance is not None:
+        drawn = arrival.imbalanced([targets[p] for p in positions], config.imbalance, seed=config.order_seed)
+        positions = [positions[i] for i in drawn]
+    test = arrival.repeated(dataset.test, positions) if config.imbalance else dataset.test.select(positions)
+    test = test.relabel(new_label.get)
     return Task(
         index=index,
         name=name,
