@@ -191,7 +191,7 @@ def parsed(module, **settings):
     return module.build(parse(module.Config, settings, where="stream"))
 
 
-WORLD = {"name": "microworld", "view": "captions", "train_scenes": 4, "validation_scenes": 0, "test_scenes": 5}
+WORLD = {"name": "microworld", "content": "captions", "train_scenes": 4, "validation_scenes": 0, "test_scenes": 5}
 
 
 def test_galleries_hold_every_text_and_every_image_and_targets_point_into_them():

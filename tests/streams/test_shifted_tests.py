@@ -122,7 +122,7 @@ def test_wrong_settings_are_named(settings, said):
 
 def test_questions_that_are_no_classification_are_refused():
     with pytest.raises(RecipeError, match="kind caption"):
-        of(data=[{"name": "microworld", "view": "captions", "train_scenes": 0, "validation_scenes": 0}])
+        of(data=[{"name": "microworld", "content": "captions", "train_scenes": 0, "validation_scenes": 0}])
 
 
 def world(*styles, **settings):
