@@ -9,13 +9,14 @@ import contextlib
 import hashlib
 import signal
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from perdure import checkpoint, device_memory, loop, recipe, resuming
-from perdure.errors import CheckpointError, DataError, MissingExtra, RecipeError
+from perdure.errors import CheckpointError, DataError, MissingExtra, PerdureError, RecipeError
 from perdure.files.written_whole import write_json, write_text
 from perdure.keys import key_seed
 from perdure.loop import Scores, load_into, saved_state
@@ -61,7 +62,14 @@ def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> Resul
         runtime.main_first(lambda: finished.update(_take_folders(jobs, held, again=again)))
         for _, folder in jobs if not runtime.main else ():
             finished[folder] = _finished(folder)
-        return Result(_execute_one(one, folder, finished[folder], quiet=quiet) for one, folder in jobs)
+        after = [sum(finished[later] is None for _, later in jobs[i + 1 :]) for i in range(len(jobs))]
+        named = [
+            f"seed {one.run.seed} ({i} of {len(jobs)})" if len(jobs) > 1 else "" for i, (one, _) in enumerate(jobs, 1)
+        ]
+        return Result(
+            _execute_one(one, folder, finished[folder], (name, more), quiet=quiet)
+            for (one, folder), name, more in zip(jobs, named, after)
+        )
 
 
 def _take_folders(
@@ -219,12 +227,15 @@ def reopen(run: str | Path, *, device: str = "auto") -> Opened:
     return Opened(folder, asked, method, models, runtime, query, done, tasks, temperature)
 
 
-def _execute_one(asked: Recipe, folder: Path, finished: Scores | None, *, quiet: bool) -> Finished:
+def _execute_one(
+    asked: Recipe, folder: Path, finished: Scores | None, place: tuple[str, int], *, quiet: bool
+) -> Finished:
     runtime = make_runtime(asked, folder, quiet=quiet)
     if finished is not None:
         if said := resuming.require_same_data_if_there(asked, [folder]):
             runtime.say(f"{folder}: {said}")
         return Finished(folder=folder, scores=finished, fresh=False, main=runtime.main)
+    runtime.of_runs, runtime.runs_after = place
     built = recipe.build(asked, asked.run.seed)
     resuming.require_same_data(built.stream.manifest, folder)
     runtime.wait()
@@ -234,7 +245,7 @@ def _execute_one(asked: Recipe, folder: Path, finished: Scores | None, *, quiet:
         write_text(folder / "recipe.yaml", recipe.to_yaml(asked))
     runtime.log("session", device=str(runtime.device), processes=runtime.processes)
     runtime.flush()
-    with stopping_on_signals(runtime), device_memory.explained(asked, runtime):
+    with _Noting(runtime), stopping_on_signals(runtime), device_memory.explained(asked, runtime):
         scores = loop.run(built.method, built.stream, evaluation=asked.evaluate, runtime=runtime)
     if runtime.main:
         write_json(folder / "card.json", _card(asked, built, scores, runtime, folder))
@@ -286,6 +297,21 @@ def stopping_on_signals(runtime: Runtime) -> Iterator[None]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+class _Noting:
+    """What ends a run stands in its ``log.txt``, too; what is no message for a user, with its trace."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, PerdureError):
+            self.runtime.note(str(error))
+        elif error is not None:
+            self.runtime.note("".join(traceback.format_exception(kind, error, trace)).rstrip())
 
 
 def _card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder: Path) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from perdure.loading import ExampleBatches
 from perdure.runtime import Runtime
 from perdure.runtime.collectives import Agreement
 from perdure.runtime.devices import seed_torch
-from perdure.runtime.progress import Progress
 from perdure.types import Evaluation, Stream, Task
 
 FILE = "calibration.json"
@@ -66,7 +65,7 @@ def calibrate(method: Any, stream: Stream, settings: Evaluation, *, runtime: Run
         test example, where no temperature is best, or where the run keeps nothing.
     """
     tasks = [task for task in stream if task.kind == "classify" and len(task.validation)]
-    fixed = not (getattr(method, "adapts", False) or getattr(method, "carries_state", False))
+    fixed = not any(getattr(method, name, False) for name in ("adapts", "carries_state", "encode"))
     if runtime.out is None:
         return None
     (runtime.out / FILE).unlink(missing_ok=True)  # of a run that has gone on since
@@ -138,7 +137,7 @@ def _answers(
     agreement = Agreement(runtime.processes, lambda: (runtime.stop_requested,))
     with predicting(method, runtime):
         predict = method.predictor(query)
-    with Progress(f"calibrate {task.name}", total=len(batches), show=runtime.main and not runtime.quiet) as progress:
+    with runtime.progress(f"calibrate {task.name}", total=len(batches)) as progress:
         for batch, share in batches.epoch(0):
             if batch is not None:
                 seed_torch(key_seed("predict", *batch["seed"].tolist()))

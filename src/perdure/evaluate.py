@@ -26,7 +26,6 @@ from perdure.run_folder import run_files
 from perdure.runtime import Runtime
 from perdure.runtime.collectives import Agreement
 from perdure.runtime.devices import seed_torch
-from perdure.runtime.progress import Progress
 from perdure.settings import registry
 from perdure.types import Batch, Evaluation, Examples, Predictions, Query, Task
 
@@ -105,9 +104,8 @@ def _predict(
     size = getattr(method, "test_batch", settings.batch_size) or max(len(examples), 1)
     source, steps = _batches(method, examples, size, settings.batch_size, runtime, label)
     records: list[Record] = []
-    show = runtime.main and not runtime.quiet
     agreement = Agreement(runtime.processes, lambda: (runtime.stop_requested,))
-    with Progress(f"test {label}", total=steps, show=show) as progress:
+    with runtime.progress(f"test {label}", total=steps) as progress:
         for step, batch in enumerate(source, start=1):
             if batch is not None:
                 seed_torch(key_seed("predict", *batch["seed"].tolist()))
@@ -121,7 +119,7 @@ def _predict(
             stop = any(agreement.answers())
             part.keep(min(step * size, len(examples)), now=stop)
             if stop:
-                raise Interrupted(f"stopped while testing {label}")
+                raise Interrupted(f"stopped in {runtime.within(f'test {label}')}")
             agreement.ask()
     return records
 

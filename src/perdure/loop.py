@@ -24,6 +24,7 @@ from perdure.run_folder.run_files import checkpoint_file
 from perdure.runtime import Runtime
 from perdure.runtime.devices import seed_torch
 from perdure.runtime.placing import place
+from perdure.runtime.progress import Outlook, clock
 from perdure.types import Method, Query, Stream, Task
 
 Plan = Callable[[Stream, int], Sequence[Task]]
@@ -79,13 +80,14 @@ def run(
     scores = Scores([task.name for task in stream], stream.tasks[0].metrics[0])
     done = _resume(method, scores, runtime)
     place(method, runtime)
+    outlook = _outlook(stream, plan, evaluation, runtime)
     if done is None:
         done = -1
         if evaluation.start:
-            runtime.task = -1
+            runtime.task, runtime.place = -1, _place(runtime, "before the first task")
             _test(method, stream, plan(stream, -1) or stream.tasks[:1], -1, scores, evaluation, runtime)
     for task in stream.tasks[done + 1 :]:
-        runtime.task = task.index
+        runtime.task, runtime.place = task.index, _place(runtime, f"task {task.index + 1} of {len(stream)}")
         seed_torch(runtime.key("learn"))
         began = time.perf_counter()
         method.learn(task, runtime)
@@ -94,11 +96,45 @@ def run(
         tested = time.perf_counter()
         runtime.log("task", name=task.name, learn_seconds=learned - began, test_seconds=tested - learned)
         _save(method, stream, scores, task, runtime)
+        outlook.note(task.index, learned - began, tested - learned)
+        runtime.say(runtime.within(_came_to(scores, task.index, tested - began, outlook)))
         if runtime.agreed(runtime.stop_requested) and task.index < len(stream) - 1:
-            raise Interrupted(f"stopped after task {task.index + 1} of {len(stream)}")
+            raise Interrupted(f"stopped after {runtime.place}")
     calibrate(method, stream, evaluation, runtime=runtime)
     runtime.finish()
     return scores
+
+
+def _place(runtime: Runtime, where: str) -> str:
+    return ", ".join(filter(None, (runtime.of_runs, where)))
+
+
+def _outlook(stream: Stream, plan: Plan, evaluation: Evaluation, runtime: Runtime) -> Outlook:
+    """What is known of the run's time, by what its log says of tasks that are done."""
+    tested = [sum(len(getattr(task, evaluation.split)) for task in plan(stream, t)) for t in range(len(stream))]
+    outlook = Outlook([len(task.train) for task in stream], tested)
+    outlook.runs = runtime.runs_after
+    for event in run_files.read_lines(runtime.out / "events.jsonl")[0] if runtime.out is not None else ():
+        times = event.get("learn_seconds"), event.get("test_seconds")
+        if event["event"] == "task" and event["task"] < len(stream) and all(isinstance(t, float) for t in times):
+            outlook.note(event["task"], *times)
+    runtime.outlook = outlook
+    return outlook
+
+
+def _came_to(scores: Scores, after: int, seconds: float, outlook: Outlook) -> str:
+    """A finished task in a line: its headline on all tasks tested, on itself, and times."""
+    rows = [row for row in scores.rows if row["after"] == after and row["asked"] <= after]
+    pairs = [(row["values"].get(scores.headline), row["n"], row["asked"]) for row in rows]
+    numbers = [(v, n, asked) for v, n, asked in pairs if isinstance(v, int | float)]
+    own = [f"{v:.2f} on its own" for v, _, asked in numbers if asked == after]
+    parts = [scores.headline.replace("_", " ")] if numbers else []
+    if len(numbers) > 1:
+        mean = sum(v * n for v, n, _ in numbers) / max(sum(n for _, n, _ in numbers), 1)
+        own = [f"{mean:.2f} on {len(numbers)} tasks", *own]
+    left = outlook.left()
+    rest = [] if not left else [f"{clock(left)} left"]
+    return ", ".join([" ".join([*parts, ", ".join(own)]).strip() or "done", clock(seconds), *rest])
 
 
 def seed_everything(seed: int) -> None:

@@ -23,6 +23,7 @@ MADE = (
     "predictions",
     "scores.json",
     "events.jsonl",
+    "log.txt",
     "card.json",
     "calibration.json",
     "data.json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +108,10 @@ def test_ctrl_c_saves_and_the_same_command_ends_as_if_it_had_never_been_stopped(
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert not (folder / RUN / "card.json").exists()
+    stopped = said.splitlines()[-1]
+    assert re.match(r"stopped in task \d of \d: .+, step \d+ of \d+\. To go on: perdure run ", stopped)
+    assert stopped.endswith(longer), "what was typed, to be typed again"
+    assert stopped.partition(". To go on")[0] in (folder / RUN / "log.txt").read_text()
 
     assert run(folder, longer).returncode == 0
     assert run(folder, longer, "run.name=whole").returncode == 0

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from perdure.cli import main
 from perdure.data.instruction import training_fault
 from perdure.errors import RecipeError
 from perdure.prepare.asd import diversify, diversify_file
@@ -251,3 +252,42 @@ def test_a_model_that_sees_nothing_is_sent_no_picture_and_the_manifest_says_so(t
         made = diversify(records("question", 100), task="t", kind="question", share=20, chat=chat, images=tmp_path)
         assert made.manifest["by_model_unseen"] == unseen
     assert all(r.image is not None for r in seeing.asked) and all(r.image is None for r in blind.asked)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "said"),
+    [
+        (
+            9,
+            40,
+            "40 % of 9 records do not make one of each of the four styles: none was rewritten; a share of 45 makes",
+        ),
+        (3, 100, "it takes four records to make one of each"),
+        (9, 45, ""),
+        (9, 0, ""),
+    ],
+)
+def test_a_share_that_is_too_small_is_said_and_is_no_success(count, share, said, tmp_path, capsys):
+    chat = [{"from": "human", "value": "<image>\nWhat is it?\nAnswer the question using a single word or phrase."}]
+    rows = [
+        {"id": i, "image": "a.png", "conversations": [*chat, {"from": "gpt", "value": f"a{i}"}]} for i in range(count)
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    words = ["prepare", "asd", str(tmp_path / "train.json"), "--kind", "question", "--share", str(share)]
+    with pytest.raises(SystemExit) as leaving:
+        main(words)
+    out = capsys.readouterr().out
+    assert (said in out) if said else ("none was rewritten" not in out)
+    assert leaving.value.code == (0 if share == 0 else 1)  # 45 %: rules write two styles, no model the others
+
+
+def test_questions_without_an_answer_are_counted_and_said(tmp_path, capsys):
+    records = [{"question_id": str(i), "text": "Is it?", "answer": "yes"} for i in range(5)]
+    (tmp_path / "test.json").write_text(json.dumps(records))
+    (tmp_path / "merge.jsonl").write_text(json.dumps({"question_id": "0", "text": "yes", "prompt": "Is it?"}) + "\n")
+    words = ["--task", "gqa", "--answers", tmp_path / "test.json", "--out", tmp_path / "out.jsonl"]
+    with pytest.raises(SystemExit) as leaving:
+        main(["prepare", "predictions", str(tmp_path / "merge.jsonl"), *map(str, words)])
+    out = capsys.readouterr().out
+    assert leaving.value.code == 0 and "wrote 5 records" in out
+    assert f"4 of 5 questions have no answer in {tmp_path / 'merge.jsonl'}; they count as wrong" in out

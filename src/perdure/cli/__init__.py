@@ -9,11 +9,14 @@ A file holds `command`, a function for typer, or `app`, a typer of several; and 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import sys
 import tempfile
+import time
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
+    if not debug:
+        _quieten()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII locale loses nothing and ends nothing
@@ -76,7 +81,7 @@ class Escaping(io.TextIOBase):
 
 
 def _run(given: list[str], *, debug: bool) -> int:
-    from perdure.errors import PerdureError, printable, refused_by_system, too_little_memory
+    from perdure.errors import PerdureError, RecipeError, printable, refused_by_system, too_little_memory
 
     try:
         code = application(given[:1])(args=given, prog_name="perdure", standalone_mode=False)
@@ -85,11 +90,10 @@ def _run(given: list[str], *, debug: bool) -> int:
     except PerdureError as error:
         if debug:
             traceback.print_exc()
-        if not _said_by_the_first(error):
-            print(printable(str(error)), file=sys.stderr)
+        _say(str(error), alike=isinstance(error, RecipeError))
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _say("stopped")
         return 130
     except BrokenPipeError:  # `perdure list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,27 +111,61 @@ def _run(given: list[str], *, debug: bool) -> int:
             return _bug(error, debug=debug)
         if debug:
             traceback.print_exc()
-        print(printable(str(refused)), file=sys.stderr)
+        _say(str(refused))
         return refused.exit_code
 
 
-def _said_by_the_first(error: Exception) -> bool:
-    """Settings are the same in every process of a run: what is wrong with them is said once. Other faults may be those
-    of one process alone, and each says its own."""
-    from perdure.errors import RecipeError
+def _quieten() -> None:
+    """What libraries have to say to programmers is not for users: warnings of what will change, and advice."""
+    import warnings
 
-    return isinstance(error, RecipeError) and os.environ.get("RANK", "0") != "0"
+    for kind in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+        warnings.filterwarnings("ignore", category=kind)
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "DATASETS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _say(text: str, *, alike: bool = False, then: Callable[[], str] = str) -> None:
+    """A message on standard error; of several processes of a run, one says it, and who that is if it is not the first.
+
+    Args:
+        alike: settings are the same in every process, so the first is to say what is wrong with them.
+        then: gives the end of the message, which may differ from process to process.
+    """
+    from perdure.errors import printable
+
+    rank = os.environ.get("RANK", "0")
+    if (alike and rank != "0") or not _first_to_say(text):
+        return
+    print(printable(f"{'' if rank == '0' else f'process {rank}: '}{text}{then()}"), file=sys.stderr)
+
+
+def _first_to_say(text: str) -> bool:
+    """Whether no other process that the same launcher started has said it in the last minute: an empty file tells."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    started = f"{os.getppid()} {os.environ.get('MASTER_PORT', '')} {text}"
+    digest = hashlib.sha256(started.encode(errors="backslashreplace")).hexdigest()[:24]
+    mark = Path(tempfile.gettempdir()) / f"perdure-said-{digest}"
+    try:
+        if mark.exists() and time.time() - mark.stat().st_mtime > 60:
+            mark.unlink(missing_ok=True)
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # no place for the file: better twice than never
+    return True
 
 
 def _bug(error: Exception, *, debug: bool) -> int:
     """One line and the path of the trace."""
-    from perdure.errors import printable
-
     if debug:
         traceback.print_exc()
     text = "".join(traceback.format_exception(error))
-    first = printable((str(error).splitlines() or [""])[0])
-    print(f"internal error: {type(error).__name__}: {first}; trace: {_trace(text)}", file=sys.stderr)
+    said = f"internal error: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    _say(said, then=lambda: f"; trace: {_trace(text)}")
     return INTERNAL
 
 

@@ -66,7 +66,8 @@ def _check(recipe: str, overrides: list[str], *, data: bool, steps: int) -> None
     print(found, flush=True)
     if not data:
         return
-    found = found.with_data()
+    with libraries_aside():
+        found = found.with_data()
     print("\n".join(_plan(found)), flush=True)
     if steps:
         from perdure.testing.trial import first_steps  # brings torch

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from perdure.cli import SETTINGS, epilog
+from perdure.cli._layout import libraries_aside
 
 EXAMPLES = """
 perdure data check my_images/
@@ -80,11 +81,13 @@ def check(
     path = Path(what).expanduser()
     if what in registry.names("data") and not path.exists():
         named = Named(place="data", name=what, settings=stated(what, settings or []))
-        found = check_images.check(named.build(), decode=decode)
+        with libraries_aside():
+            found = check_images.check(named.build(), decode=decode)
     else:
         if not path.exists() and path.name == what and not what.startswith("hf:") and not what.endswith(".tar"):
             raise _nothing(what, path)
-        found = check_images.check_path(path, decode=decode)
+        with libraries_aside():
+            found = check_images.check_path(path, decode=decode)
     print(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
     if found.exit_code:
         raise SystemExit(found.exit_code)
@@ -116,7 +119,8 @@ def make(
     require_folder(out, setting="--out")
     config = parse(registry.load("data", name).Config, stated(name, settings or []), where=name)
     require_memory(name, bytes_needed(config))
-    written = disk.write(layout, out, config)
+    with libraries_aside():
+        written = disk.write(layout, out, config)
     print(f"wrote {len(written)} files below {out}")
 
 
@@ -139,7 +143,8 @@ def prepare(
     if not start < 10**6:  # NaN, too
         raise RecipeError(f"is {start:g}", where="--start", expected="seconds from the beginning, below a million")
     require_folder(out, setting="OUT")
-    report = prepare_videos(source, out, seconds=seconds, start=start, workers=workers)
+    with libraries_aside():
+        report = prepare_videos(source, out, seconds=seconds, start=start, workers=workers)
     print(f"made {report.made}, there already {report.there_already}, broken {len(report.broken)}")
     for title, names in (("shorter than asked", report.short), ("silent", report.silent)):
         if names:

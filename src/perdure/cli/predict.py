@@ -203,7 +203,8 @@ def _find_among(
     """The files that fit a text best."""
     from perdure.cli import _find
 
-    rows, broken = _find.find(text, found, models=models, settings=settings, top=top, device=device)
+    with libraries_aside():
+        rows, broken = _find.find(text, found, models=models, settings=settings, top=top, device=device)
     print(_find.show(rows, form=form))
     _name_unreadable(broken)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from perdure.cli import SETTINGS, epilog
+from perdure.cli._layout import libraries_aside
 
 EXAMPLES = """
 perdure prepare asd --root /data/CoIN --task ImageNet --share 20 --endpoint http://localhost:8000/v1 --model qwen
@@ -61,7 +62,8 @@ def asd(
     """Rewrite a share of the training records in the four other answer styles.
 
     The new file and its manifest lie beside the source. Stopped, the same command goes on where it was.
-    Exit code 0: all chosen records were rewritten; 1: some stay as they were, and the manifest says why.
+    Exit code 0: the share was rewritten; 1: some of it stays as it was, or is too small to hold a record of each
+    style; what stays is named, and why in the manifest.
     """
     from perdure.files.folders import require_file
     from perdure.prepare.asd import diversify_file
@@ -73,11 +75,12 @@ def asd(
     complete = True
     for name, own_kind, file, target in jobs:
         images = None if text_only or chat is None else (root or file.parent)
-        manifest = diversify_file(
-            file, target, task=name, kind=own_kind, share=share, seed=seed, chat=chat, images=images
-        )
+        with libraries_aside():
+            manifest = diversify_file(
+                file, target, task=name, kind=own_kind, share=share, seed=seed, chat=chat, images=images
+            )
         _print(name, target, manifest)
-        complete = complete and not manifest["failed"]
+        complete = complete and not manifest["failed"] and not manifest["too_few"]
     if not complete:
         raise SystemExit(1)
 
@@ -105,9 +108,13 @@ def predictions(
             raise RecipeError(f"there is no {what} {value!r}", where=f"--{what}", expected=", ".join(known))
     require_file(out, setting="--out")
     rows = join(read_predictions(file), read_annotations(answers, task), task, official=official, where=str(file))
+    unanswered = sum(row["prediction"] is None for row in rows)
     more = {"scorer": task, "form": form or TASK_FORMS[task], "official": official}
     write_text(out, "".join(json.dumps({**row, **more}, ensure_ascii=False) + "\n" for row in rows))
-    print(f"wrote {len(rows)} records to {out}\nperdure score {out} --metric answer_accuracy --metric superficial")
+    print(f"wrote {len(rows)} records to {out}")
+    if unanswered:
+        print(f"{unanswered} of {len(rows)} questions have no answer in {file}; they count as wrong")
+    print(f"perdure score {out} --metric answer_accuracy --metric superficial")
 
 
 @app.command("features", context_settings=SETTINGS)
@@ -131,7 +138,8 @@ def features(
     place = [f"{key}={json.dumps(str(root))}"] if root is not None else []
     dataset = Named(place="data", name=data, settings=stated(data, [*place, *(settings or [])])).build()
     only_texts = texts_only or data == "caption_texts"
-    counts = captions.write_features(dataset, _clip(weights, device), out, images=not only_texts)
+    with libraries_aside():
+        counts = captions.write_features(dataset, _clip(weights, device), out, images=not only_texts)
     cut = f" ({counts['cut']} captions were too long and were cut)" if counts["cut"] else ""
     print(f"{counts.get('images', 0)} images, {counts['captions']} captions{cut} -> {out}")
 
@@ -150,7 +158,8 @@ def clipscore(
 
     target = out or file.with_suffix(".clipscore.jsonl")
     require_file(target, setting="--out")
-    means = captions.score_file(file, images, _clip(weights, device), target)
+    with libraries_aside():
+        means = captions.score_file(file, images, _clip(weights, device), target)
     print("  ".join(f"{name} {value:.2f}" for name, value in means.items()) + f"  -> {target}")
 
 
@@ -164,7 +173,9 @@ def coco_results(
     from perdure.prepare import captions
 
     require_folder(out, setting="--out")
-    for path in captions.write_coco(file, out):
+    with libraries_aside():
+        written = captions.write_coco(file, out)
+    for path in written:
         print(path)
 
 
@@ -252,6 +263,8 @@ def _print(name: str, target: Path, manifest: dict[str, Any]) -> None:
     print(f"{name}: {manifest['records']} records ({styles}) -> {target}")
     if unseen := manifest["by_model_unseen"]:
         print(f"  warning: {unseen} records with an image were rewritten by a model that was not shown it")
+    if manifest["too_few"]:
+        print(f"  {manifest['too_few']}")
     failed = manifest["failed"]
     for entry in failed[:10]:
         print(printable(f"  record {entry['record']} ({entry['id']}) stays as it is: {entry['why']}"))

@@ -32,10 +32,11 @@ def command(
 
     Runs that differ in their seed only are merged; others are compared, seed by seed.
     """
-    from perdure.cli._layout import tables_of
+    from perdure.cli._layout import libraries_aside, tables_of
     from perdure.reporting import find_runs, report_below
 
-    paths = report_below(runs, out)
+    with libraries_aside():
+        paths = report_below(runs, out)
     if not quiet:
         print(tables_of(find_runs(runs), paths["report.md"]))
     for path in paths.values():

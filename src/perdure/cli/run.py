@@ -6,8 +6,10 @@ Knows arguments and what is printed where (progress on standard error, the table
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,10 +54,22 @@ def command(
     from perdure import api  # brings torch: after all that can be wrong in the text
     from perdure.cli._layout import libraries_aside
 
-    with libraries_aside():
+    with libraries_aside(), _going_on(recipe, overrides or [], quiet=quiet):
         finished = api.execute(checked, again=again, quiet=quiet)
     if finished.main:
         _print_results([one.folder for one in finished])
+
+
+@contextmanager
+def _going_on(recipe: str, overrides: Sequence[str], *, quiet: bool) -> Iterator[None]:
+    """A stop says what to type to go on."""
+    from perdure.errors import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        words = ["perdure", "run", recipe, *overrides, *(["--quiet"] if quiet else [])]
+        raise Interrupted(stop.what, where=stop.where, todo=f"To go on: {shlex.join(words)}") from stop
 
 
 def _all_finished(asked: Recipe) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from perdure.cli import _complete
-from perdure.cli._layout import columns, width
+from perdure.cli._layout import columns, libraries_aside, width
 from perdure.files.text_files import to_json
 
 EXAMPLES = """
@@ -36,7 +36,8 @@ def command(
     """Compute metrics again from the records in a run's `predictions/`; nothing in the folder changes."""
     from perdure.reporting.records import score
 
-    scored = score(what, metric or [])
+    with libraries_aside():
+        scored = score(what, metric or [])
     if as_json:
         print(to_json(scored, indent=1))
     else:

@@ -10,6 +10,7 @@ Knows the choice of records, requests, and the files that come of it. Does not k
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from perdure.prepare.prompts import Item, Prompt, prompt
 from perdure.prepare.replies import BadReply, read_reply
 from perdure.prepare.styles import KINDS, STYLES, Asked
 
+FEW = "too few records for this share"
+"""Why fewer records are chosen than asked for; in the manifest, with how many."""
 PER_REQUEST = 10
 """Most questions of one image in one request."""
 TRIES = 3
@@ -90,7 +93,8 @@ def diversify(
     made = [dict(done.get(i, record)) for i, record in enumerate(records)]
     if share:
         random.Random(key_seed(seed, task, "shuffle")).shuffle(made)
-    return Made(records=made, manifest=_manifest(records, chosen, done, failed, unfit, kind, unseen))
+    manifest = _manifest(records, chosen, done, failed, unfit, kind, unseen)
+    return Made(records=made, manifest=manifest | {"too_few": _too_few(len(records), share, chosen, unfit)})
 
 
 def diversify_file(
@@ -157,9 +161,20 @@ def choose(
     wanted = [style for style in targets for _ in range(each)]
     # where too few records are fit, all styles lose alike
     if len(wanted) > len(fit):
-        unfit["too few records for this share"] = len(wanted) - len(fit)
+        unfit[FEW] = len(wanted) - len(fit)
         wanted = [targets[i % len(targets)] for i in range(len(fit))]
     return dict(zip(fit, wanted)), dict(unfit)
+
+
+def _too_few(count: int, share: float, chosen: Mapping[int, str], unfit: Mapping[str, int]) -> str:
+    """Why fewer records than the share were chosen, in a sentence; empty if they were not."""
+    if share and not chosen:
+        least = math.ceil(400 / max(count, 1))
+        todo = f"a share of {least} makes one of each" if least <= 100 else "it takes four records to make one of each"
+        return f"{share:g} % of {count} records do not make one of each of the four styles: none was rewritten; {todo}"
+    if lost := unfit.get(FEW, 0):
+        return f"{lost} fewer than {share:g} % were rewritten: too few records fit (not_considered in the manifest)"
+    return ""
 
 
 def _unfit(record: Any, kind: str) -> str | None:

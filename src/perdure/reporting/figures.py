@@ -290,7 +290,7 @@ def _band(curves: Sequence[Curve], ends: tuple[float, float] = (-math.inf, math.
             points.append((None, None, None))
             continue
         one = summarize(values)
-        low, high = (min(values), max(values)) if one.low is None else (one.low, one.high)
+        low, high = (min(values), max(values)) if one.low is None or one.high is None else (one.low, one.high)
         points.append((one.mean, max(low, ends[0]), min(high, ends[1])))
     middle, low, high = (list(column) for column in zip(*points)) if points else ([], [], [])
     return middle, low, high

@@ -60,6 +60,14 @@ def write(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         os.fsync(opened.fileno())
 
 
+def write_log(file: Path, text: str) -> None:
+    """Append lines for people, each with local date and time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    with file.open("a", encoding="utf-8", errors="backslashreplace") as opened:
+        opened.writelines(f"{now} {line}\n" for line in text.split("\n"))
+
+
 def numbers(line: Mapping[str, Any]) -> dict[str, int | float]:
     """What of an event can be drawn: ``event/name`` -> number."""
     found = {k: v for k, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "time"}

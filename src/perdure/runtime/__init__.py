@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from perdure import checkpoint
 from perdure.errors import (
-    CheckpointError,
-    Interrupted,
     MissingExtra,
     PerdureError,
     RecipeError,
@@ -29,13 +25,12 @@ from perdure.errors import (
     system_explained,
 )
 from perdure.keys import key_seed
-from perdure.run_folder import events, run_files
+from perdure.run_folder import events
 from perdure.run_folder.events import Events
 from perdure.runtime import collectives, compiling, devices, zero
-from perdure.runtime.collectives import Agreement
-from perdure.runtime.devices import seed_torch
 from perdure.runtime.precision import Matmul, Precision, require, set_matmul
-from perdure.runtime.progress import Progress
+from perdure.runtime.progress import Outlook, Progress
+from perdure.runtime.stages import Steps
 from perdure.runtime.stepping import Stepper, WholeOptimizer
 
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
@@ -63,6 +58,12 @@ class Runtime:
 
     compiled_layers = 0
     """Counted where models are placed."""
+    of_runs, runs_after = "", 0
+    """Which of several runs this is, in words (``seed 1 (2 of 3)``), and how many follow it."""
+    place = ""
+    """Where the run is, in words; set task by task."""
+    outlook: Outlook | None = None
+    """By which a person is told how long it still takes."""
 
     def __init__(
         self,
@@ -249,9 +250,26 @@ class Runtime:
             events.write(self.out / "events.jsonl", lines)
 
     def say(self, text: str) -> None:
-        """One line for the person who waits, on standard error."""
+        """One line for the person who waits, on standard error, and in the run's ``log.txt``."""
+        self.note(text)
         if self.main and not self.quiet:
             print(printable(text), file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Lines of the run's ``log.txt``, each with date and time."""
+        if self.main and self.out is not None:
+            events.write_log(self.out / "log.txt", printable(text))
+
+    def within(self, label: str) -> str:
+        """A stage and where in the run it is, in words."""
+        return f"{self.place}: {label}" if self.place else label
+
+    def progress(self, label: str, *, total: int, start: int = 0) -> Progress:
+        """What a person sees of a stage; see `Progress`."""
+        show = self.main and not self.quiet
+        left = self.outlook.left if self.outlook else lambda: None
+        memory = lambda: max(self.peak_memory().values())  # noqa: E731
+        return Progress(self.within(label), total=total, start=start, show=show, whole=left, memory=memory)
 
     # -- stages -----------------------------------------------------------------------------------------
 
@@ -268,105 +286,6 @@ class Runtime:
         self.flush()
         if self.accelerator.trackers:
             self.accelerator.end_training()
-
-
-class Steps:
-    """Iterates over the steps of a stage that are still to do, seeded and saved.
-
-    Before step i torch's global generators are seeded from (seed, task, stage, i). After it, `state` is saved if
-    `save_every` seconds have passed, and at the end. A finished stage restores its state and yields nothing.
-
-    Args:
-        state: name -> object with `state_dict`/`load_state_dict`, or dict of tensors that are filled in place.
-    """
-
-    def __init__(self, runtime: Runtime, stage: str, *, total: int, state: Mapping[str, Any], label: str) -> None:
-        self.runtime, self.stage, self.total, self.state = runtime, stage, total, state
-        self._rank = (runtime.rank,) if runtime.rank else ()  # dropout must differ between processes
-        self.file = runtime.stage_file(stage)
-        self.begin, self.finished = self._restore()
-        self.shown: dict[str, Any] = {}
-        """Values beside the progress bar."""
-        self.before_save = lambda: None
-        """Called before a save; may raise to keep the last good checkpoint."""
-        show = runtime.main and not runtime.quiet
-        prefix = f"task {runtime.task + 1} " if runtime.task >= 0 else ""
-        self.progress = Progress(prefix + label, total=total, start=self.begin, show=show)
-
-    def __iter__(self) -> Iterator[int]:
-        if self.finished:
-            return
-        runtime, saved = self.runtime, time.monotonic()
-        runtime.stage, runtime.batch_size = self.stage, 0
-        agreement = Agreement(
-            runtime.processes,
-            lambda: (
-                runtime.stop_requested,
-                time.monotonic() - saved > runtime.save_every,
-                runtime.processes > 1 and runtime._events.are_due(),
-            ),
-        )
-        with self.progress:
-            for step in range(self.begin, self.total):
-                seed_torch(runtime.key(self.stage, step, *self._rank))
-                yield step
-                self.progress.advance(**self.shown)
-                if self.finished:
-                    break
-                stop, save, flush = agreement.answers()
-                if stop or save:
-                    self._save(step + 1)
-                    saved = time.monotonic()
-                elif flush:
-                    runtime.flush()
-                if stop:
-                    raise Interrupted(f"stopped in stage {self.stage} at step {step + 1} of {self.total}")
-                agreement.ask()
-        self.finished = True
-        self._save(self.total)
-
-    def stop(self) -> None:
-        """The stage ends with the present step."""
-        self.finished = True
-
-    def _save(self, step: int) -> None:
-        self.before_save()
-        if self.file is not None and (self.runtime.main or self.runtime.zero):
-            state = {name: _state_of(item) for name, item in self.state.items()}
-            if self.runtime.main:
-                checkpoint.save(self.file, {"step": step, "finished": self.finished, "state": state})
-        self.runtime.flush()
-
-    def _restore(self) -> tuple[int, bool]:
-        if self.file is None or not run_files.is_there(self.file):
-            return 0, False
-        point = checkpoint.load(self.file)
-        saved = run_files.check(run_files.StagePoint, point, where=self.file, error=CheckpointError)
-        if set(saved["state"]) != set(self.state):
-            raise CheckpointError(
-                f"stage '{self.stage}' saved {sorted(saved['state'])}, now {sorted(self.state)}",
-                where=str(self.file),
-                todo="Delete the run's folder to start again.",
-            )
-        for name, item in self.state.items():
-            with run_files.fitting(self.file, what=f"stage '{self.stage}', {name}"):
-                _restore_into(item, saved["state"][name], where=f"{self.file}: {name}")
-        return saved["step"], saved["finished"]
-
-
-def _state_of(item: Any) -> Any:
-    return dict(item) if isinstance(item, Mapping) else item.state_dict()
-
-
-def _restore_into(item: Any, saved: Any, *, where: str) -> None:
-    if not isinstance(item, Mapping):
-        item.load_state_dict(saved)
-        return
-    if {k: tuple(v.shape) for k, v in item.items()} != {k: tuple(v.shape) for k, v in saved.items()}:
-        raise CheckpointError("the tensors have other names or shapes", where=where)
-    with torch.no_grad():
-        for name, tensor in item.items():
-            tensor.copy_(saved[name])
 
 
 def _accelerator(device: str, precision: Precision, out: Path | None, trackers: Sequence[str]):
