@@ -65,7 +65,7 @@ def calibrate(method: Any, stream: Stream, settings: Evaluation, *, runtime: Run
         test example, where no temperature is best, or where the run keeps nothing.
     """
     tasks = [task for task in stream if task.kind == "classify" and len(task.validation)]
-    fixed = not any(getattr(method, name, False) for name in ("adapts", "carries_state", "encode"))
+    fixed = not any(getattr(method, name, False) for name in ("adapts", "carries_state", "encoder"))
     if runtime.out is None:
         return None
     (runtime.out / FILE).unlink(missing_ok=True)  # of a run that has gone on since

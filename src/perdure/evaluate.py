@@ -127,10 +127,10 @@ def _predict(
 def _batches(
     method: Any, examples: Examples, size: int, encoded_at_once: int, runtime: Runtime, label: str
 ) -> tuple[Iterator[Batch | None], int]:
-    """Batches of test examples as `predict` takes them, and how many. Of a method with frozen features (`encode`) these
+    """Batches of test examples as `predict` takes them, and how many. Of a method with frozen features (`encoder`) these
     stand in place of the examples, from the run's cache where they are there."""
     stage = f"test {label}"
-    if hasattr(method, "encode"):
+    if hasattr(method, "encoder"):
         at_once = min(size, encoded_at_once)
         found = features.batches(method, examples, batch_size=at_once, runtime=runtime, stage=stage)
         if size > at_once:
