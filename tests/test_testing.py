@@ -161,6 +161,14 @@ class DividesByTheOtherExamples(Toy):
         super().learn(task, runtime)
 
 
+class CountsLabelsFromItsOwn(Toy):
+    def learn(self, task, runtime):
+        own = task.train.relabel(lambda label: label - task.offset)
+        if any(label < 0 for label in own.targets):
+            raise IndexError("a label below 0")
+        super().learn(task, runtime)
+
+
 class LeavesATensorBehind(Toy):
     def __init__(self, config):
         super().__init__(config)
@@ -196,7 +204,7 @@ MUTANTS = [
     (AnswersTheFirstAlone, "runs_and_scores_every_seen_task"),
     (DrawsInPassing, "same_seed_same_scores"),
     (ForgetsItsState, "state_is_tensors_and_json_and_complete"),
-    (ReplaysWithoutSaving, "resuming_between_tasks_equals_never_stopping"),
+    (ReplaysWithoutSaving, "growing_task_by_task_equals_the_whole_stream"),
     (CountsItsSteps, "resuming_equals_never_stopping"),
     (LearnsWhilePredicting, "predicting_leaves_the_state_unchanged"),
     (LooksAtBatchMates, "answers_do_not_depend_on_batch_mates"),
@@ -205,6 +213,7 @@ MUTANTS = [
     (EncodesCandidatesForEachBatch, "candidates_are_encoded_once_per_query"),
     (DamagesAFrozenTower, "frozen_weights_stay_bitwise_unchanged"),
     (DividesByTheOtherExamples, "degenerate_tasks_work_or_say_why"),
+    (CountsLabelsFromItsOwn, "earlier_classes_may_come_again"),
     (LooksAhead, "learning_reads_no_future_task_and_no_test_example"),
     (ReadsTheTest, "learning_reads_no_future_task_and_no_test_example"),
     (LeavesATensorBehind, "every_tensor_follows_the_device"),

@@ -13,7 +13,13 @@ from perdure.types import Stream
 
 
 def check(
-    stream: Stream, *, method: str, answers: Collection[str], needs_task_name: Collection[str], split: str
+    stream: Stream,
+    *,
+    method: str,
+    answers: Collection[str],
+    needs_task_name: Collection[str],
+    new_labels_only: str = "",
+    split: str,
 ) -> None:
     """Assert that a method can go through a stream.
 
@@ -21,10 +27,12 @@ def check(
         method: its name, for messages.
         answers: kinds of tasks that it answers.
         needs_task_name: kinds among them for which it must be told the task.
+        new_labels_only: why a task may not bring examples of earlier tasks' classes, if so.
         split: which examples of the tasks are tested.
 
     Raises:
-        RecipeError: a task is of another kind, its name is needed and not given, or it has no example of the split.
+        RecipeError: a task is of another kind, its name is needed and not given, a class of an earlier task comes again
+            and may not, or there is no example of the split.
     """
     kinds, where = {task.kind for task in stream}, f"stream {stream.name}"
     if unanswered := kinds - set(answers):
@@ -40,6 +48,14 @@ def check(
             where=where,
             expected="a stream whose tests name the task",
             todo="Set stream.task_revealed=true, or take a method that infers the task.",
+        )
+    again = [task for task in stream if task.kind == "classify" and min(task.train.targets, default=0) < task.offset]
+    if new_labels_only and again:
+        raise RecipeError(
+            f"task '{again[0].name}' brings examples of classes of earlier tasks, and method {method} cannot learn "
+            f"more of these: {new_labels_only}",
+            where=where,
+            expected="tasks of new classes alone",
         )
     lacking = [task.name for task in stream if split == "validation" and not len(task.validation)]
     if lacking:

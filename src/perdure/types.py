@@ -161,7 +161,8 @@ class Task:
     candidates: tuple[str, ...] = ()
     """The answers that this task brings (class names)."""
     offset: int = 0
-    """Label of ``candidates[0]``: targets of this task lie in offset .. offset + len(candidates) - 1."""
+    """Label of ``candidates[0]``. Targets of this task lie in offset .. offset + len(candidates) - 1; or they are
+    labels of earlier tasks, below the offset, whose classes come again."""
     train: Examples = NO_EXAMPLES
     validation: Examples = NO_EXAMPLES
     test: Examples = NO_EXAMPLES
@@ -169,6 +170,12 @@ class Task:
     """Names in `perdure.metrics`; the first is the headline."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What a method may know of the task beyond its examples (vocabularies, domain, severity)."""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labels that a task of kind `classify` teaches, sorted: those of its candidates, and those of earlier
+        classes of which it has training examples."""
+        return tuple(sorted({*self.train.targets, *range(self.offset, self.offset + len(self.candidates))}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +261,8 @@ class Method(Protocol):
     #   test_batch            test examples that answers are made from at once, whatever evaluate.batch_size says;
     #                         0: a whole test set
     #   encode(batch), encoder()   frozen features in place of a batch, and what they depend on: perdure.features
+    #   not_updatable = "..."    why what was learned cannot be updated with a later task (`perdure update`)
+    #   new_labels_only = "..."  why a task may not bring examples of earlier tasks' classes
     #   needs_task_name       kinds that it answers only where the query names the task (a frozenset)
     #   one_role_of           optional roles of which exactly one is given (a frozenset)
     #   scores_are = "logits"  of `classify`; or logits_of(scores): their softmax is what `perdure predict` shows

@@ -196,13 +196,13 @@ def test_a_revealed_task_is_answered_among_its_own_classes():
 def test_replay_loss_by_hand():
     # Old image, label 0, logits (0, 0, 0): ln 3. New image, label 2, local logits (0, 0): ln 2.
     logits, labels = torch.zeros(2, 3), torch.tensor([0, 2])
-    assert replay_loss(logits, labels, first=1, weight=0.1).item() == pytest.approx(0.693147 + 0.1 * 1.098612)
+    assert replay_loss(logits, labels, own=(1, 2), weight=0.1).item() == pytest.approx(0.693147 + 0.1 * 1.098612)
 
 
 @pytest.mark.parametrize("labels", [[0, 0], [2, 1]])
 def test_a_replay_batch_without_old_or_without_new_images_has_a_finite_loss(labels):
     logits = torch.randn(2, 3, requires_grad=True)
-    loss = replay_loss(logits, torch.tensor(labels), first=1, weight=0.1)
+    loss = replay_loss(logits, torch.tensor(labels), own=(1, 2), weight=0.1)
     loss.backward()
     assert loss.isfinite() and logits.grad.isfinite().all() and loss > 0
 

@@ -5,20 +5,26 @@ Knows logits and labels. Does not know models, tasks or what a class is called.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 
 def local_cross_entropy(
-    logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], *, first: int = 0
+    logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], *, own: Sequence[int] | None
 ) -> Float[Tensor, ""]:
-    """Cross-entropy over the columns from `first` on; with 0 it is the ordinary one.
+    """Cross-entropy over the columns of the labels `own`, sorted; over all with None.
 
     Restricted to the current task's classes, it leaves the logits of earlier classes out of the
-    softmax, so that these get exactly no gradient. All labels must be `first` or more.
+    softmax, so that these get exactly no gradient. All labels must be among `own`.
     """
-    return F.cross_entropy(logits[:, first:], labels - first)
+    if own is None:
+        return F.cross_entropy(logits, labels)
+    columns = torch.tensor(own, device=labels.device)
+    return F.cross_entropy(logits[:, columns], torch.searchsorted(columns, labels))
 
 
 def distillation(

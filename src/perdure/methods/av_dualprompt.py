@@ -60,6 +60,7 @@ class AvDualprompt:
 
     Config = Config
     answers = frozenset({"localize-events", "parse-video", "segment", "answer", "classify"})
+    new_labels_only = "each task has a head of its own"
     needs_task_name = frozenset({"segment", "answer"})
 
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:

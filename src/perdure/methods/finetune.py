@@ -50,14 +50,14 @@ class Finetune:
     def learn(self, task: Task, runtime: Runtime) -> None:
         config = self.config
         classes = classifier.extend_classes(self.classes, task)
-        first = task.offset if config.loss == "local" else 0
-        names = task.candidates if config.loss == "local" else classes
+        taught = classifier.Taught(task) if config.loss == "local" else None
+        names = classes if taught is None else taught.names(classes)
         prompts = classifier.prompts(config.template, names, clean=config.clean_names)
         ids = classifier.tokenize(self.clip, prompts, runtime.device)
 
         def loss(batch: Batch) -> Tensor:
             logits = classifier.logits(self.clip, batch["image"], ids)
-            return F.cross_entropy(logits, batch["label"] - first)
+            return F.cross_entropy(logits, batch["label"] if taught is None else taught.places(batch["label"]))
 
         classifier.fit(loss, self.parameters, self.clip, task.train, config, runtime=runtime)
         self.classes = classes

@@ -41,6 +41,7 @@ class Kd:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data"
     scores_are = "logits"
     adapts = True
 

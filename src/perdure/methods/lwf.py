@@ -60,12 +60,12 @@ class Lwf:
         classes = classifier.extend_classes(self.classes, task)
         prompts = classifier.prompts(config.template, classes, clean=config.clean_names)
         ids = classifier.tokenize(self.clip, prompts, runtime.device)
+        own = task.labels if config.loss == "local" else None
         teacher = self._teacher(task, prompts[:first], runtime) if first and len(task.train) else None
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             logits = classifier.logits(self.clip, batch["image"], ids)
-            start = first if config.loss == "local" else 0
-            entropy = local_cross_entropy(logits, batch["label"], first=start)
+            entropy = local_cross_entropy(logits, batch["label"], own=own)
             if teacher is None:
                 return {"loss": entropy}
             before = teacher[batch["position"]].to(logits)

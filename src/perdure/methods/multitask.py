@@ -39,6 +39,7 @@ class Multitask:
 
     Config = Config
     answers = frozenset({"instruct"})
+    not_updatable = "it trains once on the data of all tasks together, and an update brings the new ones alone"
 
     def __init__(self, config: Config, *, llm: Llava) -> None:
         self.config, self.llm = config, llm

@@ -42,6 +42,8 @@ class Prototype:
     def __init__(self, config: Config, *, clip: Clip) -> None:
         self.config, self.clip = config, clip.requires_grad_(False)
         self.means = torch.zeros(0, clip.dim, dtype=clip.dtype)
+        self.counts = torch.zeros(0, dtype=torch.long)
+        """Images of each class."""
         self.classes: list[str] = []
 
     def preprocess(self, example: Example, training: bool) -> Batch:
@@ -52,9 +54,21 @@ class Prototype:
         classes = classifier.extend_classes(self.classes, task)
         found = classifier.encode_images(self.clip, task.train, batch_size=self.config.batch_size, runtime=runtime)
         classifier.require_every_class(task, found["label"])
-        means = classifier.class_means(found["feature"], found["label"], classifier.labels_of(task))
+        new, count = classifier.labels_of(task), torch.bincount(found["label"], minlength=len(classes))
+        means = classifier.class_means(found["feature"], found["label"], new)
+        self._take_in(found, count, task)
         self.means = classifier.replace_rows(self.means, means, first=task.offset)
+        self.counts = classifier.replace_rows(self.counts, count[list(new)], first=task.offset)
         self.classes = classes
+
+    def _take_in(self, found: Mapping[str, Tensor], count: Tensor, task: Task) -> None:
+        """Images of classes that come again: each mean is that of all its images. A run that was made before images
+        were counted keeps its mean."""
+        self.means, self.counts = self.means.clone(), self.counts.clone()
+        for label in [label for label in task.labels if label < task.offset and self.counts[label]]:
+            total = self.counts[label] + count[label]
+            seen = self.counts[label] * self.means[label] + found["feature"][found["label"] == label].sum(0)
+            self.means[label], self.counts[label] = seen / total, total
 
     def predictor(self, query: Query):
         rows = self.means[query.offset : query.offset + len(query.candidates)]
@@ -71,10 +85,11 @@ class Prototype:
         return self.clip.scale.to(scores) * scores
 
     def state_dict(self) -> dict[str, Any]:
-        return {"means": self.means, "classes": list(self.classes)}
+        return {"means": self.means, "counts": self.counts, "classes": list(self.classes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.means, self.classes = state["means"], list(state["classes"])
+        self.counts = state.get("counts", torch.zeros(len(self.means), dtype=torch.long))
 
     def export(self, folder: Path) -> str:
         """The pretrained model and one mean feature a class."""

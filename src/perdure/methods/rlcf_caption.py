@@ -70,6 +70,7 @@ class RlcfCaption:
 
     Config = Config
     answers = frozenset({"caption"})
+    not_updatable = "it learns nothing from training data"
     adapts = True
 
     def __init__(

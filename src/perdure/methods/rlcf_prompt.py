@@ -49,6 +49,7 @@ class RlcfPrompt:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data"
     scores_are = "logits"
     adapts = True
 

@@ -70,6 +70,7 @@ class RlcfRetrieval:
 
     Config = Config
     answers = frozenset({"retrieve"})
+    not_updatable = "it learns nothing from training data"
     adapts = True
 
     def __init__(

@@ -37,6 +37,7 @@ class TptEncoder:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data"
     scores_are = "logits"
     adapts = True
 

@@ -42,6 +42,7 @@ class TptPrompt:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data"
     scores_are = "logits"
     adapts = True
 

@@ -51,6 +51,8 @@ class ZeroShotAv:
 
     Config = Config
     answers = frozenset({"localize-events", "parse-video", "classify"})
+    new_labels_only = "each task has a head of its own"
+    not_updatable = "it learns nothing from training data"
 
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         check_template(config.template)

@@ -33,6 +33,7 @@ class ZeroShotLlm:
 
     Config = Config
     answers = frozenset({"instruct"})
+    not_updatable = "it learns nothing from training data"
 
     def __init__(self, config: Config, *, llm: Llava) -> None:
         self.config, self.llm = config, llm.requires_grad_(False)

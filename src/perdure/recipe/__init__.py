@@ -141,6 +141,7 @@ def check_fit(recipe: Recipe, stream: Any) -> None:
         method=recipe.method.name,
         answers=about.answers,
         needs_task_name=about.needs_task_name,
+        new_labels_only=about.new_labels_only,
         split=recipe.evaluate.split,
     )
     require_steps(recipe, stream)

@@ -52,6 +52,10 @@ class Description:
     """Those of `roles` that have a default."""
     one_role_of: tuple[str, ...] = ()
     """Optional roles of which exactly one is given."""
+    not_updatable: str = ""
+    """Why what a method has learned cannot be updated with a later task; empty: it can."""
+    new_labels_only: str = ""
+    """Why its tasks may not bring examples of earlier tasks' classes; empty: they may."""
     module: str = ""
 
 
@@ -115,7 +119,8 @@ def describe(place: Place, name: str) -> Description:
     method = _method_class(_source(place, name), name)
     roles, optional = _roles(method)
     named = {key: _kinds(method, key) for key in ("answers", "needs_task_name", "one_role_of")}
-    return replace(head, **named, roles=roles, optional_roles=optional)
+    said = {key: " ".join(_kinds(method, key)) for key in ("not_updatable", "new_labels_only")}
+    return replace(head, **named, **said, roles=roles, optional_roles=optional)
 
 
 def summarize(place: Place, name: str) -> Description:

@@ -109,13 +109,14 @@ def _resuming_equals_never_stopping(it: Subject) -> None:
         assert_equal_state(method.state_dict(), whole.state, f"a run {how} ended in another state")
 
 
-def _resuming_between_tasks_equals_never_stopping(it: Subject) -> None:
-    whole = it.learned
+def _growing_task_by_task_equals_the_whole_stream(it: Subject) -> None:
+    """Each task in a process of its own, which knows of no later one: what `perdure update` does."""
+    whole, tasks = it.learned, it.stream.tasks
     with tempfile.TemporaryDirectory() as folder:
-        runtimes = (Stopping(Path(folder), after_tasks=1) for _ in it.stream)
-        scores, method = run_until_finished(it.make, it.stream, runtimes)
-    assert scores.rows == whole.scores.rows, "stopping after each task gave other scores: state_dict lacks something"
-    assert_equal_state(method.state_dict(), whole.state, "stopping after each task changed the state")
+        for known in range(1, len(tasks) + 1):
+            scores, method = run_fresh(it.make, replace(it.stream, tasks=tasks[:known]), quiet(Path(folder)))
+    assert scores.rows == whole.scores.rows, "one task after another gave other scores: state_dict lacks something"
+    assert_equal_state(method.state_dict(), whole.state, "one task after another ended in another state")
 
 
 def _state_is_tensors_and_json_and_complete(it: Subject) -> None:
@@ -220,6 +221,21 @@ def _degenerate_tasks_work_or_say_why(it: Subject) -> None:
             assert len(scores.rows) == 1, f"a task with {name} was not scored"
 
 
+def _earlier_classes_may_come_again(it: Subject) -> None:
+    """Beside new ones, and alone; a method that cannot learn more of them says so (``new_labels_only``)."""
+    first, last = it.stream.tasks[0], it.stream.tasks[-1]
+    if last.kind != "classify" or not last.offset or hasattr(it.learned.method, "new_labels_only"):
+        return
+    more = [replace(example, id=f"more/{example.id}") for example in first.train]
+    beside = replace(last, train=Examples.of([*last.train, *more[::2]]))
+    end, following = last.offset + len(last.candidates), last.index + 1
+    alone = replace(first, index=following, name="again", candidates=(), offset=end, train=Examples.of(more[1::2]))
+    try:
+        run_fresh(it.make, replace(it.stream, tasks=(*it.stream.tasks[:-1], beside, alone)))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as fault:
+        raise AssertionError(f"classes that come again end in {type(fault).__name__}: {fault}") from fault
+
+
 def _learning_reads_no_future_task_and_no_test_example(it: Subject) -> None:
     seed_everything(0)
     method, runtime = it.make(), quiet(None)
@@ -293,13 +309,14 @@ CHECKS: Mapping[str, Callable[[Subject], None]] = {
         _runs_and_scores_every_seen_task,
         _same_seed_same_scores,
         _state_is_tensors_and_json_and_complete,
-        _resuming_between_tasks_equals_never_stopping,
+        _growing_task_by_task_equals_the_whole_stream,
         _resuming_equals_never_stopping,
         _predicting_leaves_the_state_unchanged,
         _answers_do_not_depend_on_batch_mates,
         _candidates_are_encoded_once_per_query,
         _frozen_weights_stay_bitwise_unchanged,
         _degenerate_tasks_work_or_say_why,
+        _earlier_classes_may_come_again,
         _learning_reads_no_future_task_and_no_test_example,
         _every_tensor_follows_the_device,
     )

@@ -180,6 +180,22 @@ def labels_of(task: Task) -> range:
     return range(task.offset, task.offset + len(task.candidates))
 
 
+class Taught:
+    """The classes that a task teaches, new ones and those that come again, as columns of their own."""
+
+    def __init__(self, task: Task) -> None:
+        self.labels = task.labels
+        self._sorted = torch.tensor(self.labels)
+
+    def names(self, classes: Sequence[str]) -> list[str]:
+        """Their names, of all classes by label."""
+        return [classes[label] for label in self.labels]
+
+    def places(self, labels: Int[Tensor, " images"]) -> Int[Tensor, " images"]:
+        """The column of each label."""
+        return torch.searchsorted(self._sorted.to(labels.device), labels)
+
+
 def replace_rows(
     table: Float[Tensor, "classes ..."], rows: Float[Tensor, "new ..."], *, first: int
 ) -> Float[Tensor, "seen ..."]:
@@ -189,10 +205,10 @@ def replace_rows(
 
 
 def class_means(
-    features: Float[Tensor, "images dim"], labels: Int[Tensor, " images"], classes: range
+    features: Float[Tensor, "images dim"], labels: Int[Tensor, " images"], classes: Sequence[int]
 ) -> Float[Tensor, "classes dim"]:
     """Mean feature of each class, not normalised again, in the order of `classes`; all must be present."""
-    return torch.stack([features[labels == label].mean(0) for label in classes])
+    return torch.stack([features[labels == label].mean(0) for label in classes]) if classes else features[:0]
 
 
 def widen(

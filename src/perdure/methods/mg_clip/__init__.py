@@ -212,14 +212,15 @@ class MgClip:
     ) -> None:
         """Local cross-entropy over the current task's prompts; over all seen ones only where images are replayed."""
         config, first, clip = self.config, task.offset, self.clip
-        replayed = [e for e in self.memory if e.target not in classifier.labels_of(task)] if first else []
-        ids = self._ids(classes if replayed else task.candidates)
+        taught = classifier.Taught(task)
+        replayed = [e for e in self.memory if e.target not in taught.labels] if first else []
+        ids = self._ids(classes if replayed else taught.names(classes))
 
         def loss(batch: Batch) -> Tensor:
             logits = classifier.logits(clip, batch["image"], ids)
             if replayed:
-                return replay_loss(logits, batch["label"], first=first, weight=config.replay_weight)
-            return F.cross_entropy(logits, batch["label"] - first)
+                return replay_loss(logits, batch["label"], own=taught.labels, weight=config.replay_weight)
+            return F.cross_entropy(logits, taught.places(batch["label"]))
 
         examples = classifier.Joined(task.train, replayed) if replayed else task.train
         batches = ExampleBatches(
@@ -238,21 +239,24 @@ class MgClip:
         )
 
     def fit_visual(self, found: Mapping[str, Tensor], task: Task, runtime: Runtime) -> None:
-        """New rows from class means, trained on the cached features; old rows stay, bit for bit."""
-        config, labels = self.config, classifier.labels_of(task)
+        """New rows from class means, trained on the cached features together with the rows of classes that come again;
+        the others stay, bit for bit."""
+        config, taught = self.config, classifier.Taught(task)
         classifier.require_every_class(task, found["label"])
-        rows = classifier.class_means(found["feature"], found["label"], labels)
+        again = [label for label in taught.labels if label < task.offset]
+        rows = classifier.class_means(found["feature"], found["label"], classifier.labels_of(task))
+        rows = torch.cat([self.rows[again].to(rows), rows])
         if config.visual_epochs:
             rows = fit_rows(
                 rows,
                 found["feature"],
-                found["label"],
-                first=task.offset,
+                taught.places(found["label"]),
                 batch_size=config.visual_batch_size,
                 settings=training.Fit(epochs=config.visual_epochs, lr=config.visual_lr, schedule="cosine_step"),
                 runtime=runtime,
             )
-        self.rows = classifier.replace_rows(self.rows, rows, first=task.offset)
+        self.rows = self.rows.index_copy(0, torch.tensor(again, dtype=torch.long), rows[: len(again)].cpu())
+        self.rows = classifier.replace_rows(self.rows, rows[len(again) :], first=task.offset)
 
     def _balance_lora(self, classes: Sequence[str], runtime: Runtime) -> None:
         """Full cross-entropy on the memory alone."""
@@ -291,7 +295,6 @@ class MgClip:
             self.rows,
             found["feature"],
             found["label"],
-            first=0,
             batch_size=config.visual_batch_size,
             settings=training.Fit(epochs=config.balance_epochs, lr=lr, schedule="cosine_step", floor=floor),
             runtime=runtime,

@@ -17,15 +17,17 @@ from perdure.types import Example, Task
 
 
 def replay_loss(
-    logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], *, first: int, weight: float
+    logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], *, own: Sequence[int], weight: float
 ) -> Float[Tensor, ""]:
     """Local cross-entropy of the new images, plus `weight` times the cross-entropy over all classes of the old ones.
 
-    Labels from `first` on are new. A batch without new, or without old images has no such term (the published
-    code divides by zero there).
+    New are the labels `own`, sorted. A batch without new, or without old images has no such term (the published code
+    divides by zero there).
     """
-    new = labels >= first
-    local = F.cross_entropy(logits[:, first:], (labels - first).clamp(min=0), reduction="none")
+    columns = torch.tensor(own, device=labels.device)
+    new = torch.isin(labels, columns)
+    places = torch.searchsorted(columns, labels).clamp(max=len(own) - 1)
+    local = F.cross_entropy(logits[:, columns], places, reduction="none")
     everything = F.cross_entropy(logits, labels, reduction="none")
     return _mean_where(local, new) + weight * _mean_where(everything, ~new)
 
@@ -38,9 +40,9 @@ def update_memory(memory: Sequence[Example], task: Task, *, size: int, runtime: 
     """A memory of at most `size` examples, equally many of each class seen.
 
     Classes already there are cut to their first examples; the task's are drawn at random, keyed by class.
-    Labels of the task itself are drawn anew.
+    Labels of the task itself are drawn anew; of a class that comes again from the memory and the task together.
     """
-    own = range(task.offset, task.offset + len(task.candidates))
+    own = task.labels
     kept = [example for example in memory if example.target not in own]
     quota = size // len({example.target for example in kept} | set(own))
     cut: list[Example] = []
@@ -51,6 +53,7 @@ def update_memory(memory: Sequence[Example], task: Task, *, size: int, runtime: 
             cut.append(example)
     for label in own:
         places = [i for i, target in enumerate(task.train.targets) if target == label]
-        order = runtime.permutation(len(places), "memory", label)[:quota]
-        cut += [task.train[places[i]] for i in order.tolist()]
+        earlier = [example for example in memory if example.target == label] if label < task.offset else []
+        order = runtime.permutation(len(earlier) + len(places), "memory", label)[:quota]
+        cut += [earlier[i] if i < len(earlier) else task.train[places[i - len(earlier)]] for i in order.tolist()]
     return cut

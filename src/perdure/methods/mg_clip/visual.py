@@ -27,14 +27,12 @@ def visual_loss(
     weight: Float[Tensor, "new dim"],
     features: Float[Tensor, "images dim"],
     labels: Int[Tensor, " images"],
-    *,
-    first: int,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the cosines over the current task's rows, whose labels start at `first`.
+    """Cross-entropy of the cosines over the current task's rows; a label is the place of its row.
 
     Rows of earlier classes would get exactly zero gradient; they take no part.
     """
-    return F.cross_entropy(cosine_scores(features, weight), labels - first)
+    return F.cross_entropy(cosine_scores(features, weight), labels)
 
 
 def fuse(
@@ -57,21 +55,21 @@ def fuse(
 
 
 def fit_rows(
-    means: Float[Tensor, "new dim"],
+    start: Float[Tensor, "new dim"],
     features: Float[Tensor, "images dim"],
     labels: Int[Tensor, " images"],
     *,
-    first: int,
     batch_size: int,
     settings: training.Fit,
     runtime: Runtime,
     stage: str = "visual",
 ) -> Float[Tensor, "new dim"]:
-    """The weight rows of the current task's classes, trained from their class means on frozen features."""
-    rows = nn.Parameter(means.to(runtime.device, copy=True))
+    """The weight rows of the current task's classes, trained from where they are on frozen features; a label is the
+    place of its row."""
+    rows = nn.Parameter(start.to(runtime.device, copy=True))
     batches = TensorBatches({"feature": features, "label": labels}, batch_size=batch_size, runtime=runtime, stage=stage)
     training.fit(
-        lambda batch: visual_loss(rows, batch["feature"], batch["label"], first=first),
+        lambda batch: visual_loss(rows, batch["feature"], batch["label"]),
         {"rows": rows},
         batches,
         settings,

@@ -150,6 +150,7 @@ class Php:
 
     Config = Config
     answers = frozenset({"localize-events", "parse-video", "segment", "answer", "classify"})
+    new_labels_only = "each task has a head of its own"
 
     def __init__(self, config: Config, *, clip: Clip, audio: Clap) -> None:
         self.config, self.clip, self.audio = config, clip, audio

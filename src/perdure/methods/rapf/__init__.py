@@ -75,7 +75,8 @@ class Config(settings.Prompts):
 
 
 class Rapf:
-    """State: the adapter, and each class's mean and Cholesky factor in raw feature space."""
+    """State: the adapter, and each class's mean and Cholesky factor in raw feature space; those of a class that comes
+    again stay as they were."""
 
     Config = Config
     answers = frozenset({"classify"})

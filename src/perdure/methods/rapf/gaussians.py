@@ -5,6 +5,8 @@ Knows tensors. Does not know models, loops, noise sources or files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,7 +17,7 @@ RIDGE = 1e-4
 
 
 def class_statistics(
-    features: Float[Tensor, "images dim"], labels: Int[Tensor, " images"], classes: range
+    features: Float[Tensor, "images dim"], labels: Int[Tensor, " images"], classes: Sequence[int]
 ) -> tuple[Float[Tensor, "classes dim"], Float[Tensor, "classes dim dim"]]:
     """Mean and unbiased covariance (+ 1e-4 I) of each class's features, in the order of `classes`.
 
@@ -30,6 +32,8 @@ def class_statistics(
         centred = own - mean
         means.append(mean)
         covariances.append(centred.T @ centred / max(len(own) - 1, 1) + ridge)
+    if not means:
+        return features[:0], ridge[None][:0]
     return torch.stack(means), torch.stack(covariances)
 
 
@@ -49,7 +53,7 @@ def cholesky_factors(
     covariances: Float[Tensor, "classes dim dim"], *, shrinkage: bool
 ) -> Float[Tensor, "classes dim dim"]:
     """Lower factor of each covariance, made once and used for every draw."""
-    if shrinkage:
+    if shrinkage and len(covariances):
         covariances = torch.stack([shrink(one) for one in covariances])
     return torch.linalg.cholesky(covariances)
 

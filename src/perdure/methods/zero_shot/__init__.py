@@ -54,6 +54,7 @@ class ZeroShot:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data"
     scores_are = "logits"
 
     def __init__(
