@@ -84,9 +84,9 @@ def test_kinds_that_a_method_cannot_answer_are_refused_before_any_work(tmp_path)
 
 
 def test_a_checkpoint_of_another_stream_is_refused(tmp_path):
-    go(tmp_path, tiny_stream(tasks=2))
+    go(tmp_path, tiny_stream(tasks=3))
     with pytest.raises(CheckpointError, match="of a stream with tasks"):
-        go(tmp_path, tiny_stream(tasks=3))
+        go(tmp_path, tiny_stream(tasks=2))
 
 
 def test_a_test_pass_goes_on_where_it_stopped(tmp_path):
