@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from perdure import recipe
+from perdure import demands, recipe
 from perdure.errors import RecipeError
 from perdure.evaluate import Evaluation
 from perdure.loop import run
@@ -63,3 +63,12 @@ def test_labels_may_come_in_any_order_where_all_are_asked_from_the_start():
 def test_tasks_may_share_their_labels():
     stream = Stream(name="domains", tasks=tasks(0, 0))
     assert len(stream.query(stream.tasks[1], after=1).candidates) == 2
+
+
+def test_classes_that_come_again_are_refused_for_a_method_that_cannot_learn_more_of_them():
+    first, second = tiny_stream(tasks=2).tasks
+    again = replace(tiny_stream(tasks=2), tasks=(first, replace(second, train=first.train)))
+    given = {"method": "php", "answers": {"classify"}, "needs_task_name": (), "split": "test"}
+    demands.check(again, **given)  # another method may
+    with pytest.raises(RecipeError, match=r"'task 1' brings examples of classes .*php.*a head of its own"):
+        demands.check(again, **given, new_labels_only="each task has a head of its own")

@@ -49,14 +49,8 @@ def check(
             expected="a stream whose tests name the task",
             todo="Set stream.task_revealed=true, or take a method that infers the task.",
         )
-    again = [task for task in stream if task.kind == "classify" and min(task.train.targets, default=0) < task.offset]
-    if new_labels_only and again:
-        raise RecipeError(
-            f"task '{again[0].name}' brings examples of classes of earlier tasks, and method {method} cannot learn "
-            f"more of these: {new_labels_only}",
-            where=where,
-            expected="tasks of new classes alone",
-        )
+    if new_labels_only:
+        _require_new_labels(stream, method, new_labels_only)
     lacking = [task.name for task in stream if split == "validation" and not len(task.validation)]
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
@@ -65,4 +59,15 @@ def check(
             where="evaluate.split",
             expected="validation examples in every task",
             todo="Set stream.validation_share where the stream has it, or evaluate.split=test.",
+        )
+
+
+def _require_new_labels(stream: Stream, method: str, reason: str) -> None:
+    again = [task for task in stream if task.kind == "classify" and min(task.train.targets, default=0) < task.offset]
+    if again:
+        raise RecipeError(
+            f"task '{again[0].name}' brings examples of classes of earlier tasks, and method {method} cannot learn "
+            f"more of these: {reason}",
+            where=f"stream {stream.name}",
+            expected="tasks of new classes alone",
         )

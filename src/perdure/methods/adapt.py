@@ -65,6 +65,7 @@ class Adapt(frozen.OnFeatures):
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data"
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
         super().__init__(config, clip)

@@ -63,6 +63,7 @@ class Dynaprompt(frozen.OnFeatures):
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data"
     adapts = True
 
     def __init__(self, config: Config, *, clip: Clip) -> None:

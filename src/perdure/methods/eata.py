@@ -54,6 +54,7 @@ class Eata(adapting.OnBatches):
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data but its anchor, once"
     one_role_of = frozenset({"clip", "net"})
 
     def __init__(self, config: Config, *, clip: Clip | None = None, net: nn.Module | None = None) -> None:

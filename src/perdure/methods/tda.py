@@ -67,6 +67,7 @@ class Tda(frozen.OnFeatures):
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data"
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
         super().__init__(config, clip)

@@ -36,6 +36,7 @@ class Tent(adapting.OnBatches):
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data"
     one_role_of = frozenset({"clip", "net"})
 
     def __init__(self, config: Config, *, clip: Clip | None = None, net: nn.Module | None = None) -> None:

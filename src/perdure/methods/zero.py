@@ -59,6 +59,7 @@ class Zero(frozen.OnFeatures):
 
     Config = Config
     answers = frozenset({"classify"})
+    not_updatable = "it learns nothing from training data"
     carries_state = False
 
     def __init__(self, config: Config, *, clip: Clip, reward: Clip | None = None) -> None:
