@@ -127,8 +127,8 @@ def _predict(
 def _batches(
     method: Any, examples: Examples, size: int, encoded_at_once: int, runtime: Runtime, label: str
 ) -> tuple[Iterator[Batch | None], int]:
-    """Batches of test examples as `predict` takes them, and how many. Of a method with frozen features (`encoder`) these
-    stand in place of the examples, from the run's cache where they are there."""
+    """Batches of test examples as `predict` takes them, and how many. Of a method with frozen features (`encoder`)
+    these stand in place of the examples, from the run's cache where they are there."""
     stage = f"test {label}"
     if hasattr(method, "encoder"):
         at_once = min(size, encoded_at_once)

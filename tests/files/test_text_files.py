@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     [
         (None, "there is no such file"),
         ("folder", "this is a folder"),
+        ("pipe", "this is a pipe or a device"),  # nobody writes into it, and nobody waits
         (b"\xff\xfe{", "no UTF-8 text"),
         (b"{", "this is no JSON"),
         (b"[" * 100_000, "nested too deeply"),
@@ -63,6 +65,8 @@ def test_a_file_that_is_something_else_is_one_error_that_names_it(tmp_path, cont
     file = tmp_path / "a.json"
     if content == "folder":
         file.mkdir()
+    elif content == "pipe":
+        os.mkfifo(file)
     elif content is not None:
         file.write_bytes(content)
     with pytest.raises(DataError, match=f"a.json: .*{what}"):

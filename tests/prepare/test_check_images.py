@@ -219,6 +219,19 @@ def test_names_that_differ_in_case_and_classes_that_are_never_tested_are_named(t
     assert report.exit_code == 0 and "worth a look: 2" in report.lines() and report.to_json()["remarks"]
 
 
+@pytest.mark.parametrize(("extra", "said"), [("", True), ("cartoon/loose.png", False), ("photo/car/0.png", False)])
+def test_folders_of_domains_that_hold_the_classes_are_named(tmp_path, extra, said):
+    """As PACS unpacked: to a reader of class folders each domain is a class."""
+    for k, name in enumerate(f"{domain}/{c}/0.png" for domain in ("photo", "cartoon") for c in ("dog", "cat")):
+        picture(tmp_path / name, k)
+    if extra:
+        picture(tmp_path / extra, 9)
+    report = check_path(tmp_path)
+    assert report.counts["all"].keys() == {"cartoon", "photo"}
+    hold = "all 2 class folders (cartoon, photo) hold folders of the same 2 names (cat, dog): if these are the classes"
+    assert any(remark.startswith(hold) for remark in report.remarks) == said
+
+
 def test_what_unpackers_and_notebooks_leave_behind_is_no_class(tmp_path):
     for k in range(2):
         picture(tmp_path / "cat" / f"{k}.png", k)

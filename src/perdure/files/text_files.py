@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,13 +23,15 @@ def read_text(path: Path, *, error: type[PerdureError] = DataError, todo: str = 
         most: bytes that it may have.
 
     Raises:
-        `error`, which names the file: absent, a folder, a device, unreadable, too large, or not UTF-8.
+        `error`, which names the file: absent, a folder, a pipe, a device, unreadable, too large, or not UTF-8.
     """
     try:
+        mode = path.stat().st_mode  # before it is opened: a pipe waits for whoever writes into it
+        if stat.S_ISDIR(mode):
+            raise error("this is a folder", where=str(path), expected="a file", todo=todo)
+        if not stat.S_ISREG(mode):
+            raise error("this is a pipe or a device", where=str(path), expected="a file", todo=todo)
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-                raise error("this is a device", where=str(path), expected="a file", todo=todo)
             data = file.read() if most is None else file.read(most + 1)
         if most is not None and len(data) > most:
             raise error(f"the file is larger than {most} bytes", where=str(path), expected="less text", todo=todo)
@@ -38,8 +39,6 @@ def read_text(path: Path, *, error: type[PerdureError] = DataError, todo: str = 
         return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
     except FileNotFoundError:
         raise error("there is no such file", where=str(path), todo=todo) from None
-    except IsADirectoryError:
-        raise error("this is a folder", where=str(path), expected="a file", todo=todo) from None
     except UnicodeDecodeError as fault:
         raise error(f"this is no UTF-8 text (byte {fault.start}: {fault.reason})", where=str(path), todo=todo) from None
     except (OSError, ValueError) as fault:

@@ -15,7 +15,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,11 @@ class _Item:
 
 def _check_folder(root: Path, decode: bool) -> CheckReport:
     parts = image_folder.split_folders(root) or {"all": ""}
-    items, ignored, empty = [], [], []
+    items, ignored, empty, remarks = [], [], [], []
     for split, folder in parts.items():
         classes = class_folders.subfolders(root / folder)
         with_image = set()
+        deeper: dict[str, set[str]] = defaultdict(set)
         for name, _ in class_folders.walk(root, folder):
             below = name[len(folder) + 1 :] if folder else name
             label = below.split("/")[0] if "/" in below else ""
@@ -116,11 +117,29 @@ def _check_folder(root: Path, decode: bool) -> CheckReport:
                 ignored.append(name)
                 continue
             with_image.add(label)
+            deeper[label].add(below.split("/")[1] if below.count("/") > 1 else "")
             items.append(_Item(split, label or "(no class)", name, root / name))
         empty += [f"{split}: the folder {c} holds no image" for c in classes if c not in with_image]
+        remarks += _domains(deeper)
     if not items:
         raise DataError("holds no image", where=str(root), expected=image_folder.LAYOUT)
-    return _report(str(root), items, _counted(items), decode=decode, class_names=empty, ignored=ignored)
+    found = _report(str(root), items, _counted(items), decode=decode, class_names=empty, ignored=ignored)
+    return replace(found, remarks=[*dict.fromkeys(remarks), *found.remarks])
+
+
+def _domains(deeper: Mapping[str, set[str]]) -> list[str]:
+    """What to say where all class folders hold folders of the same names, and no image beside them: as where domains
+    (photos, sketches ...) hold the classes.
+
+    Args:
+        deeper: class folder -> names of the folders in it that hold images; "" for the class folder itself.
+    """
+    first, *others = deeper.values() if deeper else [set()]
+    if not others or "" in first or len(first) < 2 or any(one != first for one in others):
+        return []
+    outer, inner = (f"{', '.join(names[:4])}{' ...' * (len(names) > 4)}" for names in (sorted(deeper), sorted(first)))
+    said = f"all {len(deeper)} class folders ({outer}) hold folders of the same {len(first)} names ({inner})"
+    return [f"{said}: if these are the classes, and the others domains, say `stream: domain` (docs/own-data.md)"]
 
 
 def _counted(items: Iterable[_Item]) -> dict[str, dict[str, int]]:

@@ -99,6 +99,8 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
     name = text.removesuffix(".yaml")
     if path.is_file():
         return path, str(path)
+    if path.exists() and not path.is_dir():
+        raise RecipeError("this is a pipe or a device", where=text, expected="a recipe's file")
     if name in names:
         return SHIPPED / f"{name}.yaml", f"{name}.yaml"
     same = [n for n in names if n.split("/")[0] == text.rstrip("/") or n.split("/")[1] == text]
