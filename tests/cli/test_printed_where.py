@@ -3,6 +3,7 @@ several processes one says what is wrong."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -110,9 +111,54 @@ def test_a_message_of_one_process_alone_is_said_and_says_whose_it_is(monkeypatch
             main(["score", "."])
         assert capsys.readouterr().err == expected
     (mark,) = Path(tmp_path).glob("perdure-said-*")
-    import os
-
     os.utime(mark, (0, 0))  # of another day
     with pytest.raises(SystemExit):
         main(["score", "."])
     assert capsys.readouterr().err == "process 1: torn\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+@pytest.mark.parametrize("columns", [60, 80])
+def test_on_a_terminal_every_command_helps_and_lists_within_its_columns(columns, tmp_path):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    asked = [
+        ["--help"],
+        ["run", "--help"],
+        ["list"],
+        ["list", "recipes", "digits"],
+        ["show", "er"],
+        ["check", "er/digits"],
+    ]
+    script = tmp_path / "several.py"
+    script.write_text(
+        "import sys\nfrom perdure.cli import main\n"
+        f"for words in {asked!r}:\n    try:\n        main(words)\n    except SystemExit as end:\n"
+        "        print('code', end.code)\n"
+    )
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(
+        [sys.executable, script], stdout=follower, stderr=follower, cwd=tmp_path, env=environment
+    ) as process:
+        os.close(follower)
+        said = b""
+        while True:
+            try:
+                part = os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            said += part
+    os.close(leader)
+    assert process.returncode == 0
+    lines = said.decode().replace("\r", "").split("\n")
+    assert [line for line in lines if line.startswith("code")] == ["code 0"] * len(asked), said.decode()[-2000:]
+    assert "internal error" not in said.decode() and "Usage: perdure" in said.decode()
+    wrapped = [line for line in lines if not line.strip().startswith("perdure ")]  # commands stay whole, to be copied
+    assert max(map(len, wrapped)) <= columns, max(wrapped, key=len)

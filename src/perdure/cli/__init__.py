@@ -63,6 +63,8 @@ class Escaping(io.TextIOBase):
     def write(self, text: str) -> int:
         from perdure.errors import printable
 
+        if not isinstance(text, str):  # so that who tries bytes, as click does, learns that this is for text
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         self.plain.write(printable(text))
         return len(text)
 

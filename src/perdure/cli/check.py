@@ -96,7 +96,7 @@ def _plan(found: Checked) -> list[str]:
         if words := sorted({p.epochs for p in pairs if isinstance(p.epochs, str)}):
             lines += _text(f"{', '.join(words)}: the method sets the epochs when a task begins")
     folders = ", ".join(str(loaded.folder(seed)) for seed in loaded.seeds)
-    return [*lines, f"{len(loaded.seeds)} run{'s' if len(loaded.seeds) > 1 else ''}: {folders}"]
+    return [*lines, *_text(f"{len(loaded.seeds)} run{'s' if len(loaded.seeds) > 1 else ''}: {folders}")]
 
 
 def _named(task: Task) -> str:

@@ -23,6 +23,10 @@ perdure demo --out /tmp/demo --seed 1
 METHODS = ("continual_clip", "finetune", "rapf", "mg_clip")
 SMALLER = ("stream.train_per_class=40", "stream.test_per_class=20")
 """What makes a minute of it: fewer images than the recipes' own."""
+FIRST = (
+    "40 classes of drawn shapes come in 8 tasks of 5. Four methods adapt the same small pretrained CLIP; after each "
+    "task all classes seen so far are tested, and the task is not told."
+)
 COLUMNS = ("average", "last", "forgetting")
 TASKS = 8
 NAME = max(map(len, ("method", *METHODS)))
@@ -38,8 +42,7 @@ def command(
     from perdure.files.folders import require_folder
 
     require_folder(out, setting="--out")
-    print("40 classes of drawn shapes come in 8 tasks of 5. Four methods adapt the same small pretrained CLIP;")
-    print("after each task all classes seen so far are tested, and the task is not told.\n", flush=True)
+    print("\n".join(textwrap.wrap(FIRST, min(width() or 99, 99))), end="\n\n", flush=True)
     from perdure.recipe import load
 
     places = [f"run.out={out}", f"run.seed={seed}"]
@@ -83,7 +86,8 @@ class _table:
         from rich.live import Live
 
         console = Console(file=getattr(sys.stdout, "plain", sys.stdout))
-        self.live = Live(self._drawn(), refresh_per_second=4, console=console)
+        self.drawn = self._drawn()
+        self.live = Live(self.drawn, auto_refresh=False, console=console)
         self.live.start()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -93,12 +97,18 @@ class _table:
         if self.live:
             self.done.set()
             self.thread.join()
-            self.live.update(self._drawn())
+            self._draw()
             self.live.stop()
 
     def _watch(self) -> None:
         while not self.done.wait(0.5):
-            self.live.update(self._drawn())
+            self._draw()
+
+    def _draw(self) -> None:
+        """Again where a number has come."""
+        if (drawn := self._drawn()) != self.drawn:
+            self.drawn = drawn
+            self.live.update(drawn, refresh=True)
 
     def _drawn(self) -> Any:
         from rich.text import Text
