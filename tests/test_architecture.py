@@ -34,6 +34,7 @@ device_memory resuming
 testing
 api
 exports prediction
+serving
 cli
 __main__
 """

@@ -122,6 +122,12 @@ def changes(value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -> t
         return [key for key, there in found.items() if there], image.size
 
 
+def encoded_as(data: bytes) -> str:
+    """Pillow's name of the format of an image's bytes: JPEG, PNG ... Raises as `open_image` does."""
+    with _opened(io.BytesIO(data), "image", PIXEL_LIMIT) as image:
+        return image.format or ""
+
+
 def image_size(value: Path | bytes, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -> tuple[int, int]:
     """``(width, height)`` from the header alone; no pixel is decoded. Raises as `open_image` does."""
     source, where = _source(value, where)

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-ORDER = ("demo", "run", "list", "show", "cp", "check", "data", "predict", "score", "report", "export")
+ORDER = ("demo", "run", "list", "show", "cp", "check", "data", "predict", "serve", "score", "report", "export")
 """Commands as they are listed; others follow by name."""
 EXAMPLES = """
 perdure list recipes cifar

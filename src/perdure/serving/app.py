@@ -1,0 +1,287 @@
+"""The endpoints: answers, health, versions, figures, feedback, and a page.
+
+Knows HTTP, one run's models and their batcher. Does not know methods. It sends nothing to anybody, follows no address
+that a request names, and writes nothing but the inbox, where that is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from perdure.errors import DataError, PerdureError
+from perdure.prediction import Loaded
+from perdure.run_folder import versions
+from perdure.serving import asked as asking
+from perdure.serving.asked import Asked, Limits
+from perdure.serving.batching import Batcher, Full, Job
+from perdure.serving.following import Served
+from perdure.serving.inbox import Inbox
+from perdure.serving.measured import TYPE, Measured
+
+VERSION_HEADER = "X-Perdure-Version"
+PAGE = Path(__file__).with_name("page.html")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run is served."""
+
+    device: str = "auto"
+    max_batch: int = 16
+    max_wait_ms: float = 5.0
+    queue: int = 256
+    keep: int = 1
+    """Other versions that may be asked for."""
+    every: float = 2.0
+    """Seconds between looks at the pointer."""
+    drain: bool = False
+    """Let the old version go before the new one is loaded: requests are refused meanwhile."""
+    stateful: bool = False
+    inbox: bool = False
+    """Take feedback."""
+    token: str = ""
+    """What a request must bring as ``Authorization: Bearer``; empty: nothing."""
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]", "::1")
+    """Names under which it may be called: a page elsewhere cannot make a browser call it by another."""
+    answer_seconds: float = 120.0
+    """A request that waits longer for its answer is refused."""
+    limits: Limits = field(default_factory=Limits)
+
+
+def make(address: str | Path, settings: Settings) -> Starlette:
+    """The application; the run is loaded and tried here.
+
+    Raises:
+        RecipeError: there is no such version, or the run is of a kind that is not served.
+    """
+    service = Service(address, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(service.close)
+
+    routes = [
+        Route("/", service.page),
+        Route("/predict", service.measured_as("/predict", service.predict), methods=["POST"]),
+        Route("/feedback", service.measured_as("/feedback", service.feedback), methods=["POST"]),
+        Route("/health", service.health),
+        Route("/versions", service.versions),
+        Route("/metrics", service.metrics),
+    ]
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
+    app = Starlette(routes=routes, lifespan=lifespan, middleware=[hosts], exception_handlers={HTTPException: _refused})
+    app.state.service = service
+    return app
+
+
+class Service:
+    """One run, answering."""
+
+    def __init__(self, address: str | Path, settings: Settings) -> None:
+        self.settings = settings
+        self.batcher = Batcher(
+            most=settings.max_batch,
+            wait=settings.max_wait_ms / 1000,
+            queue=settings.queue,
+            seen=lambda count, seconds: self.figures.batch(count, seconds),
+        )
+        self.figures = Measured(lambda: len(self.batcher))
+        self.served = Served(
+            address,
+            self.batcher,
+            device=settings.device,
+            keep=settings.keep,
+            every=settings.every,
+            drain=settings.drain,
+            stateful=settings.stateful,
+            changed=self.figures.answers,
+        )
+        self.inbox = Inbox(self.served.run) if settings.inbox else None
+
+    def close(self) -> None:
+        self.served.close()
+        self.batcher.close()
+
+    # -- endpoints ----------------------------------------------------------------------------------------
+
+    async def predict(self, request: Request) -> Response:
+        """Answers in the order of the inputs; what cannot be read has an ``error`` of its own."""
+        self._admit(request)
+        model = await self._model(request.query_params.get("version", ""))
+        with self.batcher.arriving():
+            asked = await asking.read(request, self.settings.limits)
+            await run_in_threadpool(asking.look, asked, self.settings.limits)
+            jobs = self._submit(model, asked)
+        rows = await self._answers(model, jobs, asked)
+        body = {"version": model.version, "kind": model.kind, "predictions": rows}
+        return JSONResponse(body, headers={VERSION_HEADER: str(model.version)})
+
+    async def feedback(self, request: Request) -> Response:
+        """Keep an image with the class that it is said to be of."""
+        self._admit(request)
+        if self.inbox is None:
+            raise HTTPException(404, "feedback is not taken here; start it with --inbox")
+        asked = await asking.read(request, self.settings.limits)
+        await run_in_threadpool(asking.look, asked, self.settings.limits)
+        one = asked.inputs[0]
+        label = asked.label.strip()
+        if len(asked.inputs) != 1 or one.image is None or one.error or not label or len(label) > 200:
+            raise HTTPException(400, one.error or "expected one image and its `label`")
+        model = await self._model("")
+        try:
+            new = await run_in_threadpool(self.inbox.put, one.name, one.image, label, version=model.version)
+        except DataError as error:
+            raise HTTPException(507 if "full" in error.what else 409, error.what) from None
+        return JSONResponse({"kept": new, "inbox": len(self.inbox)})
+
+    async def health(self, _: Request) -> Response:
+        """200 while a version answers, 503 while none does; a version that could not be used is named."""
+        model = self.served.model
+        body = {
+            "status": "ok" if model is not None else "loading",
+            "version": None if model is None else model.version,
+            "kind": None if model is None else model.kind,
+            "waiting": len(self.batcher),
+            "refused": self.served.refused or None,
+        }
+        return JSONResponse(body, status_code=200 if model is not None else 503)
+
+    async def versions(self, request: Request) -> Response:
+        """All versions of the run, and which one answers."""
+        self._admit(request)
+        found = await run_in_threadpool(versions.listed, self.served.run)
+        model = self.served.model
+        listed = [
+            {
+                "version": one.number,
+                "promoted": one.current,
+                "answers": model is not None and model.version == one.number,
+                "usable": one.state.is_file(),
+                "tasks": [task["name"] for task in one.tasks],
+            }
+            for one in found
+        ]
+        about = (
+            {} if model is None else {"kind": model.kind, "classes": list(model.classes), "tasks": list(model.tasks)}
+        )
+        also = {"others": self.settings.keep > 0, "feedback": self.inbox is not None}
+        return JSONResponse({"run": _name(self.served.run), "versions": listed, **about, **also})
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(self.figures.text(), media_type=TYPE)
+
+    async def page(self, _: Request) -> Response:
+        """One page without external files."""
+        nonce = secrets.token_urlsafe(16)
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src blob: data:; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+        return HTMLResponse(PAGE.read_text(encoding="utf-8").replace("NONCE", nonce), headers=headers)
+
+    # -- parts --------------------------------------------------------------------------------------------
+
+    def measured_as(
+        self, path: str, endpoint: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        async def measured(request: Request) -> Response:
+            began, status = time.monotonic(), 500
+            try:
+                response = await endpoint(request)
+                status = response.status_code
+                return response
+            except HTTPException as error:
+                status = error.status_code
+                raise
+            finally:
+                self.figures.request(path, status, time.monotonic() - began)
+
+        return measured
+
+    def _admit(self, request: Request) -> None:
+        """Who may ask: bearers of the token, where there is one; and no page of another site."""
+        origin = request.headers.get("origin")
+        if origin and origin.split("://")[-1] != request.headers.get("host"):
+            raise HTTPException(403, "a page of another site may not ask here")
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self.settings.token and not secrets.compare_digest(given.encode(), self.settings.token.encode()):
+            raise HTTPException(401, "a token is needed", headers={"WWW-Authenticate": "Bearer"})
+
+    async def _model(self, wanted: str) -> Loaded:
+        """The version that answers; another one by number."""
+        if wanted in ("", "current"):
+            if self.served.model is None:
+                raise HTTPException(503, "a version is being loaded", headers={"Retry-After": "5"})
+            return self.served.model
+        if not wanted.isdecimal() or len(wanted) > 8:
+            raise HTTPException(400, "`version` is no number")
+        try:
+            return await run_in_threadpool(self.served.other, int(wanted))
+        except PerdureError as error:
+            raise HTTPException(404, error.what) from None
+
+    def _submit(self, model: Loaded, asked: Asked) -> list[Job | None]:
+        """Jobs in the queue, None for what needs no model."""
+        jobs: list[Job | None] = []
+        try:
+            model.query(asked.task)
+        except PerdureError as error:
+            raise HTTPException(400, error.what) from None
+        pixels = self.settings.limits.megapixels * 10**6
+        for one in asked.inputs:
+            one.error = one.error or _lacking(model.kind, one)
+            how = {"top": asked.top, "task": asked.task, "name": one.name, "pixel_limit": pixels}
+            jobs.append(None if one.error else Job(model, one.image, one.text, **how))
+        try:
+            self.batcher.submit([job for job in jobs if job is not None])
+        except Full:
+            raise HTTPException(503, "too many requests wait", headers={"Retry-After": "1"}) from None
+        return jobs
+
+    async def _answers(self, model: Loaded, jobs: list[Job | None], asked: Asked) -> list[dict[str, Any]]:
+        waiting = [job for job in jobs if job is not None]
+        try:
+            async with asyncio.timeout(self.settings.answer_seconds):
+                done = iter(await asyncio.gather(*(asyncio.wrap_future(job.future) for job in waiting)))
+        except TimeoutError:
+            raise HTTPException(504, "no answer in time") from None
+        rows = [next(done) if job is not None else {"error": one.error} for job, one in zip(jobs, asked.inputs)]
+        wrong = sum("error" in row for row in rows)
+        self.figures.refused.inc(wrong)
+        self.figures.inputs.labels(str(model.version)).inc(len(rows) - wrong)
+        return rows
+
+
+def _name(run: Path) -> str:
+    """``recipe/seed_0``: a seed's folder alone says little."""
+    run = run.absolute()
+    return f"{run.parent.name}/{run.name}" if run.name.startswith("seed_") else run.name
+
+
+def _lacking(kind: str, one: asking.Input) -> str:
+    if kind == "instruct":
+        return "" if one.text.strip() else "there is no question"
+    return "" if one.image is not None else "there is no image"
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)

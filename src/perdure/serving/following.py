@@ -1,0 +1,155 @@
+"""The model that answers now, and the change to a newly promoted version without a failed request.
+
+Knows versions, the pointer file, and that a new model is loaded and tried beside the old one before it takes its place.
+Does not know HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from perdure.errors import PerdureError, RecipeError
+from perdure.prediction import Loaded, load
+from perdure.run_folder import versions
+from perdure.serving.batching import Batcher
+
+log = logging.getLogger("perdure.serve")
+KINDS = ("classify", "caption", "instruct")
+"""Kinds that are served: their input is an image, or a text."""
+FAULTS = (PerdureError, OSError, RuntimeError, ValueError, LookupError, TypeError)
+"""What a version that cannot be used may raise; the old one then goes on."""
+
+
+class Served:
+    """The models of one run: the one that answers, and others that are asked for by number.
+
+    Args:
+        address: the run, whose pointer is followed; or ``RUN@3``, which stays.
+        keep: other versions that may be asked for, and are kept loaded; 0: none.
+        stateful: allow methods whose answers depend on earlier requests.
+        changed: called with each number that begins to answer.
+    """
+
+    def __init__(
+        self,
+        address: str | Path,
+        batcher: Batcher,
+        *,
+        device: str = "auto",
+        keep: int = 1,
+        every: float = 2.0,
+        drain: bool = False,
+        stateful: bool = False,
+        changed: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self.run, wanted = versions.split(address)
+        self.follows = wanted in ("", "current")
+        self.batcher, self.device, self.keep, self.every, self.drain = batcher, device, keep, every, drain
+        self.stateful, self.changed = stateful, changed
+        self.refused: dict[str, Any] = {}
+        """The newest version that could not be used: ``{"version", "why"}``."""
+        self._others: dict[int, Loaded] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self.model: Loaded | None = self._ready(versions.resolve(address).number)
+        self.changed(self.model.version)
+        self._seen = self._mark()
+        self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
+        if self.follows:
+            self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+
+    def other(self, number: int) -> Loaded:
+        """Another version, loaded if it is not yet.
+
+        Raises:
+            RecipeError: there is none, or no other is to be asked.
+        """
+        model = self.model
+        if model is not None and model.version == number:
+            return model
+        if not self.keep:
+            raise RecipeError("other versions than the promoted one are not asked here", todo="Start it with --keep 1.")
+        with self._lock:
+            if number not in self._others:
+                made = self._ready(versions.resolve(f"{self.run}{versions.AT}{number}").number)
+                while len(self._others) >= self.keep:
+                    del self._others[next(iter(self._others))]
+                self._others[number] = made
+            return self._others[number]
+
+    def _ready(self, number: int) -> Loaded:
+        """A version, loaded and tried once.
+
+        Raises:
+            RecipeError: it is of a kind that is not served, or its answers depend on earlier requests.
+        """
+        loaded = load(f"{self.run}{versions.AT}{number}", device=self.device)
+        if loaded.kind not in KINDS or "segments" in loaded.facts():
+            what = f"answers are of kind {loaded.kind}, about {'clips' if loaded.kind != 'retrieve' else 'a gallery'}"
+            expected = f"a run that answers about images: {', '.join(KINDS)}"
+            raise RecipeError(what, where=str(self.run), expected=expected, todo="Use perdure predict.")
+        if getattr(loaded.opened.method, "carries_state", False) and not self.stateful:
+            what = f"with {loaded.opened.recipe.method.name} an answer depends on the requests before it"
+            raise RecipeError(what, where=str(self.run), todo="Add --stateful if that is meant.")
+        self.batcher.between_batches(lambda: try_out(loaded)).result()
+        return loaded
+
+    def _follow(self) -> None:
+        """Look at the pointer now and then; a file's number and time also tell a change on network folders."""
+        while not self._ended.wait(self.every):
+            if (mark := self._mark()) != self._seen:
+                self._seen = mark
+                self.refresh()
+
+    def refresh(self) -> None:
+        """Change to the promoted version, if it is another; keep the old one if the new one cannot be used."""
+        try:
+            number = versions.current(self.run)
+            before = self.model
+            if before is not None and before.version == number:
+                return
+            if self.drain:
+                self.model = before = None  # requests are refused until the new one is there
+            began = time.monotonic()
+            self.model = self._ready(number)
+        except FAULTS as error:
+            self.refused = {"version": self._promoted(), "why": str(error)}
+            log.error("version %s cannot be used: %s", self.refused["version"], error)
+            return
+        self.refused = {}
+        self.changed(number)
+        log.info("version %d answers since now (loaded in %.1f s)", number, time.monotonic() - began)
+
+    def _promoted(self) -> int | None:
+        try:
+            return versions.current(self.run)
+        except PerdureError:
+            return None
+
+    def _mark(self) -> tuple[int, int, int] | None:
+        try:
+            status = os.stat(versions.pointer_file(self.run))
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def try_out(loaded: Loaded) -> None:
+    """One answer to a grey image: loads what is loaded late, and fails where answers would."""
+    given = {"image": Image.new("RGB", (64, 64), (128, 128, 128)), "text": "What is this?", "name": "probe"}
+    (row,) = loaded.predict([given], batch_size=1)
+    for one in row.get("answers", ()):
+        value = one.get("probability", one.get("score"))
+        if value != value:
+            raise RuntimeError("its answer to a grey image is no number")
