@@ -116,7 +116,7 @@ def test_the_list_is_short_and_its_json_is_whole(folder):
 
 
 def test_a_word_narrows_the_list_and_nothing_found_is_exit_1():
-    assert [line.split()[0] for line in perdure("list", "data", "cifar-100").stdout.splitlines()] == ["cifar100"]
+    assert [line.split()[0] for line in perdure("list", "data", "caltech").stdout.splitlines()] == ["caltech101"]
     assert perdure("list", "data", "nosuchword").returncode == 1
 
 
