@@ -190,7 +190,7 @@ def test_zero_votes_and_breaks_ties_as_published(read):
 def _same_classifier(a: Arrays, run: str, ours) -> None:
     for name in ("weight", "bias"):
         if f"{run}/{name}" in a:
-            theirs, found = a[f"{run}/{name}"], getattr(ours, name)
+            theirs, found = a[f"{run}/{name}"], getattr(ours.fitted, name)
             torch.testing.assert_close(found, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max()))
     a.compare(f"{run}/mean", ours.means, within=1e-9)
 

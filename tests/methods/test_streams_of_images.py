@@ -203,8 +203,8 @@ def test_eata_goes_on_without_clean_images_as_eta_and_says_so(capsys):
 
 
 def test_an_equal_feature_in_every_place_leaves_the_gaussian_flat():
-    weight, bias = adapt.classifier(torch.eye(3), torch.zeros(3, 3), 5)
-    assert not weight.any() and torch.allclose(bias, torch.full((3,), -math.log(3)))
+    fitted = adapt.fit(torch.eye(3), torch.zeros(3, 3), 5)
+    assert torch.allclose(fitted.scores(torch.eye(3)), torch.full((3, 3), -math.log(3))) and not fitted.weight.any()
 
 
 def test_restored_weights_are_as_many_as_asked_for():

@@ -94,23 +94,53 @@ class Adapt(frozen.OnFeatures):
 # -- the classifier -----------------------------------------------------------------------------------------
 
 
-def classifier(
-    means: Float[Tensor, "classes dim"], scatter: Float[Tensor, "dim dim"], count: int
-) -> tuple[Float[Tensor, "classes dim"], Float[Tensor, " classes"]]:
-    """Weights and biases of the Gaussian classifier with one covariance for all classes.
+@dataclass(frozen=True)
+class Fitted:
+    """The Gaussian classifier with one covariance for all classes, by half of its precision:
+    ``G_c = -ln C + h(f) . h(mean_c) - |h(mean_c)|^2 / 2`` with ``h(x) = sqrt(D) L^-1 x``."""
 
-    ``precision = D inv(scatter + trace(S) I)``, ``W = means precision``, ``b_c = -ln C - mean_c W_c / 2``.
+    factor: Float[Tensor, "dim dim"]
+    """L, lower triangular: ``L L^T = (n - 1) S + trace(S) I``; 0 where there is no variance."""
+    halves: Float[Tensor, "dim classes"]
+    """h of the class means."""
 
-    Args:
-        scatter: ``(count - 1) S`` of the features that are kept, each less its class's mean; of one feature S is I.
-    """
-    classes, dim = means.shape
-    trace = scatter.trace() / max(count - 1, 1)
-    if float(trace) <= SINGULAR:  # all features are one: the pseudoinverse of 0 is 0
-        return torch.zeros_like(means), means.new_full((classes,), -math.log(classes))
-    whole = scatter + trace * torch.eye(dim, dtype=scatter.dtype, device=scatter.device)
-    weight = dim * torch.cholesky_solve(means.T, torch.linalg.cholesky(whole)).T
-    return weight, -math.log(classes) - 0.5 * (means * weight).sum(-1)
+    def scores(self, features: Float[Tensor, "images dim"]) -> Float[Tensor, "images classes"]:
+        """G of some features."""
+        return self.half(features.T).T @ self.halves + self.bias
+
+    def half(self, columns: Float[Tensor, "dim n"]) -> Float[Tensor, "dim n"]:
+        """h of some vectors."""
+        if not float(self.factor[0, 0]):  # the pseudoinverse of 0 is 0
+            return torch.zeros_like(columns)
+        return math.sqrt(len(columns)) * torch.linalg.solve_triangular(self.factor, columns, upper=False)
+
+    @property
+    def bias(self) -> Float[Tensor, " classes"]:
+        return -math.log(self.halves.shape[1]) - 0.5 * self.halves.square().sum(0)
+
+    @property
+    def weight(self) -> Float[Tensor, "classes dim"]:
+        """``W = means precision``: what images are multiplied with, written out."""
+        if not float(self.factor[0, 0]):
+            return torch.zeros_like(self.halves.T)
+        upper = self.factor.T
+        return math.sqrt(len(upper)) * torch.linalg.solve_triangular(upper, self.halves, upper=True).T
+
+
+def fit(means: Float[Tensor, "classes dim"], scatter: Float[Tensor, "dim dim"], count: int) -> Fitted:
+    """The classifier of class means and ``(count - 1) S``, S the covariance of the kept features, each less its class's
+    mean; of one feature S is the unit matrix."""
+    dim = means.shape[1]
+    unit = torch.eye(dim, dtype=means.dtype, device=means.device)
+    if count == 1:
+        factor = math.sqrt(dim) * unit
+    else:
+        trace = scatter.trace() / (count - 1)
+        if float(trace) <= SINGULAR:
+            return Fitted(torch.zeros_like(unit), torch.zeros_like(means.T))
+        factor = torch.linalg.cholesky((scatter + trace * torch.eye(dim).to(scatter)).to(means.dtype))
+    made = Fitted(factor, torch.zeros_like(means.T))
+    return Fitted(factor, made.half(means.T))
 
 
 def combine(
@@ -162,8 +192,7 @@ class Gaussian:
         self.scatter = torch.zeros(dim, dim, dtype=wide, device=texts.device)
         self.rest = torch.zeros(classes, dim, dtype=wide, device=texts.device)
         """Sum of what differs from the mean, by class."""
-        self.weight = torch.zeros_like(texts)
-        self.bias = texts.new_zeros(classes)
+        self.fitted = Fitted(texts.new_zeros(dim, dim), texts.new_zeros(dim, classes))
         self.votes = texts.new_zeros(classes)
         """Of the last image that entered a bank."""
         self.seen = self.filled = 0
@@ -182,7 +211,7 @@ class Gaussian:
                 self._refit(label, feature, seen.probabilities[i, label])
             if entered or self.current:
                 self.votes = ((self.keys @ feature) * self.own).sum(1)
-            gaussian = self.weight @ feature + self.bias
+            gaussian = self.fitted.scores(feature[None])[0]
             logits.append(combine(seen.logits[i], gaussian, self.votes, self.filled, self.scale))
             gaussians.append(gaussian)
             updated.append(entered)
@@ -209,12 +238,8 @@ class Gaussian:
         mean = (own @ keys + probability * feature) / (own.sum() + probability)
         self.means[label] = self.alpha * mean + (1 - self.alpha) * self.texts[label]
         self._add_differences(label, count, 1)
-        if self.filled == 1:
-            self.weight, self.bias = _of_one(self.means)
-            return
         total = self.rest.sum(0)
-        scatter = self.scatter - torch.outer(total, total) / self.filled
-        self.weight, self.bias = classifier(self.means, scatter.to(self.means.dtype), self.filled)
+        self.fitted = fit(self.means, self.scatter - torch.outer(total, total) / self.filled, self.filled)
 
     def _add_differences(self, label: int, count: int, sign: int) -> None:
         differences = self.keys[label, :count].to(self.scatter) - self.means[label].to(self.scatter)
@@ -224,23 +249,18 @@ class Gaussian:
     def _count(self, label: int) -> int:
         return int(self.entropy[label].isfinite().sum())
 
-    TENSORS = (
-        *("means", "keys", "own", "entropy", "numbers", "scatter", "rest"),
-        *("weight", "bias", "votes"),
-    )
+    TENSORS = ("means", "keys", "own", "entropy", "numbers", "scatter", "rest", "votes")
 
     def state_dict(self) -> dict[str, Any]:
-        return {n: getattr(self, n).cpu() for n in self.TENSORS} | {"seen": self.seen, "filled": self.filled}
+        state: dict[str, Any] = {name: getattr(self, name).cpu() for name in self.TENSORS}
+        state |= {"factor": self.fitted.factor.cpu(), "halves": self.fitted.halves.cpu()}
+        return state | {"seen": self.seen, "filled": self.filled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in self.TENSORS:
             setattr(self, name, state[name].clone().to(getattr(self, name).device))
+        self.fitted = Fitted(*(state[name].clone().to(self.means) for name in ("factor", "halves")))
         self.seen, self.filled = state["seen"], state["filled"]
-
-
-def _of_one(means: Tensor) -> tuple[Tensor, Tensor]:
-    """The classifier of a single kept feature: n - 1 is 0 and S is the unit matrix, of trace D; so is the precision."""
-    return means.clone(), -math.log(len(means)) - 0.5 * means.square().sum(-1)
 
 
 # -- transductive -------------------------------------------------------------------------------------------
@@ -253,8 +273,7 @@ class Whole:
     logits: Float[Tensor, "images classes"]
     gaussian: Float[Tensor, "images classes"]
     means: Float[Tensor, "classes dim"]
-    weight: Float[Tensor, "classes dim"]
-    bias: Float[Tensor, " classes"]
+    fitted: Fitted
 
 
 def transductive(
@@ -276,15 +295,12 @@ def transductive(
         keys.append(bank)
         owners.append(c)
     rows, index = torch.cat(differences), torch.cat(keys)
-    if len(rows) == 1:
-        weight, bias = _of_one(means)
-    else:
-        centred = rows - rows.mean(0)
-        weight, bias = classifier(means, centred.T @ centred, len(rows))
+    centred = rows - rows.mean(0)
+    fitted = fit(means, centred.T @ centred, len(rows))
     owner = torch.tensor(owners, device=index.device).repeat_interleave(
         torch.tensor([len(bank) for bank in keys], device=index.device)
     )
     similar = (seen.feature @ seen.feature[index].T) * p[index, owner]
     votes = torch.zeros_like(p).index_add_(1, owner, similar)
-    gaussian = seen.feature @ weight.T + bias
-    return Whole(combine(seen.logits, gaussian, votes, len(rows), scale), gaussian, means, weight, bias)
+    gaussian = fitted.scores(seen.feature)
+    return Whole(combine(seen.logits, gaussian, votes, len(rows), scale), gaussian, means, fitted)
