@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from perdure.errors import DataError
 from perdure.files.folders import require_folder
@@ -15,12 +16,15 @@ from perdure.reporting.card import compare_cards, make_card
 __all__ = ["compare_cards", "find_runs", "make_card", "report", "report_below"]
 
 
-def report_below(folders: str | Path | Sequence[str | Path], out: str | Path | None = None) -> dict[str, Path]:
+def report_below(
+    folders: str | Path | Sequence[str | Path], out: str | Path | None = None, *, spread: Literal["sd", "ci"] = "ci"
+) -> dict[str, Path]:
     """``perdure.report``: the report of all runs in these folders and below them, as ``perdure report`` writes it.
 
     Args:
         folders: of runs, or of what holds some; one or several.
         out: folder for the report; the first of `folders` if left out.
+        spread: see `report`.
 
     Returns:
         file name -> path.
@@ -34,13 +38,17 @@ def report_below(folders: str | Path | Sequence[str | Path], out: str | Path | N
         raise DataError("no run is named", where="report", expected="a run's folder")
     place = Path(out) if out is not None else paths[0]
     require_folder(place, setting="--out")
-    return report(find_runs(paths), place)
+    return report(find_runs(paths), place, spread=spread)
 
 
-def report(runs: Sequence[Path], out: Path) -> dict[str, Path]:
+def report(runs: Sequence[Path], out: Path, *, spread: Literal["sd", "ci"] = "ci") -> dict[str, Path]:
     """Write ``report.html``, ``report.md``, ``scores.csv`` and ``report.json`` of these runs into the folder `out`.
 
-    Runs that differ in their seed only are merged; different ones are compared.
+    Runs that differ in their seed only are merged; different ones are compared. Of runs that only tested (test-time
+    adaptation) there are tables of methods and test sets, too: in ``report.md``, ``sets.csv`` and ``sets.tex``.
+
+    Args:
+        spread: what stands behind ± in those: the standard deviation, or half of the 95 % interval of the mean.
 
     Returns:
         file name -> path.
@@ -48,7 +56,7 @@ def report(runs: Sequence[Path], out: Path) -> dict[str, Path]:
     Raises:
         DataError: no run was given, a folder is not a run's, or none of them has a score yet.
     """
-    from perdure.reporting import html, load, markdown, plain, tables
+    from perdure.reporting import by_set, html, load, markdown, plain, tables
 
     read = [load.read(Path(folder)) for folder in dict.fromkeys(map(Path, runs))]
     scored = [run for run in read if run.rows]
@@ -62,6 +70,9 @@ def report(runs: Sequence[Path], out: Path) -> dict[str, Path]:
         "scores.csv": plain.scores_csv(groups),
         "report.json": plain.report_json(groups),
     }
+    if wide := by_set.tables(groups):
+        texts["report.md"] += "\n" + by_set.as_markdown(wide, spread) + "\n"
+        texts |= {"sets.csv": by_set.as_csv(wide), "sets.tex": by_set.as_latex(wide, spread)}
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():

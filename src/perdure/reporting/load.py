@@ -47,6 +47,13 @@ class Run:
         return f"{len(self.tasks)} of {self.total} tasks" if len(self.tasks) < self.total else ""
 
     @property
+    def only_tests(self) -> bool:
+        """Whether the stream brings nothing to learn from, as test-time adaptation's do."""
+        stream = self.card.get("stream")
+        tasks = stream.get("tasks") if isinstance(stream, Mapping) else None
+        return isinstance(tasks, list) and bool(tasks) and all("test" in t and "train" not in t for t in tasks)
+
+    @property
     def name(self) -> str:
         """The folder's name; with the run's before it where the folder is one seed's."""
         own = self.folder.name

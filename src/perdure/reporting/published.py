@@ -24,6 +24,7 @@ SHORT = {
     "accuracy": "last",
     "mfn": "last_of_tasks",
     "mft": "when_learned",
+    "mean over sets": "over_sets",
     "backward transfer": "bwt",
     "forward transfer": "fwt",
 }
@@ -73,7 +74,8 @@ def _match(name: str, group: Group) -> Number | None:
         if number.aggregate.lower() == plain and number.aggregate.isupper():
             return number
     aggregate = SHORT.get(plain, plain.replace(" ", "_"))
-    for wanted in (aggregate, aggregate.removesuffix("_of_tasks")):
+    same = ("over_sets",) if aggregate == "when_learned" else ()  # where nothing is learned
+    for wanted in (aggregate, aggregate.removesuffix("_of_tasks"), *same):
         for number in headline:
             if number.aggregate == wanted:
                 return number

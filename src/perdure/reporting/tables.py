@@ -34,6 +34,7 @@ AGGREGATES = {
     "last": "final {}",
     "last_of_tasks": "final {}, tasks weighed alike",
     "when_learned": "{} when learned",
+    "over_sets": "mean over sets ({})",
     "normalized": "normalized mean {}",
     "forgetting": "forgetting",
     "bwt": "backward transfer",
@@ -44,7 +45,7 @@ AGGREGATES = {
     "BWT": "BWT (MFN - MFT)",
 }
 """Title of each way to draw a metric together over tasks; the last four are those of instruction tuning."""
-AVERAGES = ("average", "MAA", "last", "when_learned")
+AVERAGES = ("average", "MAA", "last", "when_learned", "over_sets")
 """Which of them one number of a whole run is; the later ones where the plan of tests does not give the first."""
 
 
@@ -284,7 +285,7 @@ def _aggregates(run: Run, metric: str, *, full: bool) -> dict[str, float | None]
     if metric in METRICS and METRICS[metric].module == "audio_visual":  # units differ from task to task
         found["normalized"] = continual.normalized_mean(cells.matrix)
     if found["last"] is None:
-        return {"when_learned": found["when_learned"]}
+        return {"over_sets" if run.only_tests else "when_learned": found["when_learned"]}
     for weighed in ("average", "last"):  # where tasks are of one size, both readings agree: say it once
         plain = found[f"{weighed}_of_tasks"]
         if plain is None or math.isclose(plain, found[weighed] or 0.0, abs_tol=1e-9):
