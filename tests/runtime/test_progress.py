@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 
 import pytest
 
+from perdure.errors import DataError, Interrupted
 from perdure.loop import run, seed_everything
 from perdure.runtime import Runtime, progress
 from perdure.runtime.progress import Outlook, Progress, clock
@@ -109,8 +111,6 @@ def test_a_run_that_goes_on_says_task_and_step_and_knows_its_times(tmp_path, cap
 
     seed_everything(0)
     runtime = Runtime(device="cpu", out=tmp_path)
-    from perdure.errors import Interrupted
-
     with pytest.raises(Interrupted, match="stopped in task 2 of 3: train, step 1 of "):
         run(stopped_at(1, 1)(Config(epochs=2)), tiny_stream(), evaluation=Evaluation(), runtime=runtime)
     capsys.readouterr()
@@ -121,3 +121,10 @@ def test_a_run_that_goes_on_says_task_and_step_and_knows_its_times(tmp_path, cap
     assert said[0] == "resuming after task 1 of 3"
     assert re.fullmatch(r"resuming in task 2 of 3: train, step 1 of \d+", said[1])
     assert len(said) == 4 and "left" in said[2] and "left" not in said[3]
+
+
+@pytest.mark.parametrize("made", [os.mkdir, os.mkfifo])
+def test_something_else_in_the_place_of_the_log_is_one_message(made, tmp_path):
+    made(tmp_path / "log.txt")
+    with pytest.raises(DataError, match=r"log\.txt: this is a"):
+        Runtime(device="cpu", out=tmp_path, quiet=True).say("a line")

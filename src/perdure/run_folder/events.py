@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from perdure.files.text_files import to_json
+from perdure.run_folder.run_files import is_there
 
 MOST = 500
 """Events that wait at once."""
@@ -61,8 +62,13 @@ def write(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_log(file: Path, text: str) -> None:
-    """Append lines for people, each with local date and time."""
+    """Append lines for people, each with local date and time.
+
+    Raises:
+        DataError: something else than a file lies in its place.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
+    is_there(file)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     with file.open("a", encoding="utf-8", errors="backslashreplace") as opened:
         opened.writelines(f"{now} {line}\n" for line in text.split("\n"))
