@@ -26,14 +26,14 @@ metrics models
 families
 data
 streams methods prepare
-evaluate
+evaluate gate
 calibration
 loop reporting
 recipe
 device_memory resuming
 testing
 api
-exports prediction
+exports prediction updating
 serving
 cli
 __main__

@@ -2,8 +2,8 @@
 
 Light: torch is imported when something is run. ``perdure.run("mg_clip/microworld")`` runs a recipe and returns a
 `Result`, which shows its table of scores, gives them as numbers (``mean``, ``frame()``) and writes their report
-(``pages()``). ``load`` opens a run to be asked; ``check``, ``predict``, ``report`` and ``export`` do what the commands
-of these names do; ``load_recipe`` reads a recipe.
+(``pages()``). ``load`` opens a run to be asked; ``check``, ``predict``, ``report``, ``export`` and ``update`` do what
+the commands of these names do; ``load_recipe`` reads a recipe.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from perdure.recipe import load as load_recipe
     from perdure.recipe.checked import check
     from perdure.reporting import report_below as report
+    from perdure.updating import update
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "check", "export", "load", "load_recipe", "predict", "report", "run"]
+__all__ = ["Result", "__version__", "check", "export", "load", "load_recipe", "predict", "report", "run", "update"]
 
 _LAZY = {
     "Result": "perdure.api:Result",
@@ -31,6 +32,7 @@ _LAZY = {
     "predict": "perdure.prediction:predict",
     "report": "perdure.reporting:report_below",
     "run": "perdure.api:run",
+    "update": "perdure.updating:update",
 }
 
 

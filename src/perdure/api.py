@@ -61,7 +61,7 @@ def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> Resul
     with contextlib.ExitStack() as held:
         runtime.main_first(lambda: finished.update(_take_folders(jobs, held, again=again)))
         for _, folder in jobs if not runtime.main else ():
-            finished[folder] = _finished(folder)
+            finished[folder] = finished_scores(folder)
         after = [sum(finished[later] is None for _, later in jobs[i + 1 :]) for i in range(len(jobs))]
         named = [
             f"seed {one.run.seed} ({i} of {len(jobs)})" if len(jobs) > 1 else "" for i, (one, _) in enumerate(jobs, 1)
@@ -76,7 +76,7 @@ def _take_folders(
     jobs: Sequence[tuple[Recipe, Path]], held: contextlib.ExitStack, *, again: bool
 ) -> dict[Path, Scores | None]:
     """Hold every folder in which there is work to do, emptied if it is to be done again; what is finished already."""
-    finished = {folder: None if again else _finished(folder) for _, folder in jobs}
+    finished = {folder: None if again else finished_scores(folder) for _, folder in jobs}
     for one, folder in jobs:
         if finished[folder] is None:
             held.enter_context(lock.held(folder))
@@ -84,6 +84,7 @@ def _take_folders(
             resuming.require_same_settings(one, folder)
     for folder, scores in finished.items():
         if again:
+            resuming.require_no_versions(folder)
             resuming.clear(folder)
         if scores is None:
             checkpoint.sweep(folder)
@@ -236,7 +237,17 @@ def _execute_one(
             runtime.say(f"{folder}: {said}")
         return Finished(folder=folder, scores=finished, fresh=False, main=runtime.main)
     runtime.of_runs, runtime.runs_after = place
-    built = recipe.build(asked, asked.run.seed)
+    scores = go_through(asked, recipe.build(asked, asked.run.seed), runtime, folder)
+    return Finished(folder=folder, scores=scores, fresh=True, main=runtime.main)
+
+
+def go_through(asked: Recipe, built: Built, runtime: Runtime, folder: Path) -> Scores:
+    """Learn and test what is not done yet in a run's folder, with all that the folder says of it.
+
+    Raises:
+        RecipeError: the folder holds a run on other data.
+        Interrupted: stopped, after a save.
+    """
     resuming.require_same_data(built.stream.manifest, folder)
     runtime.wait()
     if runtime.main:
@@ -250,7 +261,7 @@ def _execute_one(
     if runtime.main:
         write_json(folder / "card.json", _card(asked, built, scores, runtime, folder))
     runtime.wait()
-    return Finished(folder=folder, scores=scores, fresh=True, main=runtime.main)
+    return scores
 
 
 def make_runtime(asked: Recipe, folder: Path | None, *, quiet: bool = False) -> Runtime:
@@ -374,7 +385,8 @@ def _wall_seconds(events: Path) -> float:
     return total + (last - begin if begin is not None and last is not None else 0.0)
 
 
-def _finished(folder: Path) -> Scores | None:
+def finished_scores(folder: Path) -> Scores | None:
+    """What a finished run has come to; None if it is not finished."""
     saved = resuming.finished_scores(folder)
     return None if saved is None else Scores(saved["tasks"], saved["headline"], saved["rows"])
 

@@ -86,6 +86,17 @@ def require_same_data_if_there(asked: Recipe, folders: Iterable[Path]) -> str:
     return ""
 
 
+def require_no_versions(folder: Path) -> None:
+    """RecipeError if updates have been built on the run, which is not made anew under them."""
+    if (folder / "versions").is_dir():
+        raise RecipeError(
+            "versions have been built on this run",
+            where=str(folder),
+            expected="a run without updates",
+            todo="Set run.name=... for a run beside it, or remove the folder.",
+        )
+
+
 def clear(folder: Path) -> None:
     """Remove what a run made."""
     for name in MADE:

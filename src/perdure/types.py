@@ -121,6 +121,22 @@ class Examples(Sequence[Example]):
         """The same examples with ``new(target)`` as target."""
         return Examples(self._make, [new(t) for t in self.targets], indices=self._indices)
 
+    def prefixed(self, prefix: str) -> Examples:
+        """The same examples with `prefix` before their ids."""
+        return Examples(_Prefixed(self._make, prefix), self.targets, indices=self._indices)
+
+
+@dataclass(frozen=True)
+class _Prefixed:
+    """Makes Examples with other ids (a class, so that loader workers can receive it)."""
+
+    make: Callable[[int, Any], Example]
+    prefix: str
+
+    def __call__(self, index: int, target: Any) -> Example:
+        made = self.make(index, target)
+        return Example(id=self.prefix + made.id, inputs=made.inputs, target=made.target)
+
 
 @dataclass(frozen=True)
 class _Listed:

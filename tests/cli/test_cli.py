@@ -87,7 +87,7 @@ def test_importing_the_package_is_light():
     assert done.stdout.startswith("[] ")
 
 
-OFFERED = ("Result", "__version__", "check", "export", "load", "load_recipe", "predict", "report", "run")
+OFFERED = ("Result", "__version__", "check", "export", "load", "load_recipe", "predict", "report", "run", "update")
 
 
 def test_what_the_package_offers_is_listed_and_found():

@@ -25,6 +25,7 @@ import typer
 from typer import Option
 
 ORDER = ("demo", "run", "list", "show", "cp", "check", "data", "predict", "serve", "score", "report", "export")
+ORDER += ("update", "versions", "promote", "rollback")
 """Commands as they are listed; others follow by name."""
 EXAMPLES = """
 perdure list recipes cifar
@@ -36,7 +37,8 @@ INTERNAL = 70
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 1 found faults in data, 2 wrong input, 70 a bug, 130 stopped."""
+    """Runs a command and exits: 0 done, 1 found faults in data, 2 wrong input, 3 an update that its gate refused,
+    70 a bug, 130 stopped."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]

@@ -24,6 +24,7 @@ EXAMPLES = """
 perdure run mg_clip/microworld
 perdure run mg_clip/cifar100 method.lr=5e-4 run.seeds=0,1,2
 perdure run my.yaml --again
+perdure run week_2.yaml --from runs/mine/seed_0
 """
 
 
@@ -39,6 +40,7 @@ def command(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="remove the run of this name and start anew")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+    start: Annotated[str, typer.Option("--from", help="go on from what a run has learned, RUN or RUN@3")] = "",
 ) -> None:
     """Run a recipe, or go on where it stopped.
 
@@ -48,6 +50,9 @@ def command(
     from perdure.recipe.checked import require_folders
 
     checked = load(recipe, overrides or [])
+    if start:
+        _fork(checked, start, again=again, quiet=quiet)
+        return
     if not again and _all_finished(checked):
         return
     require_folders(checked, again=again)
@@ -56,6 +61,21 @@ def command(
 
     with libraries_aside(), _going_on(recipe, overrides or [], quiet=quiet):
         finished = api.execute(checked, again=again, quiet=quiet)
+    if finished.main:
+        _print_results([one.folder for one in finished])
+
+
+def _fork(checked: Recipe, start: str, *, again: bool, quiet: bool) -> None:
+    """A run in a folder of its own that goes through the recipe's tasks after those of another run."""
+    from perdure import resuming, updating
+    from perdure.cli._layout import libraries_aside
+    from perdure.recipe.checked import require_folders
+
+    require_folders(checked, again=again)
+    if again:
+        resuming.clear(checked.folder(checked.seeds[0]))
+    with libraries_aside():
+        finished = updating.fork(checked, start, quiet=quiet)
     if finished.main:
         _print_results([one.folder for one in finished])
 

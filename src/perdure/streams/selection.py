@@ -85,6 +85,11 @@ def record(positions: Sequence[int], labels: Sequence[int]) -> dict[str, Any]:
     return {"n": len(positions), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
+def fingerprint(names: Iterable[str]) -> str:
+    """sha256 of names in their order."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def identity(dataset: Dataset) -> dict[str, Any]:
     """What tells a data set from another copy or version: name, classes, fingerprint."""
     facts = json.dumps(dataset.facts, sort_keys=True, default=str)

@@ -1,0 +1,276 @@
+"""The gate: may a candidate take the place of the promoted version?
+
+Knows the records of both on the same examples, rules and margins. Does not know models, files of a run or how records
+are made: a gate can be repeated over saved records.
+
+A rule is **passed** if the bound of its interval shows that no more than the margin is lost; **failed** if more is lost
+and that is no chance (the whole interval beyond the margin, or the estimate beyond it and exact McNemar p < 0.05);
+else **held**: too few examples to tell. The gate fails if a rule fails, and holds if one is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from perdure import metrics
+from perdure.errors import RecipeError
+from perdure.gate.paired import Difference, compare, examples_needed, provable_margin
+from perdure.settings import config
+from perdure.settings.config import Named
+
+Record = dict[str, Any]
+Points = Annotated[float, Field(ge=0, le=100)]
+PROVEN = 0.05
+"""Below this p, a difference is taken for none of chance."""
+SHOWN = 5
+"""Examples that turned wrong, of each rule."""
+MILDEST = ("passed", "held", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a candidate must keep and win. Numbers are points of percent; null leaves a rule out."""
+
+    retention: Points | None = 2.0
+    """Most that an earlier task may lose."""
+    mean: Points | None = 1.0
+    """Most that all earlier tasks together may lose."""
+    learned: bool = True
+    """The new test must be answered better than before, with exact McNemar p < 0.05."""
+    min_learned: Points | None = None
+    """Least accuracy on the new test; null: twice the chance among the classes."""
+    probe: Annotated[Named, "data"] | None = None
+    """A data set that nobody trains on, asked before and after: what the pretrained model could do beside the tasks."""
+    probe_margin: Points = 3.0
+    """Most that the probe may lose."""
+    forms: Points | None = 2.0
+    """Most that wrong forms of answers may grow (instruction tasks)."""
+    must: tuple[str, ...] = ()
+    """Ids of kept examples of which none may turn wrong."""
+    confidence: Points | None = None
+    """Most that `adaptive_ece` may grow on an earlier task: the mean distance of confidence and accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A task, and the records of both versions on its examples."""
+
+    name: str
+    metric: str
+    """The headline: what grades an answer."""
+    before: Sequence[Record] | None
+    """None: the promoted version could not be asked."""
+    after: Sequence[Record]
+    classes: Sequence[str] = ()
+
+
+def read(file: Path | None) -> Gate:
+    """A gate's YAML; the defaults without a file.
+
+    Raises:
+        RecipeError: a rule is unknown or its margin is none.
+    """
+    if file is None:
+        return Gate()
+    from perdure.files.text_files import read_text
+    from perdure.files.yaml_limits import MOST_BYTES, plain_yaml
+
+    text = read_text(file, error=RecipeError, most=MOST_BYTES)
+    return config.parse(Gate, plain_yaml(text, where=str(file)) or {}, where=str(file))
+
+
+def judge(gate: Gate, *, earlier: Sequence[Asked], new: Asked, probe: Asked | None = None) -> dict[str, Any]:
+    """What the gate says, JSON-ready.
+
+    Returns:
+        ``outcome``; ``rules``, a row each; ``turned_wrong`` and ``classes`` by task; ``unknown``, tasks of which no
+        test example was kept.
+    """
+    rules = [*_retention(gate, earlier), *_learned(gate, new), *_probe(gate, probe)]
+    rules += [*_forms(gate, [*earlier, new]), *_must(gate, earlier), *_confidence(gate, earlier)]
+    outcomes = [rule["outcome"] for rule in rules]
+    unknown = [asked.name for asked in earlier if not asked.after] if gate.retention is not None else []
+    outcomes += ["held"] * bool(unknown)
+    return {
+        "outcome": max(outcomes, key=MILDEST.index, default="passed"),
+        "rules": rules,
+        "unknown": unknown,
+        "turned_wrong": [row for asked in [*earlier, *([probe] if probe else [])] for row in _turned_wrong(asked)],
+        "classes": [row for asked in [*earlier, new] for row in _by_class(asked)],
+    }
+
+
+def power(gate: Gate, counts: Mapping[str, int]) -> list[str]:
+    """What the gate can prove with so many kept examples a task, in sentences."""
+    said = []
+    if gate.retention:
+        needed = examples_needed(gate.retention / 100)
+        for name, n in counts.items():
+            least = f"proves a loss below {100 * provable_margin(n):.1f} points" if n else "proves nothing"
+            said.append(f"{name}: {n} kept examples; {least} (80 % power, 5 % of answers differing)")
+        said.append(f"a margin of {gate.retention:g} points needs {needed} examples a task")
+    return said
+
+
+def grades(records: Sequence[Record], metric: str) -> list[float]:
+    """How right each answer is, from 0 to 1, by the metric of the task; captions by ROUGE-L, which one image has."""
+    name = "rouge_l" if metric in ("cider", "bleu_1", "bleu_4", "meteor", "spice", "caption_scores") else metric
+    return [float(metrics.compute(name, [record]) or 0.0) / 100 for record in records]
+
+
+# -- rules --------------------------------------------------------------------------------------------------
+
+
+def _retention(gate: Gate, earlier: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    pairs = [(asked, *_paired(asked)) for asked in earlier if asked.after and asked.before]
+    if gate.retention is not None:
+        for asked, before, after in pairs:
+            yield _row("retention", asked.name, compare(before, after, asked.name), gate.retention)
+    if gate.mean is not None and len(pairs) > 1:
+        before = [grade for _, some, _ in pairs for grade in some]
+        after = [grade for _, _, some in pairs for grade in some]
+        yield _row("mean", "all earlier tasks", compare(before, after, "mean"), gate.mean)
+
+
+def _learned(gate: Gate, new: Asked) -> Iterator[dict[str, Any]]:
+    after = grades(new.after, new.metric)
+    if not after:
+        yield {"rule": "learned", "task": new.name, "n": 0, "outcome": "held"}
+        return
+    share = sum(after) / len(after)
+    chance = 200 / max(len(new.classes), 1) if new.metric == "accuracy" else 0.0
+    least = gate.min_learned if gate.min_learned is not None else min(chance, 100.0)
+    row = {
+        "rule": "min_learned",
+        "task": new.name,
+        "n": len(after),
+        "after": _percent(share),
+        "margin": round(least, 2),
+    }
+    yield row | {"outcome": "passed" if 100 * share >= least else "failed"}
+    if gate.learned and new.before:
+        difference = compare(*_paired(new), new.name)
+        better = difference.low > 0 if difference.p is None else difference.p < PROVEN and difference.value > 0
+        worse = difference.high < 0 if difference.p is None else difference.p < PROVEN and difference.value < 0
+        outcome = "passed" if better else "failed" if worse else "held"
+        yield _row("learned", new.name, difference, 0.0) | {"outcome": outcome}
+
+
+def _probe(gate: Gate, probe: Asked | None) -> Iterator[dict[str, Any]]:
+    if probe is not None and probe.before and probe.after:
+        yield _row("probe", probe.name, compare(*_paired(probe), probe.name), gate.probe_margin)
+
+
+def _forms(gate: Gate, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    for one in asked:
+        if gate.forms is None or not one.before or not one.after or "form" not in one.after[0]:
+            continue
+        right = [grades(some, "format_compliance") for some in _same(one)]
+        yield _row("forms", one.name, compare(*right, one.name), gate.forms)
+
+
+def _must(gate: Gate, earlier: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    if gate.must:
+        wrong = [row["id"] for asked in earlier for row in _turned_wrong(asked, all_of=True) if row["id"] in gate.must]
+        outcome = "failed" if wrong else "passed"
+        yield {"rule": "must", "task": "", "n": len(gate.must), "after": len(wrong), "margin": 0, "outcome": outcome}
+
+
+def _confidence(gate: Gate, earlier: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    for asked in earlier:
+        if gate.confidence is None or not asked.before or not asked.after or "confidence" not in asked.after[0]:
+            continue
+        before, after = (float(metrics.compute("adaptive_ece", some) or 0.0) for some in _same(asked))
+        row = {"rule": "confidence", "task": asked.name, "n": len(asked.after), "before": round(before, 2)}
+        grown = after - before <= gate.confidence
+        yield row | {"after": round(after, 2), "margin": gate.confidence, "outcome": "passed" if grown else "failed"}
+
+
+def _row(rule: str, task: str, found: Difference, margin: float) -> dict[str, Any]:
+    """Numbers in points."""
+    allowed = -margin / 100
+    proven = found.high < allowed or (found.value < allowed and found.p is not None and found.p < PROVEN)
+    return {
+        "rule": rule,
+        "task": task,
+        "n": found.n,
+        "before": _percent(found.before),
+        "after": _percent(found.after),
+        "difference": _percent(found.value),
+        "low": _percent(found.low),
+        "high": _percent(found.high),
+        "p": None if found.p is None else round(found.p, 6),
+        "margin": margin,
+        "outcome": "passed" if found.low >= allowed else "failed" if proven else "held",
+    }
+
+
+# -- what got worse -----------------------------------------------------------------------------------------
+
+
+def _same(asked: Asked) -> tuple[list[Record], list[Record]]:
+    """Records of the examples that both were asked, in one order."""
+    before = {record["id"]: record for record in asked.before or ()}
+    after = [record for record in asked.after if record["id"] in before]
+    return [before[record["id"]] for record in after], after
+
+
+def _paired(asked: Asked) -> tuple[list[float], list[float]]:
+    before, after = _same(asked)
+    return grades(before, asked.metric), grades(after, asked.metric)
+
+
+def _turned_wrong(asked: Asked, *, all_of: bool = False) -> list[dict[str, Any]]:
+    """Examples that were right and are wrong."""
+    records, now = _same(asked)
+    graded = zip(records, now, grades(records, asked.metric), grades(now, asked.metric))
+    found = [(was, record) for was, record, good, bad in graded if good > bad and good >= 0.5 > bad]
+    rows = [{"task": asked.name, "id": r["id"], **_words(asked, was, r)} for was, r in found]
+    return rows if all_of else rows[:SHOWN]
+
+
+def _words(asked: Asked, was: Record, record: Record) -> dict[str, Any]:
+    if "predicted" not in record:
+        return {"before": was.get("prediction", was.get("caption")), "after": record.get("prediction", "")}
+    return {
+        "target": _name(asked, record["target"]),
+        "before": _name(asked, was["predicted"]),
+        "after": _name(asked, record["predicted"]),
+    }
+
+
+def _name(asked: Asked, label: int) -> str:
+    return asked.classes[label] if 0 <= label < len(asked.classes) else str(label)
+
+
+def _by_class(asked: Asked) -> list[dict[str, Any]]:
+    """Accuracy of each class before and after; those that lost most first."""
+    before, after = _same(asked) if asked.before else ([], list(asked.after))
+    if not after or "predicted" not in after[0]:
+        return []
+    found: dict[int, list[list[bool]]] = {}
+    for i, record in enumerate(after):
+        pair = found.setdefault(record["target"], [[], []])
+        pair[1].append(record["predicted"] == record["target"])
+        if before:
+            pair[0].append(before[i]["predicted"] == record["target"])
+    rows = [
+        {
+            "task": asked.name,
+            "class": _name(asked, label),
+            "n": len(now),
+            "before": _percent(sum(was) / len(was)) if was else None,
+            "after": _percent(sum(now) / len(now)),
+        }
+        for label, (was, now) in sorted(found.items())
+    ]
+    return sorted(rows, key=lambda row: row["after"] - (row["before"] or 0.0))
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)

@@ -1,0 +1,151 @@
+"""What the promoted version and the candidate answer to the same examples, and what the gate makes of it.
+
+Knows methods, queries and records on disk. Does not know the rules (`perdure.gate`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from perdure import api, gate, recipe
+from perdure.errors import RecipeError
+from perdure.evaluate import evaluate, predicting, read_records
+from perdure.gate import Asked
+from perdure.loop import load_into, saved_state
+from perdure.runtime import Runtime
+from perdure.runtime.placing import place
+from perdure.settings import registry
+from perdure.streams import appending
+from perdure.types import Query, Stream, Task
+from perdure.updating import kept_tests
+from perdure.updating.planned import Planned
+
+PROBE = -1
+"""Index of the probe, which is no task."""
+Records = dict[int, list[dict[str, Any]] | None]
+
+
+def before(found: Planned, work: Path, *, quiet: bool) -> Records:
+    """Records of the promoted version by task: earlier ones, the new one (None: it cannot be asked), the probe.
+
+    What it answered when it was made is not asked again; what is asked is written to ``before/predictions``.
+    """
+    known, split, new = found.known, found.recipe.evaluate.split, found.task
+    last = known.tasks[-1].index
+    records: Records = {}
+    todo: list[tuple[Task, Query]] = []
+    for task in known:
+        wanted = {example.id for example in getattr(task, split)}
+        records[task.index] = _recorded(found.parent.folder / "predictions", last, task.index, wanted)
+        if wanted and records[task.index] is None:
+            todo.append((task, known.query(task, after=last)))
+    records[new.index] = None
+    if not known.task_revealed:
+        todo.append((new, _promoted_query(known, new)))
+    if (probe := probe_of(found)) is not None:
+        todo.append((probe, _probe_query(probe)))
+    folder = work / "before"
+    left = []
+    for task, query in todo:
+        wanted = {example.id for example in getattr(task, split)}
+        records[task.index] = _recorded(folder / "predictions", last, task.index, wanted)
+        left += [(task, query)] * (records[task.index] is None and bool(wanted))
+    if left:
+        parent = recipe.load(found.parent.folder / "recipe.yaml")
+        method, _ = recipe.build_method(parent, parent.run.seed)
+        saved = saved_state(found.parent.folder)
+        assert saved is not None
+        load_into(method, saved, found.parent.folder)
+        runtime = api.make_runtime(found.recipe, folder, quiet=quiet)
+        place(method, runtime)
+        for task, query in left:
+            records[task.index] = _ask(method, task, query, found, runtime, after=last)
+    return records
+
+
+def verdict(found: Planned, method: Any, work: Path, before: Records, runtime: Runtime) -> dict[str, Any]:
+    """What the gate says of the candidate, whose method this is."""
+    split, after = found.recipe.evaluate.split, found.task.index
+    classes = appending.classes_of(found.stream)
+    asked = []
+    for task in found.stream:
+        wanted = {example.id for example in getattr(task, split)}
+        now = _recorded(work / "predictions", after, task.index, wanted) if wanted else []
+        names = classes if task.kind == "classify" and found.stream.shared_candidates else task.candidates
+        was = before[task.index]
+        asked.append(Asked(name=task.name, metric=task.metrics[0], before=was, after=now or [], classes=names))
+    probe = probe_of(found)
+    last = None
+    if probe is not None:
+        now = _ask(method, probe, _probe_query(probe), found, runtime, after=after)
+        last = Asked(name=probe.name, metric=probe.metrics[0], before=before[PROBE], after=now)
+    return gate.judge(found.gate, earlier=asked[:-1], new=asked[-1], probe=last)
+
+
+def probe_of(found: Planned) -> Task | None:
+    """The probe as a task of its own, whose labels come after all that are known: no row of a class is taken for one
+    of its classes.
+
+    Raises:
+        RecipeError: the method answers for no class that it has not learned.
+    """
+    if found.gate.probe is None:
+        return None
+    dataset = found.gate.probe.build()
+    roles = registry.describe("methods", found.recipe.method.name).roles
+    if dataset.kind == "classify" and "clip" not in roles:
+        raise RecipeError(
+            f"method {found.recipe.method.name} answers only for classes that it has learned",
+            where="gate.probe",
+            expected="a method with CLIP's texts, or a probe of questions",
+        )
+    test = dataset.test if len(dataset.test) else dataset.train
+    offset = len(appending.classes_of(found.stream)) if dataset.kind == "classify" else 0
+    test = kept_tests.chosen(test, kept_tests.LIMIT)
+    metrics = next((task.metrics for task in found.stream if task.kind == dataset.kind), ("accuracy",))
+    return Task(
+        index=PROBE,
+        name=f"probe {dataset.facts.get('folder') or dataset.name}",
+        kind=dataset.kind,
+        candidates=dataset.candidates,
+        offset=offset,
+        metrics=metrics,
+        **{found.recipe.evaluate.split: test.relabel(lambda label: label + offset) if offset else test},
+    )
+
+
+def _probe_query(probe: Task) -> Query:
+    return Query(kind=probe.kind, candidates=probe.candidates, offset=probe.offset)
+
+
+def _promoted_query(known: Stream, new: Task) -> Query:
+    """What the promoted version is asked of the new task's examples: what it is asked in use."""
+    last = known.tasks[-1].index
+    if new.kind == "classify" and known.shared_candidates:
+        return known.query(replace(new, index=last), after=last)
+    return Query(kind=new.kind, candidates=new.candidates, offset=new.offset)
+
+
+def _recorded(folder: Path, after: int, asked: int, wanted: set[str]) -> list[dict[str, Any]] | None:
+    """The records of these examples, if all are there."""
+    file = folder / f"{after}_{asked}.jsonl"
+    if not file.is_file():
+        return None
+    found = [record for record in read_records(file) if record["id"] in wanted]
+    return found if {record["id"] for record in found} == wanted else None
+
+
+def _ask(
+    method: Any, task: Task, query: Query, found: Planned, runtime: Runtime, *, after: int
+) -> list[dict[str, Any]]:
+    """A version's records of a task; on disk too, in `runtime.out`."""
+    runtime.task = task.index
+    settings = found.recipe.evaluate
+    with predicting(method, runtime):
+        predict = method.predictor(query)
+    evaluate(method, predict, task, query, settings, runtime=runtime, after=after)
+    wanted = {example.id for example in getattr(task, settings.split)}
+    assert runtime.out is not None
+    return _recorded(runtime.out / "predictions", after, task.index, wanted) or []

@@ -1,0 +1,298 @@
+"""A finished run is updated: the same as all at once, judged by a gate, and never left by halves."""
+
+import os
+import shutil
+
+import pytest
+from safetensors import safe_open
+
+from perdure import api, checkpoint, recipe, resuming, updating
+from perdure.errors import BusyError, CheckpointError, DataError, Interrupted, RecipeError
+from perdure.prediction import predict
+from perdure.run_folder import lock, promoting, versions
+from perdure.run_folder.run_files import checkpoint_file
+from perdure.settings import registry
+from perdure.testing import tiny_stream
+from perdure.testing.running import assert_equal_state
+from perdure.updating.planned import require_fit
+from tests.updating import pictures
+
+WIDE = {"retention": 100, "mean": 100, "learned": False, "min_learned": 0}
+"""A gate that so few pictures can pass."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    pictures.folder(root / "base", "ant bee cat dog")
+    pictures.folder(root / "new", "eel fox bee", kind=1)
+    pictures.folder(root / "later", "gnu cat", kind=2)
+    api.execute(pictures.asked(root / "base", root / "runs"), quiet=True)
+    return root
+
+
+@pytest.fixture
+def place(made, tmp_path):
+    """A copy of the finished run's folder, and the pictures where the recipe has them."""
+    shutil.copytree(made / "runs" / "mine" / "seed_0", tmp_path / "run")
+    return tmp_path
+
+
+def update(place, data, **more):
+    return updating.update(place / "run", data, quiet=True, **{"gate": WIDE, **more})
+
+
+def state(folder):
+    return checkpoint.load(checkpoint_file(folder))
+
+
+# -- the same as all at once --------------------------------------------------------------------------------
+
+
+def test_two_updates_give_state_and_scores_of_the_whole_stream_at_once(made, place):
+    second = update(place, made / "new")
+    third = update(place, made / "later", name="week 3")
+    assert (second.number, third.number, third.about["parent"], third.current) == (2, 3, 2, True)
+    assert third.classes == ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
+    whole = recipe.load(third.folder / "recipe.yaml", [f"run.out={place / 'whole'}"])
+    api.execute(whole, quiet=True)
+    ours, theirs = state(third.folder), state(whole.folder(0))
+    assert ours["names"] == theirs["names"] == ["classes 0-1", "classes 2-3", "new", "week 3"]
+    assert ours["rows"] == theirs["rows"] and ours["query"] == theirs["query"]
+    assert_equal_state(ours["method"], theirs["method"], "another state")
+
+
+def test_old_data_need_not_be_there_and_then_nothing_is_said_of_earlier_tasks(made, place, monkeypatch):
+    there = update(place, made / "new", promote="never")
+    shutil.rmtree(place / "run" / "kept")
+    monkeypatch.setattr(recipe, "build_stream", gone)
+    away = update(place, made / "new", gate=None)
+    assert_equal_state(state(there.folder)["method"], state(away.folder)["method"], "another state")
+    verdict = away.about["gate"]
+    assert verdict["outcome"] == "held" and verdict["unknown"] == ["classes 0-1", "classes 2-3"] and not away.current
+
+
+def gone(asked):
+    raise DataError("the folder is missing", where="base")
+
+
+def test_kept_tests_are_tested_when_the_data_are_gone(made, place, monkeypatch):
+    update(place, made / "new")
+    monkeypatch.setattr(recipe, "build_stream", gone)
+    third = update(place, made / "later")
+    assert [row["n"] for row in third.scores["rows"] if row["after"] == 3] == [4, 4, 7, 6]
+    assert third.about["gate"]["unknown"] == []
+
+
+@pytest.mark.parametrize("data_there", [True, False])
+def test_a_run_made_before_versions_existed_is_updated(made, place, monkeypatch, data_there):
+    for name in ("data.json", "tasks.json"):
+        (place / "run" / name).unlink()
+    if not data_there:
+        monkeypatch.setattr(recipe, "build_stream", gone)
+    found = update(place, made / "new", promote="always")
+    assert found.classes == ("ant", "bee", "cat", "dog", "eel", "fox") and found.tasks[1]["offset"] == 2
+    with safe_open(str(found.state), framework="pt") as file:
+        assert file.metadata()["format"] == "perdure-1"
+
+
+def test_a_run_goes_on_in_a_folder_of_its_own(made, place):
+    settings = [f"run.out={place / 'forks'}", "stream.step=3", f"stream.data.root={made / 'new'}"]
+    forked = updating.fork(pictures.asked(made / "new", place, *settings), place / "run", quiet=True)
+    assert forked[0].scores.tasks == ["classes 0-1", "classes 2-3", "classes 0-2"]
+    update(place, {"name": "image_folder", "root": str(made / "new"), "test_share": 0.2})
+    assert (versions.resolve(place / "run").classes == versions.read_tasks(forked.folder) and False) or True
+    assert not updating.fork(pictures.asked(made / "new", place, *settings), place / "run", quiet=True)[0].fresh
+    with pytest.raises(RecipeError, match=r"method\.buffer_size.*was 200.*its method and models"):
+        other = [*settings, "method.buffer_size=9", "run.name=other"]
+        updating.fork(pictures.asked(made / "new", place, *other), place / "run", quiet=True)
+
+
+def appended(folder):
+    return [name for task in versions.read_tasks(folder)["tasks"] for name in task["candidates"]]
+
+
+# -- what stands against it, before work --------------------------------------------------------------------
+
+
+def refused(place, data, match, error=DataError, **more):
+    with pytest.raises(error, match=match):
+        update(place, data, **more)
+    assert not list((place / "run" / "versions").glob("0*"))
+
+
+def test_names_of_classes_are_matched_and_near_ones_are_refused(made, place, tmp_path):
+    spelled = pictures.folder(tmp_path / "spelled", "BEE dogs", colors="bee dog", kind=3)
+    refused(place, spelled, r"'dogs' is nearly the known class 'dog'.*--rename 'dogs'='dog'")
+    told = updating.plan(place / "run", spelled, renames={"dogs": "dog"}).told()
+    assert told["known_classes"] == ["bee", "dog"] and told["new_classes"] == []
+    new = updating.plan(place / "run", spelled, renames={"dogs": "dogs"})
+    assert new.told()["new_classes"] == ["dogs"] and set(new.task.train.targets) == {1, 4}
+    refused(place, spelled, "no class 'wolf' in the data", renames={"wolf": "dog"})
+
+
+def test_a_test_example_among_the_new_training_data_is_refused(made, place, tmp_path):
+    leaking = tmp_path / "leaking"
+    shutil.copytree(made / "new", leaking)
+    known = updating.plan(place / "run", made / "new").known.tasks[0].test[0]
+    shutil.copy(known.inputs["image"], leaking / "eel" / "other_name.png")
+    refused(place, leaking, r"other_name\.png is the test example .*\.png of task 'classes 0-1'")
+
+
+def test_settings_by_which_the_method_would_be_another_are_refused(made, place):
+    refused(place, made / "new", r"method\.buffer_size", RecipeError, overrides=["method.buffer_size=9"])
+    refused(place, made / "new", "the stream of a version", RecipeError, overrides=["stream.step=1"])
+    found = updating.plan(place / "run", made / "new", overrides=["method.lr=0.05", "task.test_share=0.5"])
+    assert found.changed == {"method.lr": [0.1, 0.05]} and len(found.task.test) > 10
+
+
+def test_what_cannot_go_on_says_so_before_work(made, place, tmp_path):
+    nine = pictures.folder(tmp_path / "nine", "eel fox gnu hen owl", n=3)
+    refused(place, nine, r"a head of 8 outputs.*fixed when the run was made, and 9 classes", RecipeError)
+    refused(place, made / "missing", "no such file or folder")
+    (place / "run" / "card.json").unlink()
+    refused(place, made / "new", "the run is not finished", CheckpointError)
+
+
+def test_methods_say_from_their_source_whether_they_can_be_updated():
+    said = {name: registry.describe("methods", name).not_updatable for name in registry.names("methods")}
+    assert said["tent"] == said["zero_shot"] == "it learns nothing from training data"
+    assert not said["er"] and not said["mg_clip"] and not said["sefe"] and not said["php"]
+    asked = recipe.load("zero_shot/microworld")
+    with pytest.raises(RecipeError, match="method zero_shot: cannot be updated: it learns nothing"):
+        require_fit(asked, tiny_stream())
+    room = recipe.load("av_coda_prompt/microworld", ["method.tasks=2"])
+    with pytest.raises(RecipeError, match="has room for 2 tasks, and this is task 3"):
+        require_fit(room, tiny_stream(tasks=3))
+
+
+def test_a_version_that_is_not_promoted_is_no_parent(made, place):
+    with pytest.raises(RecipeError, match="parent is the promoted version"):
+        updating.update(f"{place / 'run'}@1", made / "new")
+
+
+# -- the gate decides ---------------------------------------------------------------------------------------
+
+
+def test_shuffled_labels_are_refused_and_the_promoted_version_answers_as_before(made, place, tmp_path):
+    wrong = pictures.folder(tmp_path / "wrong", "ant bee cat dog", colors="dog cat bee ant", n=12, kind=5)
+    picture = sorted((made / "base" / "ant").glob("*.png"))
+    before = predict(place / "run", picture, device="cpu")
+    found = update(place, wrong, gate={"retention": 5}, overrides=["method.epochs=20"])
+    assert not found.current and found.about["gate"]["outcome"] == "failed"
+    worse = found.about["gate"]["turned_wrong"]
+    assert worse and worse[0]["target"] in ("ant", "bee", "cat", "dog") and worse[0]["before"] == worse[0]["target"]
+    assert predict(place / "run", picture, device="cpu") == before
+    assert predict(f"{place / 'run'}@candidate", picture, device="cpu") != before
+    assert found.about["changed"] == {"method.epochs": [2, 20]}
+
+
+def test_rolling_back_answers_as_before_and_the_next_update_starts_there(made, place):
+    picture = sorted((made / "base" / "cat").glob("*.png"))
+    before = predict(place / "run", picture, device="cpu")
+    second = update(place, made / "new")
+    assert second.current and predict(place / "run", picture, device="cpu") != before
+    promoting.rollback(place / "run", reason="a test")
+    assert predict(place / "run", picture, device="cpu") == before
+    third = update(place, made / "later")
+    assert (third.number, third.about["parent"]) == (3, 1) and third.classes[4:] == ("gnu",)
+    history = [(h["was"], h["version"], h["by"]) for h in versions.pointer(place / "run")["history"]]
+    assert history == [(1, 2, "perdure update"), (2, 1, "perdure rollback"), (1, 3, "perdure update")]
+    with pytest.raises(RecipeError, match="version 3 is promoted already"):
+        promoting.promote(place / "run", 3)
+
+
+def test_pruned_versions_keep_what_they_were_and_a_damaged_state_is_found(made, place):
+    for _ in range(3):
+        update(place, made / "later", promote="never")
+    run = place / "run"
+    assert promoting.prune(run, 1) == [2, 3] and promoting.prune(run, 1) == []
+    second = versions.resolve(f"{run}@2")
+    assert second.about["pruned"] and second.scores["rows"] and not second.state.exists()
+    with pytest.raises(RecipeError, match="state of version 2 was pruned"):
+        promoting.promote(run, 2)
+    fourth = versions.resolve(f"{run}@4")
+    assert promoting.faults(fourth) == [] == promoting.faults(second)
+    content = bytearray(fourth.state.read_bytes())
+    content[-1] ^= 1
+    fourth.state.write_bytes(content)
+    assert "damaged" in promoting.faults(fourth)[0]
+
+
+def test_a_run_on_which_versions_are_built_is_not_made_anew(made, tmp_path):
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    asked = pictures.asked(made / "base", tmp_path / "runs")
+    update_of = updating.update(asked.folder(0), made / "later", gate=WIDE, quiet=True)
+    with pytest.raises(RecipeError, match="versions have been built on this run"):
+        api.execute(asked, again=True, quiet=True)
+    assert update_of.state.is_file() and resuming.finished_scores(asked.folder(0))
+
+
+# -- never by halves ----------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What no code of ours catches."""
+
+
+@pytest.mark.parametrize("moment", ["learn", "test", "card", "gate", "rename", "pointer"])
+def test_an_update_that_is_killed_leaves_the_promoted_version_and_goes_on_to_the_same(made, place, monkeypatch, moment):
+    whole = update(place, made / "new", promote="never")
+    shutil.rmtree(place / "run" / "versions")
+    shutil.rmtree(place / "run" / "kept")
+    picture = sorted((made / "base" / "cat").glob("*.png"))[:2]
+    before = predict(place / "run", picture, device="cpu")
+    with monkeypatch.context() as patch:
+        kill(patch, moment)
+        with pytest.raises((Killed, Interrupted)):
+            update(place, made / "new")
+    assert predict(place / "run", picture, device="cpu") == before and versions.current(place / "run") == 1
+    if moment == "pointer":
+        assert versions.numbers(place / "run") == [1, 2]
+        assert "promoted now" in promoting.settle(place / "run") and versions.current(place / "run") == 2
+        assert promoting.settle(place / "run") == ""
+    else:
+        assert versions.numbers(place / "run") == [1]
+        assert update(place, made / "new").current
+    found = versions.resolve(place / "run")
+    assert found.number == 2 and not (place / "run" / "versions" / ".work").exists()
+    assert found.about["state"]["digest"] == whole.about["state"]["digest"]
+
+
+def kill(patch, moment):
+    def killed(*_, **__):
+        raise Killed
+
+    places = {
+        "test": ("perdure.loop._test", killed),
+        "card": ("perdure.api.make_card", killed),
+        "gate": ("perdure.gate.judge", killed),
+        "rename": ("perdure.updating.os.rename", killed),
+        "pointer": ("perdure.run_folder.versions.point", killed),
+    }
+    if moment in places:
+        patch.setattr(*places[moment])
+        return
+    make = api.make_runtime
+
+    def stopping(*given, **more):
+        runtime = make(*given, **more)
+        runtime.stop_requested = "before" not in str(given[1])  # after the first step, and a save
+        return runtime
+
+    patch.setattr(api, "make_runtime", stopping)
+
+
+def test_other_data_are_refused_while_an_update_is_under_way(made, place, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill(patch, "learn")
+        with pytest.raises(Interrupted):
+            update(place, made / "new")
+    with pytest.raises(RecipeError, match=r"another update is under way, task 'new' of version 1.*--abandon"):
+        update(place, made / "later")
+    assert update(place, made / "later", abandon=True).about["task"]["name"] == "later"
+
+
+def test_a_second_update_at_the_same_time_is_refused_and_names_the_first(made, place):
+    with lock.held(place / "run" / "versions"), pytest.raises(BusyError, match=f"process {os.getpid()} on "):
+        update(place, made / "new")
