@@ -41,6 +41,9 @@ def tiny(tmp_path_factory) -> Callable[[Named], Any]:
     def build(named: Named) -> Any:
         if named.name in SMALL_NETS:
             return named.build()
+        if named.name == "torchvision_net":
+            small = {"architecture": "shufflenet_v2_x0_5", "weights": "none"}
+            return Named(place="models", name=named.name, settings={**named.settings, **small}).build()
         if named.name in ("clip", "clip_resnet"):
             return clip.load(clip.Config(weights=folder()))
         if named.name == "clap":

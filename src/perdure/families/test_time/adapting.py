@@ -152,7 +152,9 @@ class OnBatches:
         if self.clip is not None:
             return {"image": self.clip.transform.pixels(example.inputs["image"])}
         transform = getattr(self.net, "transform", None)  # networks of one image size bring their own
-        return rehearsal.preprocess(example, training) if transform is None else {"image": transform(example)}
+        if transform is None:
+            return rehearsal.preprocess(example, training)
+        return {"image": transform.pixels(example.inputs["image"])}
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         """Nothing is learned; settings without effect are said once."""

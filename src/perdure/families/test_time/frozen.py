@@ -189,7 +189,7 @@ def encoder_key(clip: Clip, config: Any) -> dict[str, Any]:
     key = {
         "weights": digest(clip.visual_parameters()),
         "dtype": str(clip.dtype),
-        "attention": clip.model.config._attn_implementation,
+        "attention": clip.provenance()["attention"],
         "transform": repr(clip.transform),
         "views": config.views,
     }
