@@ -50,6 +50,21 @@ def test_what_libraries_print_is_no_part_of_the_results(folder, monkeypatch, cap
     assert err == "[WARNING] no GPU\n"
 
 
+def test_a_list_of_recipes_runs_in_turn_and_shares_its_features(tmp_path, monkeypatch, capsys):
+    from perdure.cli import main
+
+    few = ["stream.limit=4", "run.device=cpu", "stream.data=[{name: microworld, style: noise, train_per_class: 0}]"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as leaving:
+        main(["run", "tda/microworld", "adapt/microworld", *few, "--quiet"])
+    out = capsys.readouterr().out
+    assert not leaving.value.code, out
+    assert out.count("The report, with figures") == 2
+    assert "All beside each other: perdure report runs/tda-microworld runs/adapt-microworld" in out
+    (encoder,) = Path("runs/features").iterdir()
+    assert len(list(encoder.glob("*.safetensors"))) == 1, "the second recipe found all features of the first"
+
+
 def test_of_several_processes_the_first_alone_says_what_is_wrong_with_the_settings(folder, monkeypatch, capsys):
     from perdure.cli import main
 

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ perdure run mg_clip/microworld
 perdure run mg_clip/cifar100 method.lr=5e-4 run.seeds=0,1,2
 perdure run my.yaml --again
 perdure run week_2.yaml --from runs/mine/seed_0
+perdure run tda/microworld adapt/microworld zero/microworld run.seeds=0,1,2
 """
 
 
@@ -36,7 +38,8 @@ def command(
         ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="section.key=value, as in the recipe", metavar="[KEY=VALUE]...")
+        list[str] | None,
+        typer.Argument(help="section.key=value, as in the recipe; or further recipes", metavar="[KEY=VALUE]..."),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="remove the run of this name and start anew")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
@@ -44,23 +47,38 @@ def command(
 ) -> None:
     """Run a recipe, or go on where it stopped.
 
-    The same command again resumes the run exactly; a finished run prints its table and trains nothing.
+    The same command again resumes the run exactly; a finished run prints its table and trains nothing. Several recipes
+    run one after another and share frozen features (`run.features`).
     """
+    from perdure.errors import RecipeError
     from perdure.recipe import load
     from perdure.recipe.checked import require_folders
 
-    checked = load(recipe, overrides or [])
+    words = [recipe, *(overrides or [])]
+    names = [recipe, *filter(_is_recipe, words[1:])]
+    asked = [load(name, [word for word in words[1:] if word not in names[1:]]) for name in names]
     if start:
-        _fork(checked, start, again=again, quiet=quiet)
+        if len(asked) > 1:
+            raise RecipeError(
+                "goes on from one run, and there are several recipes", where="--from", expected="one recipe"
+            )
+        _fork(asked[0], start, again=again, quiet=quiet)
         return
-    if not again and _all_finished(checked):
-        return
-    require_folders(checked, again=again)
+    asked = _sharing(asked) if len(asked) > 1 else asked
+    for one in asked:
+        if again or not _all_finished(one):
+            require_folders(one, again=again)
+            _run(one, words, again=again, quiet=quiet)
+    if len(asked) > 1:
+        print(f"All beside each other: perdure report {shlex.join(str(one.run.out / one.run.name) for one in asked)}")
+
+
+def _run(asked: Recipe, words: Sequence[str], *, again: bool, quiet: bool) -> None:
     from perdure import api  # brings torch: after all that can be wrong in the text
     from perdure.cli._layout import libraries_aside
 
-    with libraries_aside(), _going_on(recipe, overrides or [], quiet=quiet):
-        finished = api.execute(checked, again=again, quiet=quiet)
+    with libraries_aside(), _going_on(words, quiet=quiet):
+        finished = api.execute(asked, again=again, quiet=quiet)
     if finished.main:
         _print_results([one.folder for one in finished])
 
@@ -80,15 +98,30 @@ def _fork(checked: Recipe, start: str, *, again: bool, quiet: bool) -> None:
         _print_results([one.folder for one in finished])
 
 
+def _is_recipe(word: str) -> bool:
+    """Whether a word is a recipe, not a setting."""
+    from perdure.recipe import shipped
+
+    return "=" not in word and (Path(word).exists() or word.removesuffix(".yaml") in shipped())
+
+
+def _sharing(asked: Sequence[Recipe]) -> list[Recipe]:
+    """Recipes with one place for their frozen features, beside their runs; a place that one states stays."""
+    return [
+        one if one.run.features else replace(one, run=replace(one.run, features=one.run.out / "features"))
+        for one in asked
+    ]
+
+
 @contextmanager
-def _going_on(recipe: str, overrides: Sequence[str], *, quiet: bool) -> Iterator[None]:
+def _going_on(asked: Sequence[str], *, quiet: bool) -> Iterator[None]:
     """A stop says what to type to go on."""
     from perdure.errors import Interrupted
 
     try:
         yield
     except Interrupted as stop:
-        words = ["perdure", "run", recipe, *overrides, *(["--quiet"] if quiet else [])]
+        words = ["perdure", "run", *asked, *(["--quiet"] if quiet else [])]
         raise Interrupted(stop.what, where=stop.where, todo=f"To go on: {shlex.join(words)}") from stop
 
 
