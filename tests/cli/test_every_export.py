@@ -16,6 +16,8 @@ from safetensors import safe_open
 
 from perdure import api, prediction, recipe
 from perdure.cli import main
+from perdure.errors import DataError
+from perdure.exports import onnx
 from perdure.settings import registry
 from perdure.types import Example
 
@@ -135,6 +137,7 @@ def test_every_method_that_can_learn_is_exported_with_weights_recipe_and_lines_t
     assert (made / "recipe.yaml").read_bytes() == (run / "recipe.yaml").read_bytes()
     assert len(printed(made).strip().splitlines()) <= 5
     assert tensors_of(made)
+    assert all((config.parent / "preprocessor_config.json").is_file() for config in made.rglob("config.json"))
     if main_role(method) in ("clip", "net"):
         names = json.loads((made / "classes.json").read_text())["classes"]
         assert names == list(api.reopen(run, device="cpu").query.candidates)
@@ -225,6 +228,41 @@ def test_the_page_of_a_space_answers_without_a_server(method, exported, folder):
     assert len((made / "app.py").read_text().splitlines()) <= 60
     assert "gradio" in (made / "requirements.txt").read_text().split()
     assert front(made)["sdk"] == "gradio" and front(made)["app_file"] == "app.py"
+
+
+@pytest.mark.parametrize("method", ["prototype", "mg_clip", "rapf"])
+def test_onnx_answers_as_the_export_does_by_rows_texts_votes_and_an_adapter(method, exported, folder):
+    pytest.importorskip("onnxscript")
+    _, made = exported(method)
+    said = onnx.write(made, method=method)
+    assert f'sys.path.insert(0, "{made}/onnx")' in said
+    picture = folder / "wide.png"
+    pixels = np.random.default_rng(2).integers(0, 255, (50, 91, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(picture)
+    theirs = runpy.run_path(str(made / "onnx" / "answer_onnx.py"))
+    ours = runpy.run_path(str(made / "answer.py"))
+    for image in (picture, folder / "picture.png"):
+        assert theirs["classify"](image, top=99) == pytest.approx(ours["classify"](image, top=99), abs=1e-4)
+        assert theirs["pixels"](image) == pytest.approx(ours["transform"]()(Image.open(image)).numpy(), abs=1e-5)
+
+
+def test_onnx_is_refused_where_it_would_not_answer(exported, folder, monkeypatch):
+    pytest.importorskip("onnxscript")
+    with pytest.raises(DataError, match="ONNX is written of CLIP classifiers; er exports another model"):
+        onnx.write(exported("er")[1], method="er")
+    monkeypatch.setattr(onnx, "TOLERANCE", 0.0)
+    with pytest.raises(DataError, match="onnxruntime's probabilities differ by"):
+        onnx.write(exported("mg_clip")[1], method="mg_clip")
+
+
+def test_a_version_is_exported_by_its_number(exported, folder, capsys):
+    run, _ = exported("er")
+    command("export", run, folder / "first", "--version", "1")
+    assert (folder / "first" / "recipe.yaml").read_bytes() == (run / "recipe.yaml").read_bytes()
+    for address, number, said in ((run, "7", "there is no version 7"), (f"{run}@1", "1", "names a version already")):
+        with pytest.raises(SystemExit) as leaving:
+            main(["export", str(address), str(folder / "none"), "--version", number])
+        assert leaving.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_no_page_is_made_for_clips(exported, folder, capsys):

@@ -16,6 +16,7 @@ EXAMPLES = """
 perdure export runs/mg_clip-microworld/seed_0 my_model
 perdure export runs/finetune-microworld/seed_0 my_model --merged --force
 perdure export runs/sefe-microworld/seed_0 my_space --space
+perdure export runs/mg_clip-microworld/seed_0 my_model --onnx --version 3
 """
 
 
@@ -24,6 +25,8 @@ def command(
     out: Annotated[Path, typer.Argument(help="folder to write", metavar="DIR")],
     merged: Annotated[bool, typer.Option("--merged", help="low-rank updates in the weights, no adapter")] = False,
     space: Annotated[bool, typer.Option("--space", help="also a Gradio page: app.py, requirements.txt")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="also ONNX, of CLIP classifiers")] = False,
+    version: Annotated[int | None, typer.Option("--version", min=1, help="which; else the promoted one")] = None,
     force: Annotated[bool, typer.Option("--force", help="write into a folder that is not empty")] = False,
 ) -> None:
     """Write what a run has learned: weights, classes, and a README whose few lines answer.
@@ -37,7 +40,17 @@ def command(
     from perdure.cli._layout import libraries_aside
 
     with libraries_aside():
-        usage = exports.write(run, out, merged=merged, page=space)
+        usage = exports.write(_address(run, version), out, merged=merged, page=space, as_onnx=onnx)
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         print(path)
     print(f"\n{usage.strip()}")
+
+
+def _address(run: Path, version: int | None) -> Path:
+    from perdure.errors import RecipeError
+    from perdure.run_folder import versions
+
+    folder, wanted = versions.split(run)
+    if wanted and version is not None:
+        raise RecipeError(f"{run} names a version already", where="--version", todo="Leave one of the two out.")
+    return Path(f"{folder}{versions.AT}{version}") if version is not None else run

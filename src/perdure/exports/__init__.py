@@ -13,7 +13,7 @@ from typing import Any
 from perdure import calibration, checkpoint, recipe
 from perdure.api import Opened, reopen
 from perdure.errors import DataError
-from perdure.exports import card, space
+from perdure.exports import card, onnx, space
 from perdure.files.folders import require_empty
 from perdure.files.text_files import read_json
 from perdure.files.written_whole import write_json
@@ -25,15 +25,22 @@ DATA = frozenset({"memory", "stored", "initial"})
 
 
 def export(
-    run: str | Path, folder: str | Path, *, merged: bool = False, space: bool = False, force: bool = False
+    run: str | Path,
+    folder: str | Path,
+    *,
+    merged: bool = False,
+    space: bool = False,
+    force: bool = False,
+    onnx: bool = False,
 ) -> str:
     """``perdure.export``: what a run has learned, in a folder of its own, as ``perdure export`` writes it.
 
     Args:
-        run: folder of a run.
+        run: folder of a run, or ``RUN@3``.
         merged: add low-rank updates to the weights, and write no ``adapter``.
         space: also write a Gradio app that answers.
         force: write into a folder that is not empty.
+        onnx: also write a CLIP classifier as ONNX.
 
     Returns:
         The Python lines that answer.
@@ -43,15 +50,16 @@ def export(
         DataError: the folder is not empty; or as `write`.
     """
     require_empty(Path(folder), setting="folder", force=force)
-    return write(Path(run), Path(folder), merged=merged, page=space)
+    return write(Path(run), Path(folder), merged=merged, page=space, as_onnx=onnx)
 
 
-def write(run: Path, out: Path, *, merged: bool = False, page: bool = False) -> str:
+def write(run: Path, out: Path, *, merged: bool = False, page: bool = False, as_onnx: bool = False) -> str:
     """Export a run to a folder.
 
     Args:
         merged: add low-rank updates to the weights, and write no ``adapter``.
         page: also write a Gradio app that answers (``app.py``, ``requirements.txt``).
+        as_onnx: also write ``onnx/`` (`perdure.exports.onnx`).
 
     Returns:
         The Python lines that answer.
@@ -66,6 +74,8 @@ def write(run: Path, out: Path, *, merged: bool = False, page: bool = False) -> 
         raise DataError(f"method {opened.recipe.method.name} learns nothing that could be exported", where=str(run))
     if page:
         space.require(opened)
+    if as_onnx:
+        onnx.require()
     out.mkdir(parents=True, exist_ok=True)
     usage = method.export(out) if stock else None
     if usage is None or opened.query.kind == "caption":  # a captioner's export is its mapper, which answers nothing
@@ -77,7 +87,11 @@ def write(run: Path, out: Path, *, merged: bool = False, page: bool = False) -> 
         write_json(out / "classes.json", about | {"temperature": opened.temperature})
     if merged:
         _merge(out)
-    shutil.copy(opened.folder / "recipe.yaml", out / "recipe.yaml")
+    if as_onnx:
+        usage += "\n" + onnx.write(out, method=opened.recipe.method.name)
+    for name in ("recipe.yaml", "tasks.json"):
+        if (opened.folder / name).is_file():
+            shutil.copy(opened.folder / name, out / name)
     if page:
         space.write(opened, out)
     card.write(opened, out, usage, page=page)

@@ -40,22 +40,26 @@ def logits(image: Any) -> torch.Tensor:
     """Cosines with texts or with the rows of a visual classifier, times CLIP's logit scale; of both, the logarithm of
     their vote times that scale."""
     opened = image if isinstance(image, Image.Image) else Image.open(image)
-    clip, head, how = model(), load_file(HERE / "head.safetensors"), about()
     pixels: Any = transform()(opened.convert("RGB"))
-    features = clip.get_image_features(pixels[None].to(clip.dtype))
+    return logits_of(model(), load_file(HERE / "head.safetensors"), about(), pixels[None])[0]
+
+
+def logits_of(clip: Any, head: dict[str, torch.Tensor], how: dict[str, Any], pixels: torch.Tensor) -> torch.Tensor:
+    """``[images classes]`` from normalized pixels ``[images 3 size size]``, by what the files hold."""
+    features = clip.get_image_features(pixels.to(clip.dtype))
     features = getattr(features, "pooler_output", features)
     if "adapter" in head:
         features = features @ head["adapter"].T
     features, scale = normalize(features, dim=1), clip.logit_scale.exp()
     cosines = features @ normalize(head["rows"], dim=1).T if "rows" in head else None
     if "texts" not in head:
-        return scale * cosines[0]  # type: ignore[index]
+        return scale * cosines  # type: ignore[operator]
     text = scale * features @ head["texts"].T
     if cosines is None:
-        return text[0]
+        return text
     text = text.softmax(1).softmax(1) if how["text_softmax"] == "double" else text.softmax(1)
     weights = how["text_weight"], how["visual_weight"]
-    return scale * ((weights[0] * text + weights[1] * cosines.softmax(1)) / sum(weights)).log()[0]
+    return scale * ((weights[0] * text + weights[1] * cosines.softmax(1)) / sum(weights)).log()
 
 
 @cache

@@ -67,11 +67,6 @@ def _generation(llava: Llava, tuning: Tuning) -> GenerationConfig:
 def _save_processor(llava: Llava, folder: Path) -> bool:
     """Tokenizer and pixels as one processor; the tokenizer alone, and False, where it has no place for the image."""
     tokenizer, size = llava.tokenizer, llava.image_size
-    if IMAGE not in tokenizer.get_vocab() and len(tokenizer) == llava.image_token:
-        tokenizer.add_tokens([IMAGE], special_tokens=True)
-    if tokenizer.get_vocab().get(IMAGE) != llava.image_token:
-        tokenizer.save_pretrained(str(folder))
-        return False
     look = LlavaImageProcessor(
         size={"height": size, "width": size},
         do_center_crop=False,
@@ -79,6 +74,12 @@ def _save_processor(llava: Llava, folder: Path) -> bool:
         image_mean=list(llava.mean),
         image_std=list(llava.std),
     )
+    look.save_pretrained(str(folder))  # preprocessor_config.json: what servers of such models look for
+    if IMAGE not in tokenizer.get_vocab() and len(tokenizer) == llava.image_token:
+        tokenizer.add_tokens([IMAGE], special_tokens=True)
+    if tokenizer.get_vocab().get(IMAGE) != llava.image_token:
+        tokenizer.save_pretrained(str(folder))
+        return False
     processor = LlavaProcessor(
         look,
         tokenizer,
