@@ -11,9 +11,6 @@ from pathlib import Path
 from perdure.errors import DataError
 from perdure.settings.config import Named
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Beside images, in Hugging Face's imagefolder: a table."""
-
 
 def fitting(source: str | Path) -> Named:
     """The reader of a folder, a table, shards or ``hf:owner/name[@revision][:config]``, with its settings.
@@ -37,7 +34,7 @@ def fitting(source: str | Path) -> Named:
         raise _unfitting(path, table.SUFFIXES)
     if any((path / mark).is_file() for mark in hf_dataset.MARKS):
         return _named("hf_dataset", path=said)
-    for name in METADATA:
+    for name in table.METADATA:
         if (path / name).is_file():
             return _named("table", path=str(path / name))
     if any(path.glob("*.tar")):

@@ -22,6 +22,8 @@ from perdure.data.rows import COLUMNS, Row, Rows, column, dataset, is_address, t
 from perdure.errors import DataError, MissingExtra
 from perdure.types import Dataset
 
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Beside images, as Hugging Face's imagefolder has it: the table of its folder."""
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 HEAD, NAMES = 0, -1
 """Numbers of what is no row: columns; and class names by number, that a parquet brings along by column."""
@@ -50,7 +52,8 @@ def read(config: Config) -> Dataset:
         DataError: the table cannot be read, or all faults of its rows.
     """
     path = config.path.expanduser()
-    return dataset("table", list(rows(config)), config, source=f"table {path.name}", folder=path.stem)
+    folder = path.parent.name if path.name in METADATA else path.stem
+    return dataset("table", list(rows(config)), config, source=f"table {path.name}", folder=folder)
 
 
 def files(config: Config) -> list[Path]:

@@ -21,7 +21,7 @@ from perdure.prediction import Loaded, load
 from perdure.run_folder import versions
 from perdure.serving.batching import Batcher
 
-log = logging.getLogger("perdure.serve")
+log = logging.getLogger("uvicorn.error")  # what the server itself says is shown there
 KINDS = ("classify", "caption", "instruct")
 """Kinds that are served: their input is an image, or a text."""
 FAULTS = (PerdureError, OSError, RuntimeError, ValueError, LookupError, TypeError)
@@ -59,9 +59,9 @@ class Served:
         self._others: dict[int, Loaded] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._seen = self._mark()  # before the pointer is read: a move meanwhile is seen later
         self.model: Loaded | None = self._ready(versions.resolve(address).number)
         self.changed(self.model.version)
-        self._seen = self._mark()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
         if self.follows:
             self._thread.start()
@@ -114,18 +114,20 @@ class Served:
 
     def refresh(self) -> None:
         """Change to the promoted version, if it is another; keep the old one if the new one cannot be used."""
+        before = None if self.model is None else self.model.version
         try:
             number = versions.current(self.run)
-            before = self.model
-            if before is not None and before.version == number:
+            if before == number:
                 return
             if self.drain:
-                self.model = before = None  # requests are refused until the new one is there
+                self.model = None  # requests are refused until the new one is there
             began = time.monotonic()
             self.model = self._ready(number)
         except FAULTS as error:
             self.refused = {"version": self._promoted(), "why": str(error)}
             log.error("version %s cannot be used: %s", self.refused["version"], error)
+            if self.model is None and before is not None:
+                self.model = self._ready(before)
             return
         self.refused = {}
         self.changed(number)

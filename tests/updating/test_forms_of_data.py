@@ -1,0 +1,86 @@
+"""An update learns from tables, shards and Hugging Face data sets as from folders; a server goes over to it."""
+
+import shutil
+import time
+
+import pytest
+
+from perdure import api, prediction, updating
+from perdure.run_folder import versions
+from perdure.serving.app import Settings, make
+from perdure.testing.running import assert_equal_state
+from tests.data.own_rows import sample, write_csv, write_tar
+from tests.served import serving
+from tests.updating import pictures
+from tests.updating.test_updating import WIDE, state
+
+NAMES = "eel fox"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run, and twenty pictures of two new classes in four forms."""
+    root = tmp_path_factory.mktemp("made")
+    pictures.folder(root / "base", "ant bee cat dog")
+    api.execute(pictures.asked(root / "base", root / "runs"), quiet=True)
+    folder = pictures.folder(root / "week", NAMES)
+    files = sorted(folder.rglob("*.png"))
+    rows = [{"path": file.relative_to(folder).as_posix(), "label": file.parent.name} for file in files]
+    write_csv(folder / "week.csv", rows)
+    members = [m for i, f in enumerate(files) for m in sample(f"{i:02d}", f, cls=f.parent.name)]
+    write_tar(root / "week.tar", members)
+    return root
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    shutil.copytree(made / "runs" / "mine" / "seed_0", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def update(run, data):
+    return updating.update(run, data, quiet=True, gate=WIDE)
+
+
+def test_a_table_is_learned_from_as_its_folder_and_shards_and_hub_data_sets_are_learned_from(made, run, tmp_path):
+    found = {}
+    for form in ("week", "week/week.csv", "week.tar"):
+        copy = tmp_path / form.replace("/", "_")
+        shutil.copytree(run, copy)
+        found[form] = update(copy, made / form)
+        assert found[form].current and found[form].classes == ("ant", "bee", "cat", "dog", "eel", "fox")
+    shutil.rmtree(tmp_path / "week.tar" / "kept", ignore_errors=True)
+    again = update(
+        tmp_path / "week.tar", pictures.folder(tmp_path / "later", "gnu", kind=1)
+    )  # replays bytes of the tar
+    assert again.number == 3 and again.classes[-1] == "gnu"
+    ours, theirs = (state(found[form].folder)["method"] for form in ("week/week.csv", "week"))
+    assert_equal_state(ours, theirs, "another state")
+
+
+def test_a_saved_hugging_face_data_set_is_learned_from(made, run, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    files = sorted((made / "week").rglob("*.png"))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES.split())})
+    columns = {"image": list(map(str, files)), "label": [NAMES.split().index(f.parent.name) for f in files]}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "saved"))
+    assert update(run, tmp_path / "saved").classes[-2:] == ("eel", "fox")
+
+
+def test_corrections_from_a_server_become_its_next_version(made, run):
+    files = sorted((made / "week").rglob("*.png"))
+    with serving(make(run, Settings(inbox=True, every=0.05))) as client:
+        before = client.form(("file", files[0].read_bytes()), ("top", "9"))[1]
+        for file in files:
+            said = client.form(("file", file.read_bytes()), ("label", file.parent.name), path="/feedback")
+        assert said == (200, {"kept": True, "inbox": 20})
+        version = update(run, run / "inbox")
+        assert version.about["task"]["name"] == "inbox"
+        until = time.monotonic() + 20
+        while client.ask("GET", "/health")[1]["version"] != 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        after = client.form(("file", files[0].read_bytes()), ("top", "9"))[1]
+    assert (before["version"], after["version"], versions.current(run)) == (1, 2, 2)
+    assert len(before["predictions"][0]["answers"]) == 4 and len(after["predictions"][0]["answers"]) == 6
+    (own,) = prediction.load(run).predict(files[0], top=9)
+    assert [a["class"] for a in after["predictions"][0]["answers"]] == [a["class"] for a in own["answers"]]
