@@ -1,11 +1,13 @@
 """An update learns from tables, shards and Hugging Face data sets as from folders; a server goes over to it."""
 
+import json
 import shutil
 import time
 
 import pytest
 
 from perdure import api, prediction, updating
+from perdure.errors import CheckpointError
 from perdure.run_folder import versions
 from perdure.serving.app import Settings, make
 from perdure.testing.running import assert_equal_state
@@ -84,3 +86,22 @@ def test_corrections_from_a_server_become_its_next_version(made, run):
     assert len(before["predictions"][0]["answers"]) == 4 and len(after["predictions"][0]["answers"]) == 6
     (own,) = prediction.load(run).predict(files[0], top=9)
     assert [a["class"] for a in after["predictions"][0]["answers"]] == [a["class"] for a in own["answers"]]
+
+
+def test_a_version_that_answers_otherwise_than_when_it_was_tested_is_not_served(made, run):
+    version = update(run, made / "week")
+    file = version.folder / "predictions" / "2_2.jsonl"
+    told = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**row, "predicted": (row["predicted"] + 1) % 6}) + "\n" for row in told))
+    with pytest.raises(
+        CheckpointError, match=rf"run@2: {len(told)} of {len(told)} answers to kept test examples differ"
+    ):
+        make(run, Settings())
+    versions.point(run, 1, by="a test")
+    with serving(make(run, Settings(every=0.05))) as client:
+        versions.point(run, 2, by="a test")
+        until = time.monotonic() + 20
+        while not client.ask("GET", "/health")[1]["refused"] and time.monotonic() < until:
+            time.sleep(0.02)
+        health = client.ask("GET", "/health")[1]
+    assert health["version"] == 1 and health["refused"]["version"] == 2

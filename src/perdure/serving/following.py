@@ -10,20 +10,27 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from perdure.errors import PerdureError, RecipeError
+from perdure.errors import CheckpointError, PerdureError, RecipeError
+from perdure.evaluate import read_records
 from perdure.prediction import Loaded, load
 from perdure.run_folder import versions
+from perdure.run_folder.versions import Version
 from perdure.serving.batching import Batcher
+from perdure.types import Example
+from perdure.updating import kept_tests
 
 log = logging.getLogger("uvicorn.error")  # what the server itself says is shown there
 KINDS = ("classify", "caption", "instruct")
 """Kinds that are served: their input is an image, or a text."""
+PROBES = 20
+"""Kept test examples that a version is tried on."""
 FAULTS = (PerdureError, OSError, RuntimeError, ValueError, LookupError, TypeError)
 """What a version that cannot be used may raise; the old one then goes on."""
 
@@ -102,7 +109,8 @@ class Served:
         if getattr(loaded.opened.method, "carries_state", False) and not self.stateful:
             what = f"with {loaded.opened.recipe.method.name} an answer depends on the requests before it"
             raise RecipeError(what, where=str(self.run), todo="Add --stateful if that is meant.")
-        self.batcher.between_batches(lambda: try_out(loaded)).result()
+        version = versions.resolve(f"{self.run}{versions.AT}{number}")
+        self.batcher.between_batches(lambda: try_out(loaded, version)).result()
         return loaded
 
     def _follow(self) -> None:
@@ -147,11 +155,40 @@ class Served:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def try_out(loaded: Loaded) -> None:
-    """One answer to a grey image: loads what is loaded late, and fails where answers would."""
+def try_out(loaded: Loaded, version: Version) -> None:
+    """One answer to a grey image: loads what is loaded late, and fails where answers would. Then answers to kept test
+    examples, which must be those that the version gave when it was tested.
+
+    Raises:
+        CheckpointError: more than a tenth of them (and more than one) are others.
+    """
     given = {"image": Image.new("RGB", (64, 64), (128, 128, 128)), "text": "What is this?", "name": "probe"}
     (row,) = loaded.predict([given], batch_size=1)
     for one in row.get("answers", ()):
         value = one.get("probability", one.get("score"))
         if value != value:
             raise RuntimeError("its answer to a grey image is no number")
+    known = list(_recorded(loaded, version))
+    if not known:
+        return
+    asked = [{"image": example.inputs["image"], "name": example.id} for example, _ in known]
+    rows = loaded.predict(asked, top=1, task=loaded.tasks[-1])
+    wrong = sum(row["answers"][0]["class"] != name for row, (_, name) in zip(rows, known, strict=True))
+    if wrong > max(1, len(known) // 10):
+        what = f"{wrong} of {len(known)} answers to kept test examples differ from those recorded"
+        raise CheckpointError(what, where=str(version), expected="what it answered when it was tested")
+
+
+def _recorded(loaded: Loaded, version: Version) -> Iterator[tuple[Example, str]]:
+    """Kept test examples of the last task with the class that was answered; none where the run keeps none."""
+    if loaded.kind != "classify" or not loaded.tasks:
+        return
+    last = len(loaded.tasks) - 1
+    file = version.folder / "predictions" / f"{last}_{last}.jsonl"
+    kept = kept_tests.read(version, last)
+    if kept is None or not file.is_file():
+        return
+    query = loaded.query(loaded.tasks[-1])
+    answered = {record["id"]: record["predicted"] - query.offset for record in read_records(file)}
+    found = (e for e in kept if e.id in answered and "image" in e.inputs and answered[e.id] < len(query.candidates))
+    yield from ((example, query.candidates[answered[example.id]]) for example in islice(found, PROBES))
