@@ -9,6 +9,7 @@ from safetensors import safe_open
 from perdure import api, checkpoint, recipe, resuming, updating
 from perdure.errors import BusyError, CheckpointError, DataError, Interrupted, RecipeError
 from perdure.prediction import predict
+from perdure.reporting import report
 from perdure.run_folder import lock, promoting, versions
 from perdure.run_folder.run_files import checkpoint_file
 from perdure.settings import registry
@@ -200,6 +201,9 @@ def test_rolling_back_answers_as_before_and_the_next_update_starts_there(made, p
     assert history == [(1, 2, "perdure update"), (2, 1, "perdure rollback"), (1, 3, "perdure update")]
     with pytest.raises(RecipeError, match="version 3 is promoted already"):
         promoting.promote(place / "run", 3)
+    pages = report([place / "run"], place / "report")
+    line = "|3|1|" + third.about["time"][:16] + "|later|"
+    assert line in pages["report.md"].read_text() and "Versions of run" in pages["report.html"].read_text()
 
 
 def test_pruned_versions_keep_what_they_were_and_a_damaged_state_is_found(made, place):

@@ -17,6 +17,7 @@ from typing import Any
 
 from perdure.reporting import clips, drawing, figures
 from perdure.reporting.drawing import Figure
+from perdure.reporting.history import COLUMNS, history
 from perdure.reporting.load import Run, flatten
 from perdure.reporting.markdown import CAPTION, cell, interval
 from perdure.reporting.plain import csv_text
@@ -82,6 +83,8 @@ def _render(groups: Sequence[Group], drawn: Sequence[Figure], remarks: Sequence[
         published=[(group, published(group)) for group in groups if published(group)],
         figures=[_figure(figure) for figure in drawn],
         remarks=remarks,
+        histories=[(run.name, rows) for run in runs if (rows := history(run.folder))],
+        history_columns=COLUMNS,
         costs=_costs(groups),
         differing=differing([group.runs[0] for group in groups]),
         settings=[(group, _settings(group.runs[0])) for group in groups],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from perdure.reporting.history import COLUMNS, history
 from perdure.reporting.published import published
 from perdure.reporting.tables import (
     Comparison,
@@ -27,6 +28,9 @@ def markdown(groups: Sequence[Group]) -> str:
     parts = [score_table(groups), CAPTION if repeated else ""]
     parts += ["\n".join(f"> {text}" for text in warnings(groups))]
     parts += [_published(group) for group in groups]
+    for run in [run for group in groups for run in group.runs]:
+        if rows := history(run.folder):
+            parts += [f"### Versions of {run.name}", table(COLUMNS, rows, right=(4, 5, 7))]
     comparisons = all_comparisons(groups)
     if comparisons:
         parts += ["### Differences, paired by seed", _comparisons(comparisons)]

@@ -167,8 +167,13 @@ def with_kept_tests(
     there, gone = {}, ""
     if any(part is None for part in kept.values()):
         try:
-            there = {task.index: getattr(task, split) for task in recipe.build_stream(before)}
-        except DataError as fault:
+            built = recipe.build_stream(before)
+            if appending.known(built)["tasks"] != list(saved["tasks"]):
+                raise DataError(
+                    "other classes or tasks than when the run was made", where=f"stream {before.stream.name}"
+                )
+            there = {task.index: getattr(task, split) for task in built}
+        except (DataError, RecipeError) as fault:  # what is left of a folder may also be no stream of the recipe's
             gone = str(fault)
     unkept = tuple((index, there[index]) for index, part in kept.items() if part is None and index in there)
     found = kept | {index: kept_tests.chosen(part, kept_tests.LIMIT) for index, part in unkept}
@@ -265,7 +270,7 @@ def _saved_tasks(parent: Version, before: Recipe) -> dict[str, Any]:
         return saved
     try:
         return appending.known(recipe.build_stream(before))
-    except DataError as gone:
+    except (DataError, RecipeError) as gone:
         if found := _from_manifest(parent):
             return found
         raise DataError(
