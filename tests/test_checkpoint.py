@@ -82,3 +82,10 @@ def test_objects_are_refused_and_the_old_file_stays(tmp_path):
 
 def test_stored_bytes_counts_all_tensors():
     assert checkpoint.stored_bytes({"a": torch.zeros(3), "b": [torch.zeros(2, dtype=torch.int64), "x", 1]}) == 28
+
+
+def test_files_have_the_permissions_that_the_process_gives_to_new_ones(tmp_path):
+    """safetensors alone would let nobody but the owner read."""
+    (tmp_path / "plain").write_text("")
+    checkpoint.save(tmp_path / "a.safetensors", {"x": torch.zeros(1)})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

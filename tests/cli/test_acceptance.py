@@ -133,7 +133,7 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_made(folder
     )
     done = process(code, "run", "q.yaml", "run.trackers=[wandb]", cwd=folder)
     assert done.returncode == 2
-    assert done.stderr == "the tracker 'wandb' is not installed. Type: pip install \"perdure[track]\"\n"
+    assert done.stderr == "the tracker 'wandb' is not installed. Type: pip install \"perdure[wandb]\"\n"
     assert [path.name for path in folder.iterdir()] == ["q.yaml"]
 
 

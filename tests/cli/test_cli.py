@@ -276,7 +276,7 @@ def test_check_names_a_tracker_that_is_not_installed(folder):
     code = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n: n != 'wandb' and f(n) or None\n" + MAIN
     done = perdure("check", "my.yaml", "run.trackers=[wandb]", cwd=folder, code=code)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "the tracker 'wandb' is not installed. Type: pip install \"perdure[track]\"\n"
+    assert done.stderr == "the tracker 'wandb' is not installed. Type: pip install \"perdure[wandb]\"\n"
 
 
 def test_check_env_knows_versions_memory_and_programs():
@@ -345,6 +345,27 @@ def test_completion_offers_runs(folder, command):
     all_runs = ["elsewhere/b", "elsewhere/b/seed_0", "runs/a", "runs/a/seed_0", "runs/a/seed_1"]
     assert [w for w in completed(f"perdure {command} ", folder) if w.startswith(("runs", "elsewhere"))] == all_runs
     assert completed(f"perdure {command} runs/a/seed", folder) == ["runs/a/seed_0", "runs/a/seed_1"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("perdure run er/digits method.buffer", ["method.buffer_size="]),
+        ("perdure run nosuch/recipe method.", []),
+        ("perdure list rec", ["recipes"]),
+        ("perdure score x --metric top", ["top5"]),
+        ("perdure data check cifar100", ["cifar100"]),
+    ],
+)
+def test_completion_offers_settings_lists_metrics_and_data(folder, typed, offered):
+    assert completed(typed, folder) == offered
+
+
+def test_a_method_without_a_recipe_for_these_data_says_which_one_serves(folder):
+    done = perdure("check", "derpp/perm_digits", cwd=folder)
+    assert done.returncode == 2
+    assert "No recipe of derpp is for perm_digits. Type: perdure run er/perm_digits method.name=derpp" in done.stderr
+    assert perdure("check", "er/perm_digits", "method.name=derpp", "--no-data", cwd=folder).returncode == 0
 
 
 def test_a_generated_world_is_written_and_looked_through(folder):

@@ -209,6 +209,7 @@ def test_an_export_answers_the_same_without_perdure(run, pictures, tmp_path, cap
         ours = opened.method.predictor(opened.query)({"image": pixels})
     assert torch.allclose(plain, ours, atol=1e-5)
     assert "model-index:" in (tmp_path / "model" / "README.md").read_text()
+    assert len({file.stat().st_mode for file in (tmp_path / "model").rglob("*") if file.is_file()}) == 1
 
 
 def test_export_refuses_a_folder_that_is_not_empty(run, pictures, capsys):

@@ -173,9 +173,7 @@ def test_pickles_of_another_content_are_refused(tmp_path, data, content, said):
 
 def test_a_missing_file_is_named_with_layout_and_remedy(tmp_path, data):
     (write10(tmp_path, data) / "data_batch_3").unlink()
-    with pytest.raises(
-        DataError, match=r"data_batch_3: this file is missing\. Expected .*data_batch_1.*download: true"
-    ):
+    with pytest.raises(DataError, match=r"data_batch_3: this file is missing\. Expected .*data_batch_1.*download=true"):
         cifar10.read(cifar10.Config(root=tmp_path))
     assert [f.name for f in cifar10.files(cifar10.Config(root=tmp_path)) if not f.exists()] == ["data_batch_3"]
 

@@ -60,5 +60,5 @@ def test_a_damaged_file_is_named(tmp_path, arrays, name, content, said):
 
 
 def test_a_missing_file_is_named_with_layout_and_remedy(tmp_path):
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz: this file is missing.*raw/.*download: true"):
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz: this file is missing.*raw/.*download=true"):
         read(Config(root=tmp_path))

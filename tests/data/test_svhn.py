@@ -50,5 +50,5 @@ def test_a_damaged_file_is_named(root, content, said):
 
 def test_a_missing_file_is_named(root):
     (root / "train_32x32.mat").unlink()
-    with pytest.raises(DataError, match=r"train_32x32.mat: this file is missing.*download: true"):
+    with pytest.raises(DataError, match=r"train_32x32.mat: this file is missing.*download=true"):
         read(Config(root=root))

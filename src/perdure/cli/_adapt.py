@@ -47,8 +47,8 @@ def adapt(
     if len(classes) < 2:
         raise DataError(f"{len(classes)} class(es)", where="--classes", expected="two names or more, with commas")
     _require_adapting(name)
+    weights = stated.weights(name, models)  # before the method is loaded, and torch with it
     config = stated.settings(name, settings)
-    weights = stated.weights(name, models)
     from perdure.runtime import Runtime
     from perdure.runtime.placing import place
     from perdure.types import NO_EXAMPLES, Query, Task

@@ -1,4 +1,4 @@
-"""What the shell offers after <Tab>: recipes, files of recipes, folders of runs.
+"""What the shell offers after <Tab>: recipes, files of recipes, folders of runs, settings, names.
 
 Knows the folders that runs usually lie in. Imports neither torch nor a parser: a shell waits for the answer.
 """
@@ -6,6 +6,8 @@ Knows the folders that runs usually lie in. Imports neither torch nor a parser: 
 from __future__ import annotations
 
 from pathlib import Path
+
+import typer
 
 PLACES = ("runs", ".")
 """Folders whose runs are offered before anything is typed."""
@@ -35,6 +37,32 @@ def runs(incomplete: str) -> list[str]:
 def recipes_and_runs(incomplete: str) -> list[str]:
     """Both."""
     return [*recipes(incomplete), *runs(incomplete)]
+
+
+def settings(ctx: typer.Context, incomplete: str) -> list[str]:
+    """``section.key=`` of the recipe that is typed before."""
+    from perdure.errors import PerdureError
+    from perdure.recipe import load, resolved
+
+    try:
+        known = resolved(load(str(ctx.params.get("recipe") or ctx.params.get("what") or "")))
+    except PerdureError:
+        return []
+    return [f"{name}=" for name in known if name.startswith(incomplete)]
+
+
+def metrics(incomplete: str) -> list[str]:
+    """Names of metrics."""
+    from perdure.metrics import METRICS
+
+    return [name for name in METRICS if name.startswith(incomplete)]
+
+
+def data(incomplete: str) -> list[str]:
+    """Names of data sets."""
+    from perdure.settings.registry import names
+
+    return [name for name in names("data") if name.startswith(incomplete)]
 
 
 def _below(folder: Path, depth: int) -> list[Path]:

@@ -49,6 +49,7 @@ def find(
 
 def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: Sequence[str], device: str):
     """Logits of all images before and after adapting."""
+    of_roles = stated.weights(METHOD, models)  # before torch is imported
     import torch
 
     from perdure import device_memory
@@ -62,7 +63,7 @@ def _scores(text: str, files: Sequence[Path], models: Sequence[str], settings: S
 
     config = stated.settings(METHOD, settings)
     config = replace(config, samples=min(config.samples, len(files)))
-    loaded = {role: stated.clip(weights).build() for role, weights in stated.weights(METHOD, models).items()}
+    loaded = {role: stated.clip(weights).build() for role, weights in of_roles.items()}
     runtime = Runtime(device=device, quiet=True)
     query = Query(kind="retrieve", candidates=tuple(NamedImage(str(path)) for path in files))
     found, seed = [], example_seed(runtime.seed, text)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,7 +41,9 @@ def command(
             help="name, file, or folder of a run", metavar="[RECIPE]", autocompletion=_complete.recipes_and_runs
         ),
     ] = "",
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value", autocompletion=_complete.settings)
+    ] = None,
     env: Annotated[bool, typer.Option("--env", help="versions, devices, memory, programs")] = False,
     data: Annotated[bool, typer.Option("--data/--no-data", help="also read the data and list the tasks")] = True,
     steps: Annotated[int, typer.Option("--steps", min=0, max=10**6, help="train this many steps")] = 0,
@@ -95,6 +99,10 @@ def _plan(found: Checked) -> list[str]:
         lines += _text(f"steps: {said}, for the task's own examples; what is kept of earlier tasks comes on top")
         if words := sorted({p.epochs for p in pairs if isinstance(p.epochs, str)}):
             lines += _text(f"{', '.join(words)}: the method sets the epochs when a task begins")
+    data = loaded.stream.settings.get("data")
+    root = data.get("root") if isinstance(data, dict) else None
+    if root and any(isinstance(e.inputs.get("image"), Path) for task in found.stream for e in task.train[:1]):
+        lines += _text(f"images were not opened: perdure data check {shlex.quote(str(root))} looks through them")
     folders = ", ".join(str(loaded.folder(seed)) for seed in loaded.seeds)
     return [*lines, *_text(f"{len(loaded.seeds)} run{'s' if len(loaded.seeds) > 1 else ''}: {folders}")]
 

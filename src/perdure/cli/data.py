@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from perdure.cli import SETTINGS, epilog
+from perdure.cli import SETTINGS, _complete, epilog
 from perdure.cli._layout import libraries_aside
 
 EXAMPLES = """
@@ -63,7 +63,12 @@ def list_data(
 
 @app.command("check", epilog=epilog(CHECKED), context_settings=SETTINGS)
 def check(
-    what: Annotated[str, typer.Argument(help="a data set's name, a folder, a table, .tar shards, or hf:owner/name")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="a data set's name, a folder, a table, .tar shards, or hf:owner/name", autocompletion=_complete.data
+        ),
+    ],
     settings: Annotated[list[str] | None, typer.Argument(help="of a data set: key=value")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="decode every pixel, not the headers alone")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,

@@ -26,7 +26,12 @@ FOLDED = ("recipes", "data", "metrics")
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="methods, recipes, streams, data, models, metrics or runs")] = "",
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="methods, recipes, streams, data, models, metrics or runs", autocompletion=lambda: list(LISTS)
+        ),
+    ] = "",
     word: Annotated[str, typer.Argument(help="only lines that hold this word")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
 ) -> None:

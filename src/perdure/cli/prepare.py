@@ -35,6 +35,17 @@ JOINED = """
 perdure prepare predictions merge.jsonl --task scienceqa --answers /data/CoIN/ScienceQA --out scienceqa.jsonl
 perdure score scienceqa.jsonl --metric answer_scores
 """
+FEATURES = """
+perdure prepare features --data coco_captions --root /data/coco2014 --out coco.safetensors
+perdure prepare features --data caption_texts --root captions.txt --out texts.safetensors
+"""
+SCORED = """
+perdure prepare clipscore RUN/predictions/0_0.jsonl --images /data/flickr30k
+perdure score RUN/predictions/0_0.clipscore.jsonl --metric clipscore
+"""
+RESULTS = """
+perdure prepare coco-results RUN/predictions/0_0.jsonl --out coco_format
+"""
 
 
 @app.command("asd", epilog=epilog(DIVERSIFIED), context_settings=SETTINGS)
@@ -117,7 +128,7 @@ def predictions(
     print(f"perdure score {out} --metric answer_accuracy --metric superficial")
 
 
-@app.command("features", context_settings=SETTINGS)
+@app.command("features", epilog=epilog(FEATURES), context_settings=SETTINGS)
 def features(
     data: Annotated[str, typer.Option("--data", help="data set of captioned images, or caption_texts")],
     out: Annotated[Path, typer.Option("--out", help="the file that ClipCap and CapDec read as `features`")],
@@ -144,7 +155,7 @@ def features(
     print(f"{counts.get('images', 0)} images, {counts['captions']} captions{cut} -> {out}")
 
 
-@app.command("clipscore", context_settings=SETTINGS)
+@app.command("clipscore", epilog=epilog(SCORED), context_settings=SETTINGS)
 def clipscore(
     file: Annotated[Path, typer.Argument(help="saved predictions of a run: predictions/*.jsonl")],
     images: Annotated[Path, typer.Option("--images", help="folder that the records' ids start from")],
@@ -163,7 +174,7 @@ def clipscore(
     print("  ".join(f"{name} {value:.2f}" for name, value in means.items()) + f"  -> {target}")
 
 
-@app.command("coco-results", context_settings=SETTINGS)
+@app.command("coco-results", epilog=epilog(RESULTS), context_settings=SETTINGS)
 def coco_results(
     file: Annotated[Path, typer.Argument(help="saved captions of a run: predictions/*.jsonl")],
     out: Annotated[Path, typer.Option("--out", help="folder of results.json and annotations.json")],

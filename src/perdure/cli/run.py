@@ -39,7 +39,11 @@ def command(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="section.key=value, as in the recipe; or further recipes", metavar="[KEY=VALUE]..."),
+        typer.Argument(
+            help="section.key=value, as in the recipe; or further recipes",
+            metavar="[KEY=VALUE]...",
+            autocompletion=_complete.settings,
+        ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="remove the run of this name and start anew")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,

@@ -29,7 +29,13 @@ def command(
         ),
     ],
     metric: Annotated[
-        list[str] | None, typer.Option("--metric", "-m", help="may be repeated [those of the run; else accuracy]")
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            "-m",
+            help="may be repeated [those of the run; else accuracy]",
+            autocompletion=_complete.metrics,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
 ) -> None:

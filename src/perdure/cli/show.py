@@ -31,7 +31,9 @@ def command(
             autocompletion=_complete.recipes_and_runs,
         ),
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value", autocompletion=_complete.settings)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="write JSON")] = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="write the whole recipe as YAML")] = False,
 ) -> None:

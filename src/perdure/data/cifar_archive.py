@@ -45,7 +45,7 @@ def read_archive(
         url: where the archive is published, for the error message.
     """
     layout = f"the files {', '.join((*train, test, meta[0]))} of the python version"
-    todo = f"Unpack {url} there, set `download: true`, or set `root` to where it is."
+    todo = f"Unpack {url} there, set `stream.data.download=true`, or set `stream.data.root` to where it is."
     for file in (*train, test, meta[0]):
         class_folders.require_file(folder / file, layout=layout, todo=todo)
     names = _class_names(folder / meta[0], meta[1], classes)

@@ -75,7 +75,7 @@ def _require(config: Config, name: str, found: Path | None) -> Path:
     from perdure.data.class_folders import require_file
 
     layout = f"{', '.join(NAMES)} (or .idx for -idx; each may end in .gz) in the root, or in its raw/ or MNIST/raw/"
-    todo = "Copy the four files there, set `download: true`, or set `root` to where they are."
+    todo = "Copy the four files there, set `stream.data.download=true`, or set `stream.data.root` to where they are."
     return found or require_file(config.root.expanduser() / f"{name}.gz", layout=layout, todo=todo)
 
 

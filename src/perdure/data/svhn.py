@@ -42,7 +42,7 @@ def read(config: Config) -> Dataset:
         path = class_folders.require_file(
             root / name,
             layout=f"{' and '.join(FILES.values())} in the root",
-            todo=f"Copy them there from {URL}, set `download: true`, or set `root` to where they are.",
+            todo=f"Copy them there from {URL}, or set `stream.data.download=true` or `stream.data.root`.",
         )
         splits[split] = _read(path)
     return Dataset(

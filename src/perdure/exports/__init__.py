@@ -16,7 +16,7 @@ from perdure.errors import DataError
 from perdure.exports import card, onnx, space
 from perdure.files.folders import require_empty
 from perdure.files.text_files import read_json
-from perdure.files.written_whole import write_json
+from perdure.files.written_whole import MODE, write_json
 from perdure.loop import saved_state
 from perdure.run_folder.run_files import checkpoint_file
 
@@ -95,6 +95,9 @@ def write(run: Path, out: Path, *, merged: bool = False, page: bool = False, as_
     if page:
         space.write(opened, out)
     card.write(opened, out, usage, page=page)
+    for file in out.rglob("*"):
+        if file.is_file():
+            file.chmod(MODE)
     return usage
 
 

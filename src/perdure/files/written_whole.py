@@ -26,12 +26,24 @@ def write_text(path: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def _open_mode() -> int:
+    """Permissions that this process gives to a new file."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+MODE = _open_mode()
+"""Some writers make files that their owner alone can read: others read runs and exports, too, where they may."""
+
+
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which then takes its place; removed if anything fails."""
     file = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield file
+        os.chmod(file, MODE)
         sync(file)
         os.replace(file, path)
     finally:

@@ -107,6 +107,9 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
     if near := nearest(text, names):
         same = same or [near]
     hint = "Did you mean " + " or ".join(f"`{n}`" for n in same[:4]) + "?" if same else ""
+    method, _, world = name.partition("/")
+    if method in registry.names("methods") and (of_world := [n for n in names if n.endswith(f"/{world}")]):
+        hint = f"No recipe of {method} is for {world}. Type: perdure run {of_world[0]} method.name={method}"
     raise RecipeError(f"there is no recipe or file `{text}`", todo=hint or "See: perdure list recipes")
 
 

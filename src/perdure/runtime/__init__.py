@@ -315,4 +315,4 @@ def check_tracker(name: str) -> None:
     if name not in TRACKERS:
         raise RecipeError(f"run.trackers names '{name}'", expected=f"one of {', '.join(TRACKERS)}")
     if find_spec(name) is None:
-        raise MissingExtra(f"the tracker '{name}' is not installed", todo='Type: pip install "perdure[track]"')
+        raise MissingExtra(f"the tracker '{name}' is not installed", todo=f'Type: pip install "perdure[{name}]"')
