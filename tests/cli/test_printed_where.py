@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from perdure.cli import main
-from perdure.errors import DataError
+from perdure.errors import DataError, Interrupted
 
 WORK = {
     "run er/digits run.out=new": "perdure.api.execute",
@@ -162,3 +162,16 @@ def test_on_a_terminal_every_command_helps_and_lists_within_its_columns(columns,
     assert "internal error" not in said.decode() and "Usage: perdure" in said.decode()
     wrapped = [line for line in lines if not line.strip().startswith("perdure ")]  # commands stay whole, to be copied
     assert max(map(len, wrapped)) <= columns, max(wrapped, key=len)
+
+
+def test_a_stop_says_what_to_type_to_go_on_and_never_again(monkeypatch, capsys, tmp_path):
+    def stops(*_, **__):
+        raise Interrupted("stopped in task 2 of 5")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("perdure.api.execute", stops)
+    with pytest.raises(SystemExit) as leaving:
+        main(["run", "er/digits", "run.out=my runs", "--again", "-q"])
+    assert leaving.value.code == 130
+    said = "stopped in task 2 of 5. To go on: perdure run er/digits 'run.out=my runs' -q\n"
+    assert capsys.readouterr().err == said

@@ -12,17 +12,21 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
+
+if TYPE_CHECKING:
+    from perdure.errors import PerdureError
 
 ORDER = ("demo", "run", "list", "show", "cp", "check", "data", "predict", "serve", "score", "report", "export")
 ORDER += ("update", "versions", "promote", "rollback")
@@ -94,7 +98,7 @@ def _run(given: list[str], *, debug: bool) -> int:
     except PerdureError as error:
         if debug:
             traceback.print_exc()
-        _say(str(error), alike=isinstance(error, RecipeError))
+        _say(str(_with_what_goes_on(error, given)), alike=isinstance(error, RecipeError))
         return error.exit_code
     except KeyboardInterrupt:
         _say("stopped")
@@ -117,6 +121,16 @@ def _run(given: list[str], *, debug: bool) -> int:
             traceback.print_exc()
         _say(str(refused))
         return refused.exit_code
+
+
+def _with_what_goes_on(error: PerdureError, given: Sequence[str]) -> PerdureError:
+    """A stop says what to type to go on: the same again, but for `--again`."""
+    from perdure.errors import Interrupted
+
+    if not isinstance(error, Interrupted) or error.todo:
+        return error
+    words = ["perdure", *(word for word in given if word != "--again")]
+    return Interrupted(error.what, where=error.where, expected=error.expected, todo=f"To go on: {shlex.join(words)}")
 
 
 def _quieten() -> None:

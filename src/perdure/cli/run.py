@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,16 +71,16 @@ def command(
     for one in asked:
         if again or not _all_finished(one):
             require_folders(one, again=again)
-            _run(one, words, again=again, quiet=quiet)
+            _run(one, again=again, quiet=quiet)
     if len(asked) > 1:
         print(f"All beside each other: perdure report {shlex.join(str(one.run.out / one.run.name) for one in asked)}")
 
 
-def _run(asked: Recipe, words: Sequence[str], *, again: bool, quiet: bool) -> None:
+def _run(asked: Recipe, *, again: bool, quiet: bool) -> None:
     from perdure import api  # brings torch: after all that can be wrong in the text
     from perdure.cli._layout import libraries_aside
 
-    with libraries_aside(), _going_on(words, quiet=quiet):
+    with libraries_aside():
         finished = api.execute(asked, again=again, quiet=quiet)
     if finished.main:
         _print_results([one.folder for one in finished])
@@ -115,18 +114,6 @@ def _sharing(asked: Sequence[Recipe]) -> list[Recipe]:
         one if one.run.features else replace(one, run=replace(one.run, features=one.run.out / "features"))
         for one in asked
     ]
-
-
-@contextmanager
-def _going_on(asked: Sequence[str], *, quiet: bool) -> Iterator[None]:
-    """A stop says what to type to go on."""
-    from perdure.errors import Interrupted
-
-    try:
-        yield
-    except Interrupted as stop:
-        words = ["perdure", "run", *asked, *(["--quiet"] if quiet else [])]
-        raise Interrupted(stop.what, where=stop.where, todo=f"To go on: {shlex.join(words)}") from stop
 
 
 def _all_finished(asked: Recipe) -> bool:
