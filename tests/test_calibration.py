@@ -106,6 +106,13 @@ def test_there_is_none_without_validation_examples(tmp_path):
     assert not (tmp_path / "calibration.json").exists()
 
 
+def test_there_is_none_where_one_task_has_no_validation_examples(tmp_path):
+    """As after an update: fitted to the new task alone it would say nothing of the others."""
+    tasks = [replace(task, validation=task.test) if task.index else task for task in tiny_stream(tasks=2, test=40)]
+    learned(tmp_path, Stream(name="tiny", tasks=tuple(tasks)))
+    assert not (tmp_path / "calibration.json").exists()
+
+
 def test_many_validation_examples_are_asked_in_part_evenly_over_tasks_and_within_them():
     few = [replace(task, validation=task.test) for task in tiny_stream(tasks=2)]
     many = [replace(task, validation=task.validation.select([0, 1] * n)) for task, n in zip(few, (1000, 3000))]

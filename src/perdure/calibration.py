@@ -61,16 +61,18 @@ def calibrate(method: Any, stream: Stream, settings: Evaluation, *, runtime: Run
 
     Returns:
         What the file holds: ``temperature``, ``n`` (examples), ``nll_before`` and ``nll_after`` (nats an example).
-        None, and no file, where there are too few examples, where the method has no logits or is another one at each
-        test example, where no temperature is best, or where the run keeps nothing.
+        None, and no file, where a task has no examples or all have too few, where the method has no logits or is
+        another one at each test example, where no temperature is best, or where the run keeps nothing.
     """
-    tasks = [task for task in stream if task.kind == "classify" and len(task.validation)]
+    tasks = [task for task in stream if task.kind == "classify"]
     fixed = not any(getattr(method, name, False) for name in ("adapts", "carries_state", "encoder"))
     if runtime.out is None:
         return None
     (runtime.out / FILE).unlink(missing_ok=True)  # of a run that has gone on since
     if not (fixed and has_logits(method)) or sum(len(task.validation) for task in tasks) < FEWEST:
         return None
+    if not all(len(task.validation) for task in tasks):
+        return None  # as where a task was added and the others' data are gone: it would be fitted to that one alone
     found = runtime.gather([_answers(method, stream, task, share, settings, runtime) for task, share in _shares(tasks)])
     fitted = fit([pair for pair in found if len(pair[1])])
     if fitted is not None:
