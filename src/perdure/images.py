@@ -66,7 +66,9 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
             yield path
 
 
-def open_image(value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
+def open_image(
+    value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT, formats: Iterable[str] | None = None
+) -> Image.Image:
     """The image as RGB, decoded.
 
     Args:
@@ -74,6 +76,7 @@ def open_image(value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -
             ``[height, width, 1 | 3 | 4]``; or a PIL image.
         where: what to call it in an error (an example's id); a path is named without it.
         pixel_limit: refuse images of more pixels, before they are decoded.
+        formats: the only ones that are read, as Pillow calls them; None: all.
 
     Raises:
         UnreadableExample: missing, empty, truncated, not an image, or too large.
@@ -82,7 +85,7 @@ def open_image(value: Any, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -
 
     if isinstance(value, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(value, "read_bytes"):
         source, where = _source(value, where)
-        with _opened(source, where, pixel_limit) as image:
+        with _opened(source, where, pixel_limit, formats) as image:
             return _rgb(image, where, pixel_limit)
     if isinstance(value, Image.Image):
         return _rgb(value, where or "image", pixel_limit)
@@ -128,10 +131,12 @@ def encoded_as(data: bytes) -> str:
         return image.format or ""
 
 
-def image_size(value: Path | bytes, *, where: str = "", pixel_limit: int = PIXEL_LIMIT) -> tuple[int, int]:
+def image_size(
+    value: Path | bytes, *, where: str = "", pixel_limit: int = PIXEL_LIMIT, formats: Iterable[str] | None = None
+) -> tuple[int, int]:
     """``(width, height)`` from the header alone; no pixel is decoded. Raises as `open_image` does."""
     source, where = _source(value, where)
-    with _opened(source, where, pixel_limit) as image:
+    with _opened(source, where, pixel_limit, formats) as image:
         return image.size
 
 
@@ -188,12 +193,15 @@ def _quiet() -> None:
         register_heif_opener()
 
 
-def _opened(source: Any, where: str, pixel_limit: int) -> Image.Image:
+def _opened(source: Any, where: str, pixel_limit: int, formats: Iterable[str] | None = None) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     _quiet()
+    if formats is not None:
+        Image.init()
+        formats = [name for name in formats if name in Image.OPEN]
     try:
-        image = Image.open(source)
+        image = Image.open(source, formats=formats)
     except UnidentifiedImageError:
         if _is_heif(source):
             todo = 'Type: pip install "perdure[heic]"; or write it as JPEG.'

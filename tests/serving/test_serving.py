@@ -1,6 +1,7 @@
 """`perdure serve`: answers as the model's own, batches, changes of version under load, limits, feedback, figures."""
 
 import http.client
+import io
 import json
 import re
 import socket
@@ -12,6 +13,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from perdure.cli import main
 from perdure.data.fitting import fitting
@@ -245,6 +247,14 @@ def test_a_malformed_request_gets_one_message(client, body, headers, status):
 def test_no_request_makes_an_internal_error(client, body, kind, query):
     status, _, _ = client.ask("POST", f"/predict{query}", body, {"Content-Type": kind})
     assert status == 200 or 400 <= status < 500
+
+
+def test_formats_for_which_pillow_runs_programs_are_not_opened(client):
+    stored = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stored, "EPS")
+    assert client.ask("POST", "/predict", stored.getvalue(), PNG)[1]["predictions"] == [
+        {"error": "this is not an image"}
+    ]
 
 
 def test_what_is_too_large_too_many_pixels_or_too_slow_is_refused(client):

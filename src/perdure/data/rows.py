@@ -216,7 +216,8 @@ def _classes(rows: list[Row], config: Rows, faults: list[str]) -> tuple[list[Row
         names = read_names(config.label_names)
         wrong = [r for r in rows if r.label and not (r.label.isdecimal() and int(r.label) < len(names))]
         faults += [f"{r.where}: the label is {r.label!r}; expected a number below {len(names)}" for r in wrong]
-        rows = [replace(r, label=names[int(r.label)]) if r not in wrong else r for r in rows] if not wrong else rows
+        if not wrong:
+            rows = [replace(r, label=names[int(r.label)]) if r.label else r for r in rows]
         return rows, config.classes or tuple(names)
     present = {row.label for row in rows if row.label}
     if not config.classes:

@@ -29,7 +29,7 @@ from perdure.prediction import Loaded
 from perdure.run_folder import versions
 from perdure.serving import asked as asking
 from perdure.serving.asked import Asked, Limits
-from perdure.serving.batching import Batcher, Full, Job
+from perdure.serving.batching import FAULTS, Batcher, Full, Job
 from perdure.serving.following import Served
 from perdure.serving.inbox import Inbox
 from perdure.serving.measured import TYPE, Measured
@@ -154,14 +154,15 @@ class Service:
     async def health(self, _: Request) -> Response:
         """200 while a version answers, 503 while none does; a version that could not be used is named."""
         model = self.served.model
+        alive = self.batcher.alive
         body = {
-            "status": "ok" if model is not None else "loading",
+            "status": ("ok" if model is not None else "loading") if alive else "stopped",
             "version": None if model is None else model.version,
             "kind": None if model is None else model.kind,
             "waiting": len(self.batcher),
             "refused": self.served.refused or None,
         }
-        return JSONResponse(body, status_code=200 if model is not None else 503)
+        return JSONResponse(body, status_code=200 if model is not None and alive else 503)
 
     async def versions(self, request: Request) -> Response:
         """All versions of the run, and which one answers."""
@@ -237,6 +238,8 @@ class Service:
             return await run_in_threadpool(self.served.other, int(wanted))
         except PerdureError as error:
             raise HTTPException(404, error.what) from None
+        except FAULTS as error:
+            raise HTTPException(503, f"version {wanted} cannot be used ({error})") from None
 
     def _submit(self, model: Loaded, asked: Asked) -> list[Job | None]:
         """Jobs in the queue, None for what needs no model."""

@@ -20,7 +20,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from perdure.errors import DataError
 from perdure.files.text_files import parse_json
-from perdure.images import UnreadableExample, changes
+from perdure.images import UnreadableExample, image_size
+from perdure.serving.batching import FORMATS
 
 MOST_TEXT = 10_000
 """Characters of a question."""
@@ -105,7 +106,8 @@ def look(asked: Asked, limits: Limits) -> None:
         if one.image is None or one.error:
             continue
         try:
-            width, height = changes(one.image, where="image", pixel_limit=limits.megapixels * 10**6)[1]
+            limit = limits.megapixels * 10**6
+            width, height = image_size(one.image, where="image", pixel_limit=limit, formats=FORMATS)
             pixels += width * height
         except UnreadableExample as error:
             one.error = error.what

@@ -19,6 +19,21 @@ from perdure.images import open_image
 from perdure.prediction import Loaded
 
 Answer = dict[str, Any]
+FAULTS = (
+    PerdureError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a version or a request that cannot be dealt with may raise: the thread that owns the models goes on."""
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "HEIF")
+"""What is opened of what strangers send: Pillow runs other programs for some others."""
 
 
 class Full(Exception):
@@ -81,6 +96,11 @@ class Batcher:
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the models' thread is at work."""
+        return self._thread.is_alive()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue the jobs of a request, all or none.
@@ -167,14 +187,14 @@ class Batcher:
             return
         try:
             rows = _predicted(sound)
-        except (PerdureError, RuntimeError, ValueError) as error:
+        except FAULTS as error:
             if len(sound) == 1:
                 _refuse(sound[0][0], error)
                 return
             for one in sound:  # one of them is at fault: the others are answered
                 try:
                     one[0].future.set_result(_predicted([one])[0])
-                except (PerdureError, RuntimeError, ValueError) as fault:
+                except FAULTS as fault:
                     _refuse(one[0], fault)
             return
         for (job, _), row in zip(sound, rows, strict=True):
@@ -184,7 +204,7 @@ class Batcher:
 def _run(errand: Callable[[], Any], future: Future[Any]) -> None:
     try:
         future.set_result(errand())
-    except (PerdureError, OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
+    except FAULTS as error:
         future.set_exception(error)
 
 
@@ -193,7 +213,7 @@ def _decoded(job: Job) -> Any:
     if job.image is None:
         return None
     try:
-        return open_image(job.image, where="image", pixel_limit=job.pixel_limit)
+        return open_image(job.image, where="image", pixel_limit=job.pixel_limit, formats=FORMATS)
     except UnreadableExample as error:
         return error
 

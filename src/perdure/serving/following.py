@@ -22,7 +22,7 @@ from perdure.evaluate import read_records
 from perdure.prediction import Loaded, load
 from perdure.run_folder import versions
 from perdure.run_folder.versions import Version
-from perdure.serving.batching import Batcher
+from perdure.serving.batching import FAULTS, Batcher
 from perdure.types import Example
 from perdure.updating import kept_tests
 
@@ -31,8 +31,6 @@ KINDS = ("classify", "caption", "instruct")
 """Kinds that are served: their input is an image, or a text."""
 PROBES = 20
 """Kept test examples that a version is tried on."""
-FAULTS = (PerdureError, OSError, RuntimeError, ValueError, LookupError, TypeError)
-"""What a version that cannot be used may raise; the old one then goes on."""
 
 
 class Served:
@@ -126,6 +124,7 @@ class Served:
         try:
             number = versions.current(self.run)
             if before == number:
+                self.refused = {}  # the pointer went back
                 return
             if self.drain:
                 self.model = None  # requests are refused until the new one is there
