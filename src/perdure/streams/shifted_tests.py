@@ -165,7 +165,7 @@ def _named(config: Config) -> Iterator[tuple[str, Named]]:
         yield (config.names[i] if config.names else ""), named
 
 
-def _corruptions(config: Config) -> Iterator[tuple[Corruption, int]]:
+def _corruptions(config: Config) -> Iterator[tuple[str, int]]:
     """Kinds and severities, in order."""
     kinds = config.corruptions
     if config.cotta_order is not None:

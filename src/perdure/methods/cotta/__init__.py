@@ -222,10 +222,10 @@ class _Called(nn.Module):
     def __init__(self, module: nn.Module, logits: Logits) -> None:
         super().__init__()
         self.module = module
-        self.__dict__["logits"] = logits  # if it is the module itself, that must not be there twice
+        self.run = (logits,)  # if it is the module itself, that must not be there twice
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.logits(pixels)
+        return self.run[0](pixels)
 
 
 class _Bernoulli:
