@@ -13,6 +13,7 @@ from perdure.errors import DataError
 from perdure.images import open_image
 from perdure.kept_examples import pack, unpack
 from perdure.prepare.check_images import check_path
+from perdure.settings.config import Named
 from tests.data.own_rows import pictures, without, write_csv, write_jsonl
 
 
@@ -201,3 +202,22 @@ def test_an_imagefolder_with_metadata_is_its_table(tmp_path, rows):
     named = fitting(tmp_path)
     assert named.plain() == {"name": "table", "path": str(tmp_path / "metadata.csv")}
     assert json.dumps(named.build().facts["counts"]) == '{"train": 8, "validation": 2, "test": 2}'
+
+
+def test_streams_of_classes_domains_captions_and_retrieval_are_made_of_tables(tmp_path, rows):
+    classes = {"name": "table", "path": str(write("csv", tmp_path, rows))}
+    said = [{"image": r["file_name"], "caption": f"a {r['label']}", "split": r["split"]} for r in rows]
+    captions = {"name": "table", "path": str(write("jsonl", tmp_path, said))}
+    made = {
+        name: Named(place="streams", name=name, settings=settings).build()
+        for name, settings in {
+            "class_incremental": {"data": classes, "step": 1},
+            "domain": {"domains": [classes, {**classes, "split_seed": 1}]},
+            "captions": {"train": captions, "tests": [captions], "metrics": ["bleu_4"]},
+            "retrieval": {"data": [captions]},
+        }.items()
+    }
+    assert [task.candidates for task in made["class_incremental"]] == [("cat",), ("dog",)]
+    assert [task.name for task in made["domain"]] == ["list-0", "list-1"]
+    assert made["captions"].tasks[0].train[0].target == ["a cat"]
+    assert [len(task.candidates) for task in made["retrieval"]] == [2, 2]
