@@ -27,7 +27,7 @@ families
 data
 streams methods prepare
 evaluate gate
-calibration
+calibration merging
 loop reporting
 recipe
 device_memory resuming

@@ -55,6 +55,19 @@ class Evaluation:
     """Measured beside those of each task: names of `perdure list metrics`, or files (`./mine.py`)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Whether, after each task, weights between those that it found and earlier ones are used."""
+
+    how: Literal["none", "base", "previous", "magmax"] = "none"
+    """`base`: with the weights before the first task (WiSE-FT); `previous`: with those before this task; `magmax`: each
+    number from the task that changed it most."""
+    weight: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of what was learned; 1 leaves it as it is. `auto`: the best on validation examples of all tasks so far."""
+    keep_validation: Annotated[int, Field(ge=1)] = 200
+    """With `auto`: validation examples that are kept of each task."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
     """One item as it is on disk: nothing is decoded, resized or tokenised yet."""
@@ -277,6 +290,7 @@ class Method(Protocol):
     #   test_batch            test examples that answers are made from at once, whatever evaluate.batch_size says;
     #                         0: a whole test set
     #   encode(batch), encoder()   frozen features in place of a batch, and what they depend on: perdure.features
+    #   merged(how) -> Mapping[str, Parameter]   weights that `merge` may put between trained and earlier ones
     #   not_updatable = "..."    why what was learned cannot be updated with a later task (`perdure update`)
     #   new_labels_only = "..."  why a task may not bring examples of earlier tasks' classes
     #   needs_task_name       kinds that it answers only where the query names the task (a frozenset)

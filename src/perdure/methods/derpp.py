@@ -71,6 +71,10 @@ class Derpp:
             total = total + c.alpha * values["replayed_logits"] + c.beta * values["replayed_cross_entropy"]
         return {"loss": total, **values}, logits.detach()
 
+    def merged(self, how: str) -> Mapping[str, Tensor]:
+        """The whole network."""
+        return dict(self.net.named_parameters())
+
     def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
         return rehearsal.predictor(self.net, query)
 

@@ -57,6 +57,10 @@ class Er:
             y = torch.cat([y, replay["label"].to(y.device)])
         return {"loss": F.cross_entropy(self.net(x), y)}
 
+    def merged(self, how: str) -> Mapping[str, Tensor]:
+        """The whole network."""
+        return dict(self.net.named_parameters())
+
     def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
         return rehearsal.predictor(self.net, query)
 

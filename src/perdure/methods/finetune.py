@@ -62,6 +62,12 @@ class Finetune:
         classifier.fit(loss, self.parameters, self.clip, task.train, config, runtime=runtime)
         self.classes = classes
 
+    def merged(self, how: str) -> Mapping[str, Tensor]:
+        """All that is trained; of low-rank updates B alone, and towards the pretrained weights: ``W + a B A``."""
+        if self.config.trains == "all":
+            return self.parameters
+        return {n: p for n, p in self.parameters.items() if "lora_B" in n} if how == "base" else {}
+
     def predictor(self, query: Query):
         config = self.config
         return classifier.text_predictor(self.clip, config.template, query, clean=config.clean_names)

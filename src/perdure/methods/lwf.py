@@ -83,6 +83,12 @@ class Lwf:
         table[found["position"]] = self.clip.scale.item() * found["feature"] @ texts.T
         return table
 
+    def merged(self, how: str) -> Mapping[str, Tensor]:
+        """All that is trained; of low-rank updates B alone, and towards the pretrained weights: ``W + a B A``."""
+        if self.config.trains == "all":
+            return self.parameters
+        return {n: p for n, p in self.parameters.items() if "lora_B" in n} if how == "base" else {}
+
     def predictor(self, query: Query):
         config = self.config
         return classifier.text_predictor(self.clip, config.template, query, clean=config.clean_names)

@@ -45,6 +45,10 @@ class Sgd:
         data = rehearsal.read(task, self.net, runtime)
         rehearsal.learn(loss, data, self.net, self.config, runtime=runtime)
 
+    def merged(self, how: str) -> Mapping[str, Tensor]:
+        """The whole network."""
+        return dict(self.net.named_parameters())
+
     def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
         return rehearsal.predictor(self.net, query)
 

@@ -28,7 +28,7 @@ from perdure.settings.faults import Fault, Keys, display
 from perdure.settings.inert import moves_no_number
 from perdure.settings.source import docs_of
 from perdure.settings.suggestions import nearest
-from perdure.types import Evaluation
+from perdure.types import Evaluation, Merge
 
 SHIPPED, shipped = registry.RECIPES, registry.recipes
 __all__ = ["Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
@@ -135,7 +135,12 @@ def build_method(recipe: Recipe, seed: int) -> tuple[Any, dict[str, Any]]:
     seed_everything(seed)
     models = {role: named.build() for role, named in recipe.models.items()}
     seed_everything(seed)  # the method's own start does not depend on what models drew
-    return recipe.method.build(**models), models
+    method = recipe.method.build(**models)
+    if recipe.merge.how != "none":
+        from perdure.merging import Merged
+
+        method = Merged(method, recipe.merge)
+    return method, models
 
 
 def check_fit(recipe: Recipe, stream: Any) -> None:
@@ -195,7 +200,7 @@ def resolved(recipe: Recipe) -> dict[str, Setting]:
     for role, named in recipe.models.items():
         add_named(f"models.{role}", named)
     add_named("method", recipe.method)
-    for section in ("evaluate", "run"):
+    for section in ("evaluate", *(["merge"] if recipe.merge.how != "none" else []), "run"):
         part = getattr(recipe, section)
         docs = docs_of(type(part))
         for key in config.field_types(type(part)):
@@ -299,16 +304,18 @@ def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fa
         run_values = {"name": default_name, **run_values}
     evaluate, some = config.check(Evaluation, values.get("evaluate", {}), ("evaluate",))
     run, more = config.check(Run, run_values, ("run",))
+    merge, unmerged = config.check(Merge, values.get("merge", {}), ("merge",))
     some += _unknown_metrics(evaluate)
     expect, rest = _expected(values.get("expect", []))
-    faults += [*some, *more, *rest]
-    if faults or evaluate is None or run is None:
+    faults += [*some, *more, *unmerged, *rest]
+    if faults or evaluate is None or run is None or merge is None:
         return None, faults
     return Recipe(
         stream=_named("streams", values["stream"]),
         method=_named("methods", values["method"]),
         models={role: _named("models", value) for role, value in models.items()},
         evaluate=evaluate,
+        merge=merge,
         run=run,
         expect=expect,
         origins=_origins(layer),

@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from perdure.recipe.sections import Expect, Recipe, Run
 from perdure.settings import config, registry
 from perdure.settings.source import docs_of
-from perdure.types import Evaluation
+from perdure.types import Evaluation, Merge
 
 
 def json_schema(recipe: Recipe) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def json_schema(recipe: Recipe) -> dict[str, Any]:
                 "models": _object(models, required),
                 "method": _named("methods", recipe.method.name),
                 "evaluate": _section(Evaluation),
+                "merge": _section(Merge),
                 "run": _section(Run),
                 "expect": {"type": "array", "items": _section(Expect)},
             },

@@ -12,9 +12,9 @@ from perdure.recipe.sections import Run
 from perdure.settings import config, registry
 from perdure.settings.faults import Fault
 from perdure.settings.suggestions import nearest
-from perdure.types import Evaluation
+from perdure.types import Evaluation, Merge
 
-SECTIONS = ("base", "stream", "models", "method", "evaluate", "run", "expect")
+SECTIONS = ("base", "stream", "models", "method", "evaluate", "merge", "run", "expect")
 
 
 def unknown_sections(values: Mapping[str, Any]) -> list[Fault]:
@@ -61,5 +61,6 @@ def _leaves(values: Mapping[str, Any]) -> dict[str, list[str]]:
     for role, value in models.items() if isinstance(models, Mapping) else ():
         look("models", value, f"models.{role}")
     note(Evaluation, "evaluate", None)
+    note(Merge, "merge", None)
     note(Run, "run", None)
     return found

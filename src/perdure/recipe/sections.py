@@ -17,7 +17,7 @@ from pydantic import Field
 
 from perdure.files.folders import LONGEST_NAME
 from perdure.settings.config import Named, Seed
-from perdure.types import Evaluation
+from perdure.types import Evaluation, Merge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ class Recipe:
     models: dict[str, Named] = field(default_factory=dict)
     """By role."""
     evaluate: Evaluation = field(default_factory=Evaluation)
+    merge: Merge = field(default_factory=Merge)
     run: Run = field(default_factory=Run)
     expect: tuple[Expect, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)

@@ -1,0 +1,171 @@
+"""After each task, weights between those that it found and earlier ones: WiSE-FT and MagMax around any method.
+
+Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022: ``(1 - a) theta_0 + a theta_t``; with `previous`,
+theta_0 are the weights at the task's start. Marczak et al., MagMax, ECCV 2024: tasks are learned one from the other,
+unmerged; what is used is ``theta_0 + a m``, and m takes each number from the task vector ``theta_t - theta_0`` in which
+it is largest, the later one if equal.
+
+Knows named parameters and what a method does. Does not know how a method learns. Only weights that are trained are
+merged; buffers stay those of the trained model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure import kept_examples
+from perdure.errors import RecipeError
+from perdure.evaluate import evaluate, predicting
+from perdure.keys import key_seed
+from perdure.runtime import Runtime
+from perdure.types import Evaluation, Examples, Merge, Query, Task
+
+WEIGHTS = tuple(i / 10 for i in range(11))
+"""Among which `weight: auto` chooses."""
+Weights = dict[str, Tensor]
+
+
+class Merged:
+    """A method whose weights are merged after each task. State: the method's own, and what merging must remember."""
+
+    def __init__(self, method: Any, settings: Merge) -> None:
+        self.method, self.settings = method, settings
+        self.base = _copies(self._live())
+        self.trained: Weights = {}
+        """MagMax: the weights from which the next task is learned."""
+        self.vector: Weights = {}
+        """MagMax: of each number the task vector's in which it is largest."""
+        self.past: list[Task] = []
+        """Tasks so far with some of their validation examples, where the weight is chosen by them."""
+        self.weight: float | None = None
+        """The last one that was chosen."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "method":
+            raise AttributeError(name)
+        return getattr(self.method, name)
+
+    def learn(self, task: Task, runtime: Runtime) -> None:
+        auto = self.settings.weight == "auto"
+        if auto and not len(task.validation):
+            raise RecipeError(
+                f"task '{task.name}' has no validation examples",
+                where="merge.weight",
+                expected="auto only where there are some",
+                todo="Set stream.validation_share, or merge.weight to a number.",
+            )
+        live = self._live()
+        _put(live, self.trained)
+        before = _copies(live)
+        self.method.learn(task, runtime)
+        after = _copies(live)
+        if self.settings.how == "magmax":
+            self.vector, self.trained = magmax(self.vector, {n: after[n] - self.base[n] for n in after}), after
+        start = before if self.settings.how == "previous" else self.base
+        if auto:
+            self.past.append(self._remembered(task))
+            self.weight = self._chosen(start, after, runtime)
+        else:
+            self.weight = float(self.settings.weight)
+        _put(live, self._mixed(start, after, self.weight))
+        runtime.log("merge", how=self.settings.how, weight=self.weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        tasks = [
+            {
+                "head": [task.name, task.kind, list(task.candidates), task.offset, task.metrics[0]],
+                "examples": kept_examples.pack(list(task.validation)),
+            }
+            for task in self.past
+        ]
+        remembered = {"trained": self.trained, "vector": self.vector, "past": tasks, "weight": self.weight}
+        return {"method": self.method.state_dict(), "merge": remembered}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.method.load_state_dict(state["method"])
+        found = state["merge"]
+        self.trained, self.vector, self.weight = dict(found["trained"]), dict(found["vector"]), found["weight"]
+        self.past = []
+        for i, part in enumerate(found["past"]):
+            name, kind, candidates, offset, metric = part["head"]
+            task = Task(index=i, name=name, kind=kind, candidates=tuple(candidates), offset=offset, metrics=(metric,))
+            self.past.append(replace(task, validation=Examples.of(kept_examples.unpack(part["examples"]))))
+
+    def _live(self) -> Mapping[str, Tensor]:
+        """The parameters that are merged.
+
+        Raises:
+            RecipeError: the method has none that can be merged so.
+        """
+        how = self.settings.how
+        found = self.method.merged(how) if hasattr(self.method, "merged") else {}
+        if not found:
+            raise RecipeError(
+                f"{type(self.method).__name__} has no weights that {how} merges, with these settings",
+                where="merge.how",
+                expected="a method that trains whole networks; `base` also with low-rank updates",
+                todo="Set method.trains=all where the method has it, or merge.how=none.",
+            )
+        return found
+
+    def _mixed(self, start: Weights, after: Weights, weight: float) -> Weights:
+        if self.settings.how == "magmax":
+            return {name: self.base[name] + weight * self.vector[name] for name in after}
+        return {name: (1 - weight) * start[name] + weight * after[name] for name in after}
+
+    def _remembered(self, task: Task) -> Task:
+        """The task with at most so many validation examples as are kept."""
+        order = sorted(range(len(task.validation)), key=lambda i: key_seed("merge", task.validation[i].id))
+        some = task.validation.select(sorted(order[: self.settings.keep_validation]))
+        return Task(
+            index=len(self.past),
+            name=task.name,
+            kind=task.kind,
+            candidates=task.candidates,
+            offset=task.offset,
+            metrics=task.metrics[:1],
+            validation=some,
+        )
+
+    def _chosen(self, start: Weights, after: Weights, runtime: Runtime) -> float:
+        """The weight with the best mean over tasks on their validation examples; the largest of equal ones."""
+        found = {}
+        for weight in WEIGHTS:
+            _put(self._live(), self._mixed(start, after, weight))
+            found[weight] = sum(self._measured(task, runtime) for task in self.past) / len(self.past)
+        runtime.log("merge weights", means=list(found.values()))
+        return max(found, key=lambda weight: (found[weight], weight))
+
+    def _measured(self, task: Task, runtime: Runtime) -> float:
+        named = {t.offset + i: name for t in self.past if t.kind == "classify" for i, name in enumerate(t.candidates)}
+        classes = tuple(named[label] for label in sorted(named)) if task.kind == "classify" else task.candidates
+        query = Query(kind=task.kind, candidates=classes)
+        settings = Evaluation(split="validation", save_predictions=False)
+        with predicting(self.method, runtime):
+            predict = self.method.predictor(query)
+        values, _ = evaluate(self.method, predict, task, query, settings, runtime=runtime, after=len(self.past))
+        return float(next(iter(values.values())) or 0.0)
+
+
+def magmax(vector: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Weights:
+    """Of each number the one that is largest in magnitude, the new one if equal."""
+    if not vector:
+        return dict(new)
+    old = {name: vector[name].to(tensor) for name, tensor in new.items()}
+    return {name: torch.where(tensor.abs() >= old[name].abs(), tensor, old[name]) for name, tensor in new.items()}
+
+
+def _copies(live: Mapping[str, Tensor]) -> Weights:
+    """On the CPU, where they stay while a task is learned."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in live.items()}
+
+
+@torch.no_grad()
+def _put(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        live[name].copy_(value)
