@@ -115,9 +115,10 @@ def _outlook(stream: Stream, plan: Plan, evaluation: Evaluation, runtime: Runtim
     outlook = Outlook([len(task.train) for task in stream], tested)
     outlook.runs = runtime.runs_after
     for event in run_files.read_lines(runtime.out / "events.jsonl")[0] if runtime.out is not None else ():
-        times = event.get("learn_seconds"), event.get("test_seconds")
-        if event["event"] == "task" and event["task"] < len(stream) and all(isinstance(t, float) for t in times):
-            outlook.note(event["task"], *times)
+        learn, test = event.get("learn_seconds"), event.get("test_seconds")
+        of_task = event["event"] == "task" and 0 <= event["task"] < len(stream)
+        if of_task and isinstance(learn, float) and isinstance(test, float):
+            outlook.note(event["task"], learn, test)
     runtime.outlook = outlook
     return outlook
 

@@ -337,3 +337,7 @@ def test_the_terminals_table_by_hand(tmp_path):
         "  forgetting (%) ↓             10.00",
         "  backward transfer (%) ↑     -10.00",
     ]
+
+
+def test_the_page_names_data_and_stream(pages):
+    assert "on made_up_digits (class_incremental), 4 tasks, 6 runs" in read(pages[1]).text

@@ -71,7 +71,7 @@ def _render(groups: Sequence[Group], drawn: Sequence[Figure], remarks: Sequence[
     runs = [run for group in groups for run in group.runs]
     return template.render(
         title=_title(groups),
-        streams=", ".join(dict.fromkeys(run.stream for run in runs if run.stream)),
+        streams=", ".join(dict.fromkeys(_worlds(run) for run in runs if run.stream)),
         groups=groups,
         runs=runs,
         warnings=warnings(groups),
@@ -98,6 +98,11 @@ def _render(groups: Sequence[Group], drawn: Sequence[Figure], remarks: Sequence[
 def _title(groups: Sequence[Group]) -> str:
     methods = list(dict.fromkeys(group.runs[0].method or group.label for group in groups))
     return " and ".join(methods) if len(methods) < 3 else f"{len(methods)} methods"
+
+
+def _worlds(run: Run) -> str:
+    """``cifar100 (class_incremental)``."""
+    return f"{run.data} ({run.stream})" if run.data else run.stream
 
 
 def _headline(groups: Sequence[Group]) -> list[dict[str, Any]]:

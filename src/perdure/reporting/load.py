@@ -75,6 +75,14 @@ class Run:
         return name_of(self.recipe.get("stream") or self.card.get("stream"))
 
     @property
+    def data(self) -> str:
+        """The data set's name, or several, as the recipe states them; empty where the stream has none of its own."""
+        stream = self.recipe.get("stream")
+        stated = stream.get("data") if isinstance(stream, Mapping) else None
+        names = [name_of(one) for one in (stated if isinstance(stated, list) else [stated])]
+        return ", ".join(filter(None, names))
+
+    @property
     def seed(self) -> int | None:
         """The run's seed (not that of the class order, which is a setting of the stream)."""
         places = (self.recipe.get("run"), self.recipe, self.card.get("seeds"))
