@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from safetensors import safe_open
@@ -15,6 +16,8 @@ from perdure.run_folder.run_files import checkpoint_file
 from perdure.settings import registry
 from perdure.testing import tiny_stream
 from perdure.testing.running import assert_equal_state
+from perdure.updating import as_gate
+from perdure.updating.judging import probe_of
 from perdure.updating.planned import require_fit
 from tests.updating import pictures
 
@@ -300,3 +303,28 @@ def test_other_data_are_refused_while_an_update_is_under_way(made, place, monkey
 def test_a_second_update_at_the_same_time_is_refused_and_names_the_first(made, place):
     with lock.held(place / "run" / "versions"), pytest.raises(BusyError, match=f"process {os.getpid()} on "):
         update(place, made / "new")
+
+
+# -- a probe ------------------------------------------------------------------------------------------------
+
+
+def world(**more):
+    return {"name": "microworld", "train_per_class": 1, "validation_per_class": 0, **more}
+
+
+def test_a_probe_asks_for_classes_that_are_never_learned(tmp_path):
+    settings = {
+        "stream": {"name": "class_incremental", "data": world(test_per_class=1), "step": 40},
+        "method": {"name": "finetune", "template": "a photo of a {}.", "epochs": 1, "lr": 0.01},
+        "models": {"clip": {"name": "clip", "weights": "micro-clip"}},
+        "run": {"device": "cpu", "out": str(tmp_path / "runs"), "name": "mine"},
+    }
+    asked = recipe.load(settings)
+    api.execute(asked, quiet=True)
+    gate = {**WIDE, "probe": world(test_per_class=4), "probe_margin": 1}
+    found = updating.update(asked.folder(0), world(style="sketch", test_per_class=1), gate=gate, quiet=True)
+    probe = next(rule for rule in found.about["gate"]["rules"] if rule["rule"] == "probe")
+    assert probe["n"] == 160 and probe["before"] > 20 and probe["outcome"] != "passed"
+    assert {row["target"] in found.classes for row in found.about["gate"]["turned_wrong"]} <= {True}
+    with pytest.raises(RecipeError, match="er answers only for classes that it has learned"):
+        probe_of(SimpleNamespace(gate=as_gate(gate), recipe=recipe.load("er/digits"), stream=tiny_stream()))

@@ -37,7 +37,17 @@ def known(stream: Stream) -> dict[str, Any]:
 
 def from_known(name: str, saved: Mapping[str, Any]) -> Stream:
     """The stream of what `known` gave: its tasks have no examples."""
-    tasks = tuple(Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in t.items()}) for t in saved["tasks"])
+    tasks = tuple(
+        Task(
+            index=task["index"],
+            name=task["name"],
+            kind=task["kind"],
+            candidates=tuple(task["candidates"]),
+            offset=task["offset"],
+            metrics=tuple(task["metrics"]),
+        )
+        for task in saved["tasks"]
+    )
     how = {key: saved[key] for key in ("shared_candidates", "task_revealed", "scope")}
     return Stream(name=name, tasks=tasks, **how)
 

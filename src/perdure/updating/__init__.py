@@ -112,7 +112,7 @@ def fork(asked: Recipe, start: str | Path, *, quiet: bool = False) -> Result:
     saved = versions.read_tasks(parent.folder) or appending.known(recipe.build_stream(before))
     known, _, gone = with_kept_tests(parent, before, saved, split=asked.evaluate.split)
     stream = appending.append(known, asked.stream.build())
-    one = replace(asked.for_seed(asked.seeds[0]), stream=chain(before.stream, asked.stream))
+    one = replace(asked.for_seed(next(iter(asked.seeds))), stream=chain(before.stream, asked.stream))
     require_fit(one, stream)
     folder = one.folder(one.run.seed)
     finished = api.finished_scores(folder)

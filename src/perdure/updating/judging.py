@@ -80,7 +80,8 @@ def verdict(found: Planned, method: Any, work: Path, before: Records, runtime: R
     last = None
     if probe is not None:
         now = _ask(method, probe, _probe_query(probe), found, runtime, after=after)
-        last = Asked(name=probe.name, metric=probe.metrics[0], before=before[PROBE], after=now)
+        names = [*[""] * probe.offset, *probe.candidates]
+        last = Asked(name=probe.name, metric=probe.metrics[0], before=before[PROBE], after=now, classes=names)
     return gate.judge(found.gate, earlier=asked[:-1], new=asked[-1], probe=last)
 
 
@@ -105,15 +106,10 @@ def probe_of(found: Planned) -> Task | None:
     offset = len(appending.classes_of(found.stream)) if dataset.kind == "classify" else 0
     test = kept_tests.chosen(test, kept_tests.LIMIT)
     metrics = next((task.metrics for task in found.stream if task.kind == dataset.kind), ("accuracy",))
-    return Task(
-        index=PROBE,
-        name=f"probe {dataset.facts.get('folder') or dataset.name}",
-        kind=dataset.kind,
-        candidates=dataset.candidates,
-        offset=offset,
-        metrics=metrics,
-        **{found.recipe.evaluate.split: test.relabel(lambda label: label + offset) if offset else test},
-    )
+    named = f"probe {dataset.facts.get('folder') or dataset.name}"
+    asked = Task(index=PROBE, name=named, kind=dataset.kind, candidates=dataset.candidates, offset=offset)
+    parts: dict[str, Any] = {found.recipe.evaluate.split: test.relabel(lambda t: t + offset) if offset else test}
+    return replace(asked, metrics=metrics, **parts)
 
 
 def _probe_query(probe: Task) -> Query:
