@@ -296,6 +296,7 @@ class Method(Protocol):
     #   needs_task_name       kinds that it answers only where the query names the task (a frozenset)
     #   one_role_of           optional roles of which exactly one is given (a frozenset)
     #   scores_are = "logits"  of `classify`; or logits_of(scores): their softmax is what `perdure predict` shows
+    #   index(query) -> dict       tensors of features of what a query searches in; predictor(query, them) takes them
     #   collate(items) -> Batch    where stacking is not enough
     #   export(folder) -> str      writes what plain transformers / peft load; returns the Python lines that do
     #   facts() -> dict            JSON-ready extras for the result card (extra parameters, bytes)

@@ -75,9 +75,15 @@ def _mark(candidate: Any) -> str:
     if isinstance(image, str | Path) and os.path.isfile(image):
         status = os.stat(image)
         return f"{os.path.abspath(image)} {status.st_size} {status.st_mtime_ns}"
-    content = image if isinstance(image, bytes) else image.tobytes() if hasattr(image, "tobytes") else str(candidate)
-    data = content.encode() if isinstance(content, str) else content
-    return f"{candidate} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
+    return f"{candidate} {hashlib.blake2b(_content(image, str(candidate)), digest_size=16).hexdigest()}"
+
+
+def _content(image: Any, name: str) -> bytes:
+    """What an image that is no file holds; of a text the text."""
+    if isinstance(image, bytes):
+        return image
+    read = getattr(image, "read_bytes", None) or getattr(image, "tobytes", None)
+    return name.encode() if read is None else read()
 
 
 def _learned(opened: Opened) -> str:
