@@ -6,7 +6,7 @@ mappings of them. Does not know which examples are worth keeping.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,21 @@ def unpack(packed: Mapping[str, Any]) -> list[Example]:
         )
         for i, name in enumerate(packed["ids"])
     ]
+
+
+def files(state: Any) -> Iterator[Path]:
+    """Files that a state refers to by their paths, wherever in it examples were packed."""
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            if key == "paths" and isinstance(value, list):
+                yield from map(Path, value)
+            elif key == "path" and isinstance(value, str):
+                yield Path(value)
+            else:
+                yield from files(value)
+    elif isinstance(state, list):
+        for value in state:
+            yield from files(value)
 
 
 def _column(values: list[Any]) -> Any:

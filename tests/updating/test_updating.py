@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors import safe_open
 
-from perdure import api, checkpoint, recipe, resuming, updating
+from perdure import api, checkpoint, kept_examples, recipe, resuming, updating
 from perdure.errors import BusyError, CheckpointError, DataError, Interrupted, RecipeError
 from perdure.prediction import predict
 from perdure.reporting import report
@@ -16,6 +16,7 @@ from perdure.run_folder.run_files import checkpoint_file
 from perdure.settings import registry
 from perdure.testing import tiny_stream
 from perdure.testing.running import assert_equal_state
+from perdure.types import Example
 from perdure.updating import as_gate
 from perdure.updating.judging import probe_of
 from perdure.updating.planned import require_fit
@@ -168,6 +169,19 @@ def test_methods_say_from_their_source_whether_they_can_be_updated():
     room = recipe.load("av_coda_prompt/microworld", ["method.tasks=2"])
     with pytest.raises(RecipeError, match="has room for 2 tasks, and this is task 3"):
         require_fit(room, tiny_stream(tasks=3))
+
+
+def test_examples_that_a_method_keeps_by_their_paths_must_be_there(made, place, tmp_path):
+    file = checkpoint_file(place / "run")
+    saved = checkpoint.load(file)
+    kept = [Example(id=str(i), inputs={"image": tmp_path / f"{i}.png"}, target=0) for i in range(2)]
+    checkpoint.save(file, saved | {"method": saved["method"] | {"memory_of": kept_examples.pack(kept)}})
+    refused(place, made / "new", r"0\.png is not there any more \(2 such files\)")
+
+
+def test_one_process_writes_a_version(made, place, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(place, made / "new", "several processes.*one", RecipeError)
 
 
 def test_a_version_that_is_not_promoted_is_no_parent(made, place):

@@ -146,6 +146,8 @@ def _run_of(run: str | Path, promote: str) -> Path:
     """The folder of the run that is to be updated."""
     if promote not in ("auto", "never", "always"):
         raise RecipeError(f"is {promote!r}", where="promote", expected="auto, never or always")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError("several processes", where="perdure update", expected="one: a version is written by one")
     folder, wanted = versions.split(run)
     if wanted not in ("", "current"):
         raise RecipeError("an update's parent is the promoted version", where=str(run), todo="Promote it first.")

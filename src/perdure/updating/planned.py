@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from perdure import checkpoint, kept_examples, recipe, resuming
 from perdure import gate as gates
-from perdure import recipe, resuming
 from perdure.data.fitting import fitting
 from perdure.errors import CheckpointError, DataError, RecipeError
 from perdure.files.text_files import read_json
@@ -113,6 +113,7 @@ def plan(
     stream = appending.append(known, part.build())
     _require_no_leak(parent, stream, unkept)
     require_fit(asked, stream)
+    _require_memory(parent)
     _require_disk(parent)
     return Planned(
         parent=parent,
@@ -322,6 +323,19 @@ def _require_no_leak(parent: Version, stream: Stream, unkept: Sequence[tuple[int
             where=f"task '{new.name}'",
             expected="training examples by which no version is judged",
             todo="Take them out of the data.",
+        )
+
+
+def _require_memory(parent: Version) -> None:
+    """DataError if the method keeps examples of earlier tasks by their paths, and they are not there any more."""
+    missing = sorted({path for path in kept_examples.files(checkpoint.values(parent.state)) if not path.is_file()})
+    if missing:
+        more = f" ({len(missing)} such files)" if len(missing) > 1 else ""
+        raise DataError(
+            f"{missing[0]} is not there any more{more}",
+            where=f"what {parent} keeps of earlier tasks",
+            expected="the files that the method learns from again",
+            todo="Put them back; or take a method that keeps images themselves, or none.",
         )
 
 
