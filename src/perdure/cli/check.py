@@ -143,7 +143,17 @@ def _text(text: str) -> list[str]:
 
 
 PACKAGES = ("perdure", "torch", "torchvision", "transformers", "peft", "accelerate", "numpy", "scikit-learn")
-EXTRAS = {"caption": "pycocoevalcap", "video": "av", "openclip": "open_clip_torch", "track": "tensorboard"}
+EXTRAS = {
+    "caption": "pycocoevalcap",
+    "video": "av",
+    "parquet": "pyarrow",
+    "datasets": "datasets",
+    "heic": "pillow-heif",
+    "serve": "starlette",
+    "onnx": "onnxruntime",
+    "openclip": "open_clip_torch",
+    "track": "tensorboard",
+}
 
 
 def environment() -> list[list[str]]:
