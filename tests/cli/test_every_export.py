@@ -23,8 +23,8 @@ from perdure.types import Example
 
 pytestmark = pytest.mark.slow
 QUESTION = "What is this?"
-LEARNS_NOTHING = {"zero_shot", "zero_shot_av", "zero_shot_llm", "kd"}
-"""Besides what adapts at test time alone."""
+AT_TEST_TIME = {"eata"}
+"""From training data it learns how much each weight matters, no weight."""
 SMALL = {
     "clip": ("stream.train_per_class=2", "stream.test_per_class=1", "stream.step=20"),
     "net": ("stream.train_per_class=4", "stream.test_per_class=1", "method.epochs=1", "evaluate.start=false"),
@@ -53,7 +53,10 @@ def main_role(method: str) -> str:
 
 
 LEARNING = [
-    name for name in registry.names("methods") if name not in LEARNS_NOTHING and not name.startswith(("rlcf", "tpt"))
+    name
+    for name in registry.names("methods")
+    if name not in AT_TEST_TIME
+    and registry.describe("methods", name).not_updatable != "it learns nothing from training data"
 ]
 OF_ROLE = {role: [name for name in LEARNING if main_role(name) == role] for role in SMALL}
 

@@ -108,9 +108,21 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
         same = same or [near]
     hint = "Did you mean " + " or ".join(f"`{n}`" for n in same[:4]) + "?" if same else ""
     method, _, world = name.partition("/")
-    if method in registry.names("methods") and (of_world := [n for n in names if n.endswith(f"/{world}")]):
-        hint = f"No recipe of {method} is for {world}. Type: perdure run {of_world[0]} method.name={method}"
+    if method in registry.names("methods") and (of_world := _like(method, world)):
+        hint = f"No recipe of {method} is for {world}. Type: perdure run {of_world} method.name={method}"
     raise RecipeError(f"there is no recipe or file `{text}`", todo=hint or "See: perdure list recipes")
+
+
+def _like(method: str, world: str) -> str:
+    """A recipe of a method that takes the same models and learns alike, on these data; empty if there is none."""
+    about = registry.describe("methods", method)
+    for name in shipped():
+        other, _, data = name.partition("/")
+        if data == world and other in registry.names("methods"):
+            beside = registry.describe("methods", other)
+            if (beside.roles, bool(beside.not_updatable)) == (about.roles, bool(about.not_updatable)):
+                return name
+    return ""
 
 
 def build_stream(recipe: Recipe) -> Any:
