@@ -74,6 +74,8 @@ def test_old_data_need_not_be_there_and_then_nothing_is_said_of_earlier_tasks(ma
     away = update(place, made / "new", gate=None)
     assert_equal_state(state(there.folder)["method"], state(away.folder)["method"], "another state")
     verdict = away.about["gate"]
+    assert [row["asked"] for row in away.scores["rows"] if row["after"] == 2] == [2]
+    assert report([away.folder], place / "report")["report.md"].is_file()
     assert verdict["outcome"] == "held" and verdict["unknown"] == ["classes 0-1", "classes 2-3"] and not away.current
 
 
