@@ -37,7 +37,12 @@ _ONLY_VALUE = {"do_resize": True, "do_rescale": True}
 _USED = {"resample", "rescale_factor", "do_normalize", "image_mean", "image_std", "size", "crop_size", "do_center_crop"}
 
 
-def from_folder(folder: Path, *, size: int, open_clip: bool = False) -> ClipTransform:
+CLIP_KINDS = ("CLIP", "Llava")
+
+
+def from_folder(
+    folder: Path, *, size: int, open_clip: bool = False, kinds: tuple[str, ...] = CLIP_KINDS
+) -> ClipTransform:
     """The transform that a model folder describes, else OpenAI's at `size` pixels.
 
     Reads Hugging Face's ``preprocessor_config.json`` or ``open_clip_config.json``; the latter first where the weights
@@ -49,13 +54,14 @@ def from_folder(folder: Path, *, size: int, open_clip: bool = False) -> ClipTran
     files = (FILE, open_clip_config.FILE)
     for name in reversed(files) if open_clip else files:
         if (folder / name).is_file():
-            theirs = open_clip_config.transform if name == open_clip_config.FILE else _from_huggingface
-            return theirs(folder, size=size)
+            if name == open_clip_config.FILE:
+                return open_clip_config.transform(folder, size=size)
+            return _from_huggingface(folder, size=size, kinds=kinds)
     return ClipTransform(size=size)
 
 
 def normalization(
-    said: Mapping[str, Any], *, where: str
+    said: Mapping[str, Any], *, where: str, kinds: tuple[str, ...] = CLIP_KINDS
 ) -> tuple[tuple[float, float, float], tuple[float, float, float], str]:
     """Mean and standard deviation by channel and the interpolation that the fields state, else OpenAI's.
 
@@ -65,9 +71,9 @@ def normalization(
     known = _USED | _ONLY_VALUE.keys() | NO_EFFECT | set(_KINDS)
     unknown = sorted(said.keys() - known)
     refuse(bool(unknown), f"the field {unknown[:1]} is unknown here", ", ".join(sorted(known)), where)
-    kinds = [said[name] for name in _KINDS if said.get(name)]
-    fits = all(str(kind).startswith(("CLIP", "Llava")) for kind in kinds)
-    refuse(not fits, f"the processor is {kinds}", "CLIP's or LLaVA's", where)
+    stated = [said[name] for name in _KINDS if said.get(name)]
+    fits = all(str(kind).startswith(kinds) for kind in stated)
+    refuse(not fits, f"the processor is {stated}", f"one of {', '.join(kinds)}", where)
     for name, value in _ONLY_VALUE.items():
         refuse(said.get(name, value) != value, f"{name} is {said.get(name)}", str(value), where)
     factor = float(said.get("rescale_factor", 1 / 255))
@@ -95,10 +101,10 @@ def refuse(when: bool, what: str, expected: str, where: str) -> None:
         raise WeightsError(what, where=where, expected=expected)
 
 
-def _from_huggingface(folder: Path, *, size: int) -> ClipTransform:
+def _from_huggingface(folder: Path, *, size: int, kinds: tuple[str, ...]) -> ClipTransform:
     where = str(folder / FILE)
     said = read_json(folder / FILE)
-    mean, std, interpolation = normalization(said, where=where)
+    mean, std, interpolation = normalization(said, where=where, kinds=kinds)
     resize = said.get("size", size)
     squeeze = isinstance(resize, Mapping) and "height" in resize
     crops = bool(said.get("do_center_crop", True))

@@ -1,0 +1,264 @@
+"""An image backbone without texts: a vision transformer of timm's or Hugging Face's weights, or any model of timm.
+
+Knows how to load one and to turn pixels into features. Does not know classes, heads or losses: a loaded Vit is frozen
+and in evaluation mode. Plain vision transformers are perdure's own network, into whose blocks a method may insert
+prompts, prefixes and adapters; other architectures give features alone and need timm (extra `timm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from perdure.errors import RecipeError, WeightsError
+from perdure.models.clip import preprocessor
+from perdure.models.clip.archive import read_tensors
+from perdure.models.clip.source import EMBEDDED, Source, find
+from perdure.models.clip.transform import ClipTransform, channel_triple, read_json
+from perdure.models.vit import weights as formats
+from perdure.models.vit.network import NOTHING, Insertions, VisionTransformer
+
+__all__ = ["Config", "Insertions", "Vit", "load"]
+
+_PROCESSORS = ("ViT", "DeiT", "BitImageProcessor", "CLIP")
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which backbone, and how it sees and computes."""
+
+    weights: str
+    """timm's name (`vit_base_patch16_224.augreg_in21k`), hub id (`google/vit-base-patch16-224-in21k`, `timm/...`),
+    folder, weights file with timm's names (`.safetensors`, `.pth`, `.bin`, `.npz`) or an embedded model's name."""
+    revision: str | None = None
+    """Commit, branch or tag on the hub; none: the cached copy, else the newest."""
+    normalize: Literal["card", "none"] = "card"
+    """`card`: by the mean and deviation that the weights were trained with. `none`: pixels stay in 0..1, as the
+    published code of RanPAC, L2P, DualPrompt and CODA-Prompt feeds them."""
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    """Pixels of the square that the network sees; none: as trained (DINOv2: 224). Positions are interpolated."""
+    shorter_side: Annotated[int, Field(ge=1)] | None = None
+    """Pixels of the shorter side before the center crop; none: as the weights say. Published code: 256, CIFAR 224."""
+    heads: Annotated[int, Field(ge=1)] | None = None
+    """Attention heads, for files that do not say; none: width / 64."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Type of weights and activations."""
+
+
+def load(config: Config) -> Vit:
+    """The backbone that `config` names, frozen, in evaluation mode, on the CPU.
+
+    Raises:
+        WeightsError: nothing there, or no image backbone.
+        RecipeError: timm is needed and is not installed.
+    """
+    source = _source(config)
+    network, transform = _folder(source, config) if source.path.is_dir() else _file(source, config)
+    size = transform.size
+    shorter = config.shorter_side or transform.shorter_side
+    if shorter is not None and shorter < size:
+        raise RecipeError(f"shorter_side is {shorter}", where="models.vit", expected=f"at least the {size} pixels seen")
+    transform = replace(transform, shorter_side=None if shorter == size else shorter)
+    if config.normalize == "none":
+        transform = replace(transform, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return Vit(network.to(getattr(torch, config.dtype)), transform=transform, source=source)
+
+
+class Vit(nn.Module):
+    """A frozen image backbone with its preprocessing. Features are the class token after the last layer norm."""
+
+    def __init__(self, network: nn.Module, *, transform: ClipTransform, source: Source | None = None) -> None:
+        super().__init__()
+        self.network, self.transform, self.source = network, transform, source
+        self.requires_grad_(False).eval()
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        network: Any = self.network
+        return network.shape.dim if self.is_plain else network.num_features
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a plain vision transformer, into which a method can insert."""
+        return isinstance(self.network, VisionTransformer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the transformer."""
+        return self.transformer().shape.depth
+
+    def transformer(self) -> VisionTransformer:
+        """The network, where it is a plain vision transformer.
+
+        Raises:
+            RecipeError: it is not, and nothing can be inserted into it.
+        """
+        if not isinstance(self.network, VisionTransformer):
+            raise RecipeError(
+                f"{type(self.network).__name__} has no blocks that prompts or adapters could be inserted into",
+                where="models.vit",
+                expected="a plain vision transformer, such as vit_base_patch16_224.augreg_in21k",
+            )
+        return self.network
+
+    def tokens(
+        self, pixels: Float[Tensor, "images 3 size size"], inserted: Insertions = NOTHING
+    ) -> Float[Tensor, "images tokens dim"]:
+        """Class token, inserted prompts and patches of normalized images, after the last layer norm."""
+        return self.transformer()(pixels.to(self.dtype), inserted)
+
+    def image_features(
+        self, pixels: Float[Tensor, "images 3 size size"], inserted: Insertions = NOTHING
+    ) -> Float[Tensor, "images dim"]:
+        """Features of normalized images, not scaled to unit length."""
+        if self.is_plain:
+            return self.tokens(pixels, inserted)[:, 0]
+        return self.network(pixels.to(self.dtype))
+
+    @property
+    def weights_sha256(self) -> dict[str, str]:
+        """SHA-256 of the weights files by name; empty for weights that came from no file."""
+        return self.source.files if self.source else {}
+
+    def provenance(self) -> dict[str, Any]:
+        """JSON-ready facts for the result card."""
+        facts = {"architecture": type(self.network).__name__}
+        if isinstance(self.network, VisionTransformer):
+            shape = self.network.shape
+            facts = {"architecture": f"ViT {shape.depth}x{shape.dim}/{shape.patch}"}
+        return {
+            **(self.source.provenance() if self.source else {"weights": "made in memory"}),
+            **facts,
+            "image_size": self.transform.size,
+            "pixel_mean": list(self.transform.mean),
+            "pixel_deviation": list(self.transform.std),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+
+def _source(config: Config) -> Source:
+    name = config.weights
+    path = Path(name).expanduser()
+    if path.suffix == ".npz" and path.is_file():
+        return Source(name, path)
+    here = path.exists() or (EMBEDDED / name).is_dir() or path.suffix in (".npz", ".pth", ".bin", ".safetensors")
+    found = find(name if here or "/" in name else f"timm/{name}", revision=config.revision)
+    return replace(found, name=name)
+
+
+def _file(source: Source, config: Config) -> tuple[nn.Module, ClipTransform]:
+    """A weights file with timm's names; what it was normalized with is not said there."""
+    path = source.path
+    state: Mapping[str, Tensor] = formats.from_npz(path) if path.suffix == ".npz" else read_tensors(path)[0]
+    network = _plain(state, config, eps=1e-6, where=str(path))
+    return network, ClipTransform(size=network.shape.image_size, mean=_HALF, std=_HALF)
+
+
+def _folder(source: Source, config: Config) -> tuple[nn.Module, ClipTransform]:
+    said = read_json(source.path / "config.json") if (source.path / "config.json").is_file() else {}
+    files = source.weight_files()
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= read_tensors(file)[0]
+    where = str(source.path)
+    if "architecture" in said:
+        return _timm(said, state, config, where=where)
+    kind = said.get("model_type")
+    if kind not in ("vit", "deit", "dinov2"):
+        raise WeightsError(f"model_type is {kind!r}", where=where, expected="vit, deit, dinov2, or a model of timm")
+    if said.get("hidden_act", "gelu") != "gelu" or said.get("use_swiglu_ffn"):
+        raise WeightsError(f"hidden_act is {said.get('hidden_act')!r}", where=where, expected="gelu")
+    asked = replace(
+        config,
+        heads=config.heads or said.get("num_attention_heads"),
+        image_size=config.image_size or (224 if kind == "dinov2" else None),
+    )
+    eps = float(said.get("layer_norm_eps", 1e-12 if kind != "dinov2" else 1e-6))
+    network = _plain(formats.from_huggingface(state), asked, eps=eps, where=where)
+    size = network.shape.image_size
+    if not (source.path / preprocessor.FILE).is_file():
+        return network, ClipTransform(size=size, mean=_HALF, std=_HALF)
+    try:
+        return network, preprocessor.from_folder(source.path, size=size, kinds=_PROCESSORS)
+    except WeightsError:
+        if config.image_size is None:
+            raise
+        trained = int(said["image_size"])  # the processor's sizes are those of the weights, not those asked for
+        return network, replace(
+            preprocessor.from_folder(source.path, size=trained, kinds=_PROCESSORS), size=size, shorter_side=None
+        )
+
+
+def _plain(state: Mapping[str, Tensor], config: Config, *, eps: float, where: str) -> VisionTransformer:
+    if config.image_size is not None and "pos_embed" in state and "patch_embed.proj.weight" in state:
+        state = formats.resized(state, image_size=config.image_size, where=where)
+    return formats.build(state, heads=config.heads, eps=eps, where=where)
+
+
+def _timm(
+    said: Mapping[str, Any], state: Mapping[str, Tensor], config: Config, *, where: str
+) -> tuple[nn.Module, ClipTransform]:
+    """A folder as timm writes it: `architecture` and `pretrained_cfg` in config.json."""
+    name, card = str(said["architecture"]), dict(said.get("pretrained_cfg") or {})
+    plain = name.startswith(("vit_", "deit_")) and "pos_embed" in state and "patch_embed.proj.weight" in state
+    plain = plain and state["pos_embed"].shape[1] != 0 and "cls_token" in state and "reg_token" not in state
+    if plain:
+        asked = config
+        if "dinov2" in name and config.image_size is None:
+            asked = replace(config, image_size=224)
+        network: nn.Module = _plain(state, asked, eps=1e-5 if "clip" in name else 1e-6, where=where)
+        if "quickgelu" in name:
+            shape = replace(network.shape, quick_gelu=True)  # type: ignore[attr-defined]
+            with torch.device("meta"):
+                other = VisionTransformer(shape)
+            other.load_state_dict(network.state_dict(), assign=True)
+            network = other
+        size = network.shape.image_size  # type: ignore[attr-defined,union-attr]
+    else:
+        network, size = _foreign(name, state, card, config, where=where)
+    mean, std = (channel_triple(card.get(key) or _HALF, where) for key in ("mean", "std"))
+    share = float(card.get("crop_pct") or 1.0)
+    method = "bilinear" if card.get("interpolation") == "bilinear" else "bicubic"
+    shorter = max(int(size / share), size)
+    return network, ClipTransform(size=size, shorter_side=shorter, mean=mean, std=std, interpolation=method)
+
+
+def _foreign(
+    name: str, state: Mapping[str, Tensor], card: Mapping[str, Any], config: Config, *, where: str
+) -> tuple[nn.Module, int]:
+    """Any other architecture, by timm."""
+    try:
+        import timm
+    except ImportError:
+        raise RecipeError(
+            f"{name} is an architecture of timm, which is not installed",
+            where=where,
+            todo="Type: pip install 'perdure[timm]'.",
+        ) from None
+    size = config.image_size or int((card.get("input_size") or (3, 224, 224))[-1])
+    try:
+        network = timm.create_model(name, pretrained=False, num_classes=0)
+        own = network.state_dict()
+        network.load_state_dict({n: t for n, t in state.items() if n in own or not formats.DROPPED.fullmatch(n)})
+    except RuntimeError as error:
+        raise WeightsError(f"cannot be loaded ({str(error).strip().splitlines()[0]})", where=where) from None
+    return network, size
