@@ -26,8 +26,6 @@ class Insertions:
     """Tokens after the class token; each gets the class token's position."""
     prefixes: Mapping[int, Prefix] = field(default_factory=dict)
     """By block."""
-    adapters: Mapping[int, nn.Module] = field(default_factory=dict)
-    """By block: what is added to the MLP's output, from the MLP's input before its layer norm."""
 
 
 NOTHING = Insertions()
@@ -76,7 +74,7 @@ class VisionTransformer(nn.Module):
             begin = torch.cat([begin, inserted.prompts.to(begin.dtype)], dim=1)
         x = self.norm_pre(torch.cat([begin + first, patches + places], dim=1))
         for index, block in enumerate(self.blocks):
-            x = block(x, inserted.prefixes.get(index), inserted.adapters.get(index))
+            x = block(x, inserted.prefixes.get(index))
         return self.norm(x)
 
 
@@ -92,7 +90,11 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP; each after a layer norm and added to the tokens."""
+    """Attention, then an MLP; each after a layer norm and added to the tokens.
+
+    A method may set `adapter`, which sees what the MLP's layer norm sees and is added to the MLP's output, and `extra`
+    tokens, which end the sequence within the block and are cut off after it.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -100,10 +102,18 @@ class Block(nn.Module):
         self.attn, self.mlp = Attention(shape.dim, shape.heads), Mlp(shape)
         self.ls1, self.ls2 = (LayerScale(shape.dim) if shape.layer_scale else nn.Identity() for _ in range(2))
 
-    def forward(self, x: Tensor, prefix: Prefix | None = None, adapter: nn.Module | None = None) -> Tensor:
+        self.adapter: nn.Module | None = None
+        self.extra: nn.Module | None = None
+
+    def forward(self, x: Float[Tensor, "images tokens dim"], prefix: Prefix | None = None) -> Tensor:
+        count = x.shape[1]
+        if self.extra is not None:
+            x = torch.cat([x, self.extra(x)], dim=1)
         x = x + self.ls1(self.attn(self.norm1(x), prefix))
         out = x + self.ls2(self.mlp(self.norm2(x)))
-        return out if adapter is None else out + adapter(x)
+        if self.adapter is not None:
+            out = out + self.adapter(x)
+        return out[:, :count]
 
 
 class Attention(nn.Module):

@@ -1,0 +1,1 @@
+"""What class-incremental methods on a frozen image backbone share."""
