@@ -37,10 +37,12 @@ class Fit:
     """Of SGD."""
     weight_decay: float = 0.0
     """Coupled L2 for adam and sgd, decoupled for adamw."""
-    schedule: Literal["constant", "cosine_epoch", "cosine_step", "multistep", "cosine_warmup", "linear_warmup"] = (
-        "constant"
-    )
-    """`cosine_*` falls to `floor` of lr at the end; `*_warmup` rises linearly over `warmup_steps` first."""
+    schedule: (
+        Literal["constant", "cosine_epoch", "cosine_step", "multistep", "cosine_warmup", "linear_warmup"]
+        | Callable[[int, int], float]
+    ) = "constant"
+    """`cosine_*` falls to `floor` of lr at the end; `*_warmup` rises linearly over `warmup_steps` first. A function of
+    (epoch, step) gives the factor itself."""
     floor: float = 0.01
     """Lowest factor of `cosine_epoch` and `cosine_step`."""
     period: int | None = None
@@ -190,6 +192,8 @@ def lr_factor(settings: Fit, step: int, per_epoch: int) -> float:
     """
     step += settings.schedule_offset
     epoch, total = step // per_epoch, settings.epochs * per_epoch
+    if callable(settings.schedule):
+        return settings.schedule(epoch, step)
     match settings.schedule:
         case "constant":
             return 1.0

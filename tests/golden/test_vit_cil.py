@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import default_collate
 
 from perdure.families.vit import backbone, first_session
 from perdure.layers import merging, ridge
+from perdure.layers.prompts import orthogonal_rows
+from perdure.methods.coda_prompt import CodaPrompt
+from perdure.methods.dualprompt import Dualprompt
+from perdure.methods.dualprompt_coda import DualpromptCoda
+from perdure.methods.l2p import L2p
+from perdure.methods.l2p_prefix import L2pPrefix
 from perdure.methods.ranpac import RIDGES, Ranpac
 from perdure.models import vit
 from perdure.models.clip import ClipTransform
@@ -183,14 +190,14 @@ def example(image: np.ndarray, label: int, name: str) -> Example:
     return Example(id=name, inputs={"image": image}, target=int(label))
 
 
-def answers(method, tasks: list[Task], seen: int) -> Tensor:
-    """Scores of the tests of the first tasks for all classes seen."""
+def answers(method, tasks: list[Task], seen: int, size: int = 1000) -> Tensor:
+    """Scores of the tests of the first tasks for all classes seen, in batches of `size`."""
     query = Query(kind="classify", candidates=tuple(str(c) for c in range(seen)), offset=0)
     predict = method.predictor(query)
     examples = [e for task in tasks for e in task.test]
-    batch = default_collate([method.preprocess(e, False) for e in examples])
+    items = [method.preprocess(e, False) for e in examples]
     with torch.no_grad():
-        return predict(batch)
+        return torch.cat([predict(default_collate(items[i : i + size])) for i in range(0, len(items), size)])
 
 
 @pytest.mark.parametrize("name", ["ranpac_e2e", "ranpac_norp", "ranpac_first_session"])
@@ -265,3 +272,249 @@ def start_as_recorded(method, data) -> None:
             self.weight.copy_(torch.from_numpy(data["init_fc/weight"]))
 
     method.session.draw, method.session.head = draw, Head
+
+
+# -- prompts ------------------------------------------------------------------------------------------------
+
+
+def file_tasks(data: dict[str, np.ndarray]) -> list[Task]:
+    """Tasks of whole classes, their training images in file order and their tests by label."""
+    tasks, first = [], 0
+    for index, row in enumerate(data["task_classes"].tolist()):
+        classes = [c for c in row if c >= 0]
+        assert classes == list(range(first, first + len(classes)))
+        splits = {}
+        for split in ("train", "test"):
+            labels, pictures = data[f"{split}_labels"], data[f"{split}_images"]
+            chosen = [i for i in range(len(labels)) if labels[i] in classes]
+            splits[split] = Examples.of([example(pictures[i], labels[i], f"{split} {i}") for i in chosen])
+        names = tuple(map(str, classes))
+        tasks.append(Task(index=index, name=str(index), kind="classify", candidates=names, offset=first, **splits))
+        first += len(classes)
+    return tasks
+
+
+def set_head(method, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Rows of all classes, those of later tasks too."""
+    method.head.load({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+
+
+def learn_as_recorded(method, task: Task, data: dict[str, np.ndarray]) -> AsRecorded:
+    t = task.index
+    runtime = AsRecorded({"train": dict(enumerate(data[f"task{t}/order"]))})
+    runtime.task = t
+    gradients: list[dict[str, Tensor]] = []
+
+    def spy(optimizer, *_args, **_kwargs) -> None:
+        if not gradients:
+            names = {id(p): n for n, p in [*method.prompts.named_parameters(), *method.head.named_parameters()]}
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            gradients.append({names[id(p)]: p.grad.clone() for p in held if p.grad is not None})
+
+    handle = register_optimizer_step_pre_hook(spy)
+    try:
+        method.learn(task, runtime)
+    finally:
+        handle.remove()
+    runtime.gradients = gradients[0] if gradients else {}
+    return runtime
+
+
+def by_task(method, tasks: list[Task], classes: int) -> Tensor:
+    """Answers task by task, in batches inside one task."""
+    return torch.cat([answers(method, [task], classes, size=method.config.batch_size) for task in tasks])
+
+
+def recorded_gradient(data, tasks: list[Task]) -> int:
+    """The task whose first gradient, before clipping, the file has (under the name of task 0)."""
+    norm = np.sqrt(sum((v**2).sum() for n, v in data.items() if n.startswith("task0/grad_step1/")))
+    return min(range(len(tasks)), key=lambda t: abs(norm - data[f"task{t}/grad_norms"][0]))
+
+
+@pytest.mark.parametrize("name", ["l2p_batchwise", "l2p_masked_shared", "dualprompt_port", "dualprompt_fixed"])
+def test_pools_of_prompts_task_by_task(vectors, name):
+    data = vectors(name)
+    cfg = {n.removeprefix("cfg_"): v for n, v in data.items() if n.startswith("cfg_")}
+    settings = {
+        "pool": int(cfg["size"]),
+        "top_k": int(cfg["top_k"]),
+        "batchwise": bool(cfg["batchwise"]),
+        "batchwise_eval": bool(cfg["batchwise"]),
+        "task_slots": bool(cfg["mask"]),
+        "copy_prompts": bool(cfg["shared_pool"]),
+        "copy_keys": bool(cfg["shared_key"]),
+        "official_key_copy": True,
+        "pull": float(cfg["coeff"]),
+        "epochs": int(cfg["epochs"]),
+        "lr": float(cfg["lr"]),
+        "clip_norm": float(cfg["clip"]) or None,
+        "batch_size": int(cfg["batch_size"]),
+        "augment": "none",
+    }
+    dual = "g_layers" in cfg
+    if dual:
+        settings |= {
+            "general_blocks": tuple(cfg["g_layers"].tolist()),
+            "general_length": int(cfg["g_length"]),
+            "expert_blocks": tuple(cfg["e_layers"].tolist()),
+            "expert_length": int(cfg["length"]),
+            "official_layout": name.endswith("port"),
+        }
+        method = Dualprompt(Dualprompt.Config(**settings), vit=tiny_vit(vectors))
+        theirs = {"vectors": "e_prompt.prompt", "keys": "e_prompt.prompt_key", "general": "g_prompt"}
+    else:
+        method = L2p(L2p.Config(**settings, length=int(cfg["length"])), vit=tiny_vit(vectors))
+        theirs = {"vectors": "prompt.prompt", "keys": "prompt.prompt_key"}
+    with torch.no_grad():
+        for ours, their in theirs.items():
+            own = getattr(method.prompts, ours)
+            own.copy_(torch.from_numpy(data[f"init/{their}"]).view_as(own))
+    set_head(method, data["init/head.weight"], data["init/head.bias"])
+    tasks, classes = file_tasks(data), len(data["init/head.bias"])
+    names = {**theirs, "weight": "head.weight", "bias": "head.bias"}
+    asked = torch.from_numpy(np.stack([e.inputs["image"] for task in tasks for e in task.test])).movedim(3, 1)
+    close(backbone.features(method.vit, {"image": asked}), data["query_test"], 1e-9)
+    accuracy = np.zeros_like(data["acc_matrix"])
+    for task in tasks:
+        t = task.index
+        runtime = learn_as_recorded(method, task, data)
+        close(torch.tensor(runtime.losses()), data[f"task{t}/losses"], 1e-6)
+        if t == recorded_gradient(data, tasks):
+            norm = float(data[f"task{t}/grad_norms"][0])
+            clipped = max(norm / (settings["clip_norm"] or np.inf), 1.0)
+            for ours, their in names.items():
+                wanted = data[f"task0/grad_step1/{their}"]
+                found = clipped * runtime.gradients.get(ours, torch.zeros(wanted.shape))
+                close(found.reshape(wanted.shape), wanted, 1e-5)  # torch's clipping adds 1e-6 to the norm
+        for ours, their in names.items():
+            found = getattr(method.head if ours in ("weight", "bias") else method.prompts, ours)
+            wanted = data[f"task{t}/after/{their}"]
+            close(found.reshape(wanted.shape), wanted, 1e-8)
+        found = by_task(method, tasks[: t + 1], classes)
+        close(found, data[f"task{t}/eval_logits"], 1e-8)
+        for i in range(t + 1):
+            right = by_task(method, [tasks[i]], classes).argmax(1).tolist()
+            accuracy[i, t] = 100 * np.mean([a == e.target for a, e in zip(right, tasks[i].test)])
+        close(accuracy[:, t], data[f"task{t}/acc_column"], 1e-6)
+    close(accuracy, data["acc_matrix"], 1e-6)
+
+
+@pytest.mark.parametrize("name", ["coda_prompt", "coda_prompt_ortho", "coda_repo_dualprompt", "coda_repo_l2pp"])
+def test_prompts_of_the_code_of_coda_prompt_task_by_task(vectors, name):
+    data = vectors(name)
+    size, length, last = data["prompt_param"].tolist()
+    layers, general = tuple(data["e_layers"].tolist()), tuple(data.get("g_layers", np.zeros(0, int)).tolist())
+    settings = {n: data[n].item() for n in ("epochs", "lr", "batch_size")} | {"augment": "none"}
+    if name.startswith("coda_prompt"):
+        per_task = int(size) // int(data["n_tasks"])
+        settings |= {"components": per_task, "length": int(length), "blocks": layers, "orthogonal": last}
+        method = CodaPrompt(CodaPrompt.Config(**settings), vit=tiny_vit(vectors))
+    elif name.endswith("dualprompt"):
+        settings |= {"pool": int(size), "expert_blocks": layers, "expert_length": int(length)}
+        settings |= {"general_blocks": general, "general_length": int(last)}
+        method = DualpromptCoda(DualpromptCoda.Config(**settings), vit=tiny_vit(vectors))
+    else:
+        settings |= {"pool": int(size), "length": int(length), "blocks": layers}
+        settings["top_k"] = next(k for k in range(1, int(size) + 1) if fits(data, vectors, settings, k))
+        method = L2pPrefix(L2pPrefix.Config(**settings), vit=tiny_vit(vectors))
+    tasks = file_tasks(data)
+    method.begin = lambda task, _runtime: load_prompts(method, data, f"task{task.index}/init/")
+    set_head(method, data["task0/init/last.weight"], data["task0/init/last.bias"])
+    every = [e for task in tasks for e in task.test]
+    by_file = sorted(every, key=lambda e: int(e.id.split()[1]))
+    for task in tasks:
+        t, seen = task.index, task.offset + len(task.candidates)
+        close(method.head.weight, data[f"task{t}/init/last.weight"], 1e-8)
+        runtime = learn_as_recorded(method, task, data)
+        close(torch.tensor(runtime.losses()), data[f"task{t}/losses"], 1e-6)
+        for theirs in [n for n in data if n.startswith(f"task{t}/after/prompt.")]:
+            found, used = prompt_of(method, theirs.split("/")[-1])
+            close(found, data[theirs][: len(found)] if used else data[theirs], 1e-8)
+        close(method.head.weight, data[f"task{t}/after/last.weight"], 1e-8)
+        close(method.head.bias, data[f"task{t}/after/last.bias"], 1e-8)
+        if t == 0:
+            for theirs in [n for n in data if n.startswith("task0/grad_step1/")]:
+                close_gradient(method, runtime.gradients, theirs.split("/")[-1], data[theirs])
+        query = Query(kind="classify", candidates=tuple(map(str, range(seen))), offset=0)
+        batch = default_collate([method.preprocess(e, False) for e in by_file])
+        close(method.predictor(query)(batch), data[f"task{t}/eval_logits"], 1e-8)
+        assert schedule_of(method, data, t) == pytest.approx(data[f"task{t}/lrs"].tolist())
+
+
+def schedule_of(method, data, t) -> list[float]:
+    """Learning rates, one a step."""
+    steps = len(data[f"task{t}/losses"])
+    per_epoch = steps // method.config.epochs
+    factor = method.fit().schedule
+    return [method.config.lr * factor(step // per_epoch, step) for step in range(steps)]
+
+
+def prompt_of(method, name: str) -> tuple[Tensor, bool]:
+    """The parameter that ``prompt.e_k_2`` names, and whether theirs has room for later tasks."""
+    _, which, block = name.removeprefix("prompt.").split("_")
+    own = {"p": "vectors", "k": "keys", "a": "attentions"}[which]
+    grows = isinstance(method, CodaPrompt)
+    if name.startswith("prompt.g"):
+        return method.prompts["general"][block], False
+    held = method.prompts["experts"] if isinstance(method, DualpromptCoda) else method.prompts
+    return getattr(held[block], own), grows
+
+
+def load_prompts(method, data, prefix: str) -> None:
+    """The recorded start of a task: components that are not used yet are left away."""
+    task = int(prefix.removeprefix("task").split("/")[0])
+    for theirs in [n for n in data if n.startswith(f"{prefix}prompt.")]:
+        name, values = theirs.split("/")[-1], torch.from_numpy(data[theirs])
+        if isinstance(method, CodaPrompt):
+            _, which, block = name.removeprefix("prompt.").split("_")
+            own = {"p": "vectors", "k": "keys", "a": "attentions"}[which]
+            rows = values[: (task + 1) * method.config.components].clone()
+            setattr(method.prompts[block], own, torch.nn.Parameter(rows))
+        else:
+            with torch.no_grad():
+                prompt_of(method, name)[0].copy_(values)
+
+
+def close_gradient(method, gradients, name: str, wanted: np.ndarray) -> None:
+    if name.startswith("last."):
+        ours = name.removeprefix("last.")
+    else:
+        found, _ = prompt_of(method, name)
+        ours = next(n for n, p in method.prompts.named_parameters() if p is found)
+    found = gradients.get(ours)
+    if found is None:
+        found = torch.zeros(wanted.shape)
+    close(found, wanted[: len(found)], 1e-8)
+
+
+def fits(data, vectors, settings, top: int) -> bool:
+    """Whether `top` prompts an image give the first recorded loss (the file does not say how many)."""
+    method = L2pPrefix(L2pPrefix.Config(**settings | {"top_k": top, "epochs": 1}), vit=tiny_vit(vectors))
+    load_prompts(method, data, "task0/init/")
+    set_head(method, data["task0/init/last.weight"], data["task0/init/last.bias"])
+    method.begin = lambda *_: None
+    runtime = AsRecorded({"train": dict(enumerate(data["task0/order"]))})
+    runtime.task = 0
+    method.learn(file_tasks(data)[0], runtime)
+    return abs(runtime.losses()[0] - data["task0/losses"][0]) < 1e-5
+
+
+def test_new_components_are_orthogonal_to_those_before(vectors):
+    data = vectors("coda_gram_schmidt")
+    names = sorted({n.rsplit("/", 1)[0] for n in data if "/task" in n})
+    assert names
+    per_task = int(data["pool_size"]) // int(data["n_tasks"])
+    for name in names:
+        first = per_task * int(name.split("task")[1])
+        rows = torch.from_numpy(data[f"{name}/in"]).flatten(1)
+        draws = torch.from_numpy(data[f"{name}/draws"])
+        wide = name.startswith("wide_pool")
+        if wide and first + per_task > rows.shape[1] and first:
+            continue  # more rows than dimensions: rounding noise, and an error of ours where nothing is left
+        made = orthogonal_rows(
+            rows[: first + per_task], first, lambda row, first=first, draws=draws: draws[row - first]
+        )
+        wanted = torch.from_numpy(data[f"{name}/out"]).flatten(1)
+        if not wide:
+            close(made, wanted[: first + per_task].numpy(), 1e-9)
+        assert made.isfinite().all()

@@ -90,7 +90,7 @@ def test_official_pairing_depends_on_the_place_in_the_batch_and_ours_does_not():
     p = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1)  # keys 0, values 1
 
     def pairs(n: int, layout: str) -> list[tuple[float, float]]:
-        from perdure.families.audio_visual.pool import lay_out
+        from perdure.layers.prompts import lay_out
 
         made = lay_out(p.expand(1, 2, n, 1, 1), layout)[0, :, :, 0, 0]
         return [tuple(row) for row in made.tolist()]

@@ -23,9 +23,10 @@ from perdure.errors import RecipeError
 from perdure.families.audio_visual import front_ends, learning, settings
 from perdure.families.audio_visual.inputs import Problem
 from perdure.families.audio_visual.parts import TaskParts
-from perdure.families.audio_visual.pool import summarize, unit
+from perdure.families.audio_visual.pool import summarize
 from perdure.families.audio_visual.system import system_of
 from perdure.families.audio_visual.towers import Insertions
+from perdure.layers.prompts import not_orthogonal, unit
 from perdure.models.clap import Clap
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
@@ -112,7 +113,7 @@ class AvCodaPrompt:
     def _penalty(self, prompt: Tensor, key: Tensor, attention: Tensor) -> Tensor:
         """How far components, keys and attentions are from being orthogonal."""
         tables = [key, attention, *prompt.flatten(2)]
-        return self.config.orthogonal * torch.stack([_orthogonality(table) for table in tables]).sum()
+        return self.config.orthogonal * torch.stack([not_orthogonal(table) for table in tables]).sum()
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         if self.learned >= self.config.tasks:
@@ -135,8 +136,3 @@ class AvCodaPrompt:
     def facts(self) -> dict[str, Any]:
         """Parameters that are trained in a task, for the result card."""
         return {"extra_parameters": learning.count(self.tasks.current)}
-
-
-def _orthogonality(rows: Tensor) -> Tensor:
-    """Mean squared difference of ``rows @ rows.T`` from the identity."""
-    return (rows @ rows.T - torch.eye(len(rows), device=rows.device)).square().mean()

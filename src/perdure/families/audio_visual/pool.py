@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Layout = Literal["paired", "official"]
+from perdure.layers.prompts import Layout, lay_out, majority, similarities
+
 Vote = Literal["frame", "video", "batch"]
 Summary = Literal["mean", "max", "mean_max", "cls"]
 
@@ -48,18 +49,6 @@ class PromptPool(nn.Module):
         return lay_out(self.prompt[:, :, chosen].flatten(3, 4), layout)
 
 
-def lay_out(taken: Float[Tensor, "layers 2 frames length dim"], layout: Layout) -> Tensor:
-    """Axes ``[layers frames 2 length dim]``.
-
-    ``paired`` permutes. ``official`` reshapes, as the published code does: frame i then gets part ``2i // frames``
-    as keys and ``(2i + 1) // frames`` as values, so that what a frame sees depends on its place in the batch.
-    """
-    if layout == "paired":
-        return taken.transpose(1, 2)
-    layers, two, frames, length, dim = taken.shape
-    return taken.reshape(layers, frames, two, length, dim)
-
-
 def summarize(tokens: Float[Tensor, "frames tokens dim"], how: Summary) -> Float[Tensor, "frames dim"]:
     """One query a frame: mean, maximum or twice the former plus the latter over tokens, or the class token."""
     match how:
@@ -71,22 +60,3 @@ def summarize(tokens: Float[Tensor, "frames tokens dim"], how: Summary) -> Float
             return tokens.amax(1) + 2 * tokens.mean(1)
         case "cls":
             return tokens[:, 0]
-
-
-def similarities(queries: Float[Tensor, "frames dim"], keys: Float[Tensor, "pool dim"]) -> Float[Tensor, "frames pool"]:
-    """Cosines between queries and keys."""
-    return unit(queries) @ unit(keys).T
-
-
-def unit(x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-    """x over its length; the squared length is at least 1e-12."""
-    return x * (x * x).sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()
-
-
-def majority(chosen: Int[Tensor, "frames top"], top: int) -> Int[Tensor, " top"]:
-    """The `top` most frequent indices; of equally frequent ones the smaller first."""
-    counts = torch.bincount(chosen.flatten())
-    ranked = counts.argsort(descending=True, stable=True)[:top]
-    if len(ranked) < top:  # fewer different indices than prompts: the first stands for the absent ones
-        ranked = torch.cat([ranked, ranked[:1].expand(top - len(ranked))])
-    return ranked

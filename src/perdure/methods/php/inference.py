@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perdure.families.audio_visual.inputs import Problem
-from perdure.families.audio_visual.pool import similarities
+from perdure.layers.prompts import similarities
 from perdure.types import Batch, Query
 
 

@@ -1,0 +1,59 @@
+"""Settings that prompt methods on a vision transformer share: how prompts and the head are trained.
+
+Knows numbers only; imports no torch, so that recipes can be checked quickly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """How prompts and the head learn a task."""
+
+    epochs: Annotated[int, Field(ge=1)] = 5
+    """Passes over a task's images."""
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    """Learning rate of Adam, whose moments begin anew at each task."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Images a step."""
+    augment: Literal["crop_flip", "none"] = "crop_flip"
+    """Random crops, mirrored half of the time; `none`: queries are computed once a task."""
+    smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Least share of an image's area in a crop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Prompting):
+    """A pool of prompts with keys, of which each image takes the nearest."""
+
+    pool: Annotated[int, Field(ge=1)] = 10
+    """Prompts in the pool."""
+    top_k: Annotated[int, Field(ge=1)] = 5
+    """Prompts an image takes."""
+    batchwise: bool = True
+    """While training, all images of a batch take the prompts that most of them are nearest to."""
+    batchwise_eval: bool = False
+    """The same in tests, as published: answers then depend on the other images of a batch."""
+    task_slots: bool = False
+    """While training, task t takes prompts ``t k .. (t+1) k - 1``, as long as there are any."""
+    copy_prompts: bool = False
+    """With `task_slots`: a task's prompts begin as those of the task before."""
+    copy_keys: bool = False
+    """The same for keys."""
+    official_key_copy: bool = False
+    """Where the pool is used up, the last keys are overwritten at each task's start, as in published code."""
+    pull: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the cosines between queries and the keys of their prompts."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Max gradient norm over prompts, keys and head; none: no clipping."""
+
+    def faults(self):
+        if self.top_k > self.pool:
+            yield "top_k", f"takes {self.top_k} of a pool of {self.pool}"
+        if (self.copy_prompts or self.copy_keys) and not self.task_slots:
+            yield "task_slots", "copying prompts or keys needs slots of a task's own; set task_slots: true"
