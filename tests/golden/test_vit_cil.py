@@ -518,3 +518,61 @@ def test_new_components_are_orthogonal_to_those_before(vectors):
         if not wide:
             close(made, wanted[: first + per_task].numpy(), 1e-9)
         assert made.isfinite().all()
+
+
+# -- metrics ------------------------------------------------------------------------------------------------
+
+
+def test_transfer_average_and_last(vectors):
+    data = vectors("metrics")
+    for case in sorted({n.split("/")[1] for n in data if n.startswith("mtil/")}):
+        matrix = data[f"mtil/{case}/matrix"]
+        found = continual.zero_shot_transfer(matrix)
+        for name in ("transfer", "average", "last"):
+            if f"mtil/{case}/{name}" in data:
+                assert found[name] == pytest.approx(float(data[f"mtil/{case}/{name}"]), rel=1e-12)
+            elif name == "transfer":
+                assert found[name] is None
+            for values in [n for n in data if n == f"mtil/{case}/{name}_per_task"]:
+                own = [v for v in found[f"{name}_of_tasks"] if v is not None]
+                assert own == pytest.approx(data[values].tolist(), rel=1e-12)
+        for values in [n for n in data if n.startswith(f"mtil/{case}/order2_")]:
+            assert data[values].size  # the same function on the other order, whose matrix is not in the file
+
+
+def test_class_and_task_incremental_accuracy_from_one_pass(vectors):
+    data = vectors("metrics")
+    tasks = len(data["task_sizes"])
+    ends = np.cumsum(data["task_sizes"])
+    matrices = {name: np.full((tasks, tasks), np.nan) for name in ("cil", "til")}
+    counts, curve = np.zeros((tasks, tasks), dtype=int), []
+    for t in range(tasks):
+        logits, target, of = (data[f"records/task{t}/{n}"] for n in ("logits", "target", "task"))
+        seen = Query(kind="classify", candidates=tuple(map(str, range(ends[t]))), offset=0)
+        made = []
+        for row, label, task in zip(logits, target, of):
+            own = range(int(ends[task] - data["task_sizes"][task]), int(ends[task]))
+            made.append(classification.records(row[None], [example(row, label, "x")], seen, own=own)[0])
+        assert [r["predicted"] for r in made] == data[f"records/task{t}/pred_cil"].tolist()
+        assert [r["predicted_in_task"] for r in made] == data[f"records/task{t}/pred_til"].tolist()
+        for task in range(t + 1):
+            chosen = [r for r, own in zip(made, of) if own == task]
+            matrices["cil"][t, task] = classification.accuracy(chosen)
+            matrices["til"][t, task] = classification.accuracy_in_task(chosen)
+            counts[t, task] = len(chosen)
+        curve.append(classification.accuracy(made))
+    assert counts[np.tril_indices(tasks)].tolist() == data["counts"][np.tril_indices(tasks)].tolist()
+    for name, matrix in matrices.items():
+        close(np.nan_to_num(matrix), np.nan_to_num(data[f"{name}_matrix"]), 1e-12)
+        wanted = {n.split("/")[1]: data[n] for n in data if n.startswith(f"{name}/")}
+        assert continual.forgetting(matrix) == pytest.approx(float(wanted["forgetting_chaudhry"]), rel=1e-12)
+        assert continual.backward_transfer(matrix) == pytest.approx(float(wanted["bwt"]), rel=1e-12)
+        close(continual.step_accuracies(matrix, counts=counts), wanted["curve_weighted"], 1e-12)
+        summary = continual.summary(matrix, counts=counts)
+        assert summary["last_of_tasks"] == pytest.approx(float(wanted["last_of_tasks"]), rel=1e-12)
+        assert summary["average_of_tasks"] == pytest.approx(float(wanted["average_of_tasks"]), rel=1e-12)
+    rounded = [round(value, 2) for value in curve]
+    assert rounded == data["cil_total_curve"].tolist()
+    assert np.mean(rounded) == pytest.approx(float(data["A_bar"]))
+    assert rounded[-1] == float(data["A_B"])
+    assert continual.forgetting_step_by_step(matrices["cil"]) == pytest.approx(float(data["coda_forgetting"]), rel=1e-9)

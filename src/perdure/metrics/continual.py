@@ -241,6 +241,43 @@ def dynamos(
     }
 
 
+def zero_shot_transfer(matrix: Float[ndarray, "after asked"]) -> dict[str, Any]:
+    """Transfer, Average and Last of streams of data sets (Zheng et al., ZSCL, 2023), and each of them by task.
+
+    Transfer of a task is the mean of what it scored before it was learned; the first one has none. With
+    ``[[80, 50, 30], [70, 90, 20], [60, 85, 95]]`` tasks transfer None, 50 and 25, together 37.5; Average is the mean of
+    all cells, 64.4, and Last that of the last row, 80. A cell that was not measured makes None of what needs it.
+    """
+    matrix = np.asarray(matrix, dtype=float)
+    tasks = _square(matrix)
+    before = [None, *(_mean(matrix[:task, task]) for task in range(1, tasks))]
+    average = [_mean(matrix[:, task]) for task in range(tasks)]
+    last = [_mean(matrix[-1:, task]) for task in range(tasks)]
+
+    def over(values: Sequence[float | None]) -> float | None:
+        return _mean(np.array([np.nan if v is None else v for v in values])) if values else None
+
+    return {
+        "transfer": over(before[1:]),
+        "average": over(average),
+        "last": over(last),
+        "transfer_of_tasks": before,
+        "average_of_tasks": average,
+        "last_of_tasks": last,
+    }
+
+
+def forgetting_step_by_step(matrix: Float[ndarray, "after asked"]) -> float | None:
+    """Forgetting as the code of CODA-Prompt prints it: how much each past task loses from one task to the next.
+
+    ``1/(T-1) sum_t 1/t sum_{i<t} (matrix[t-1, i] - matrix[t, i])``; None for one task.
+    """
+    matrix = np.asarray(matrix, dtype=float)
+    tasks = _square(matrix)
+    lost = [_mean(matrix[t - 1, :t] - matrix[t, :t]) for t in range(1, tasks)]
+    return _mean(np.array([np.nan if v is None else v for v in lost])) if lost else None
+
+
 def _square(matrix: ndarray) -> int:
     assert matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0, matrix.shape
     return matrix.shape[0]
