@@ -60,7 +60,7 @@ def evaluate(
     done = part.read()
     order = _order(len(examples), task, settings, runtime)[part.gone :]
     todo = [i for i in order if carries or not done or examples[i].id not in done]
-    own = _predict(method, predict, examples.select(todo), query, settings, runtime, part, label=task.name)
+    own = _predict(method, predict, examples.select(todo), query, settings, runtime, part, task)
     fresh = {record["id"]: record for record in runtime.gather(own)}
     found = [record for e in examples if (record := done.get(e.id) or fresh.get(e.id)) is not None]
     if len(examples) and not found:
@@ -97,11 +97,11 @@ def _predict(
     settings: Evaluation,
     runtime: Runtime,
     part: _Part,
-    *,
-    label: str,
+    task: Task,
 ) -> list[Record]:
     """Records of this process's share of `examples`, appended to its part file batch by batch."""
     size = getattr(method, "test_batch", settings.batch_size) or max(len(examples), 1)
+    label, own = task.name, range(task.offset, task.offset + len(task.candidates))
     source, steps = _batches(method, examples, size, settings.batch_size, runtime, label)
     records: list[Record] = []
     agreement = Agreement(runtime.processes, lambda: (runtime.stop_requested,))
@@ -112,7 +112,7 @@ def _predict(
                 with predicting(method, runtime):
                     predictions = predict(batch)
                 chosen = [examples[i] for i in batch["position"].tolist()]
-                new = metrics.records(query.kind, predictions, chosen, query, task=label)
+                new = metrics.records(query.kind, predictions, chosen, query, task=label, own=own)
                 part.append(new)
                 records += new
             progress.advance()

@@ -20,6 +20,7 @@ from perdure.methods.dualprompt_coda import DualpromptCoda
 from perdure.methods.l2p import L2p
 from perdure.methods.l2p_prefix import L2pPrefix
 from perdure.methods.ranpac import RIDGES, Ranpac
+from perdure.metrics import classification, continual
 from perdure.models import vit
 from perdure.models.clip import ClipTransform
 from perdure.models.vit import weights

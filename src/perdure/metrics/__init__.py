@@ -66,6 +66,7 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("classification", "%", "up", "examples whose highest score is the target"),
+    "accuracy_in_task": Metric("classification", "%", "up", "the same among the classes of its task (Task-IL)"),
     "top5": Metric("classification", "%", "up", "examples whose target is among the five highest scores"),
     "per_class_accuracy": Metric("classification", "%", "up", "accuracy of each class, as a table"),
     "mean_per_class": Metric("classification", "%", "up", "mean over classes of their accuracy"),
@@ -129,16 +130,26 @@ class Inferred:
 
 
 def records(
-    kind: Kind, predictions: Any, examples: Sequence[Example], query: Query, *, task: str = ""
+    kind: Kind,
+    predictions: Any,
+    examples: Sequence[Example],
+    query: Query,
+    *,
+    task: str = "",
+    own: range = range(0),
 ) -> list[dict[str, Any]]:
     """One JSON-ready record an example, from what a predictor of this kind returned for a batch.
 
     Args:
         task: the task tested; stands beside the `inferred` one, if the method inferred any.
+        own: labels of the task tested. Where more classes are asked for, records of `classify` also hold the best
+            answer among these, so that accuracy with and without the task's name comes from one pass.
     """
     if isinstance(predictions, Inferred):
-        rows = records(kind, predictions.predictions, examples, query)
+        rows = records(kind, predictions.predictions, examples, query, own=own)
         return [row | {"task": task, "inferred": own} for row, own in zip(rows, predictions.tasks, strict=True)]
+    if kind == "classify" and 0 < len(own) < len(query.candidates):
+        return _recorder(kind).records(predictions, examples, query, own=own)
     return _recorder(kind).records(predictions, examples, query)
 
 

@@ -24,8 +24,10 @@ from perdure.types import Example, Query
 Record = dict[str, Any]
 
 
-def records(scores: Any, examples: Sequence[Example], query: Query) -> list[Record]:
+def records(scores: Any, examples: Sequence[Example], query: Query, *, own: range | None = None) -> list[Record]:
     """One record an example. ``scores``: array or tensor ``[examples, candidates]``, any float type.
+
+    With `own`, labels among the query's, a record also has ``predicted_in_task``, the best answer among those.
 
     Raises TrainingError if there is not one score a candidate, or a score is NaN or the highest infinite: the
     method's state is broken, and an argmax would hide it. A score of -inf excludes a candidate.
@@ -52,6 +54,9 @@ def records(scores: Any, examples: Sequence[Example], query: Query) -> list[Reco
     energy = highest + np.log(np.exp(table - highest[:, None]).sum(axis=1))
     shares = np.exp(table - energy[:, None])
     squares = (shares**2).sum(axis=1)
+    within = None
+    if own is not None:
+        within = table[:, own.start - query.offset : own.stop - query.offset].argmax(axis=1) + own.start
     return [
         {
             "id": example.id,
@@ -63,6 +68,7 @@ def records(scores: Any, examples: Sequence[Example], query: Query) -> list[Reco
             **_at_target(example, query, energy[i] - table[i], row, squares[i]),
             "energy": digits(energy[i], 9),
             "logit": digits(highest[i], 9),
+            **({} if within is None else {"predicted_in_task": int(within[i])}),
         }
         for i, (example, top, row) in enumerate(zip(examples, best, shares, strict=True))
     ]
@@ -76,6 +82,11 @@ def record(scores: Any, example: Example, query: Query) -> Record:
 def accuracy(records: Iterable[Record]) -> float | None:
     """Percent of examples whose predicted label is the target; None of no records, as all of these."""
     return _percent([r["predicted"] == r["target"] for r in known(records)])
+
+
+def accuracy_in_task(records: Iterable[Record]) -> float | None:
+    """`accuracy` among the classes of the task that the example is of (Task-IL)."""
+    return _percent([r.get("predicted_in_task", r["predicted"]) == r["target"] for r in known(records)])
 
 
 def top5(records: Iterable[Record]) -> float | None:

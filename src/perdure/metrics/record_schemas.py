@@ -20,6 +20,7 @@ class _Record(Part):
 class _Classified(_Record):
     target: int | None = None
     predicted: int = 0
+    predicted_in_task: int | None = None
     top5: list[int] = []
     confidence: Number = None
     probabilities: list[Number] = []
