@@ -16,7 +16,7 @@ import torch
 from perdure.settings import registry
 from perdure.testing import tiny_stream
 from perdure.types import Method, Stream
-from tests import tiny_audio_visual, tiny_captioner, tiny_instruction
+from tests import tiny_audio_visual, tiny_captioner, tiny_instruction, tiny_vit
 from tests.methods import clip_methods
 
 Streams = Mapping[str, Callable[[], Stream]]
@@ -90,6 +90,11 @@ def _clip(name: str, **settings: Any) -> Tiny:
     return Tiny(name=name, roles=roles, streams={"classify": clip_methods.small_stream}, settings=settings)
 
 
+def _vit(name: str, *, role: str = "vit", **settings: Any) -> Tiny:
+    roles = {role: tiny_vit.fresh_vit}
+    return Tiny(name=name, roles=roles, streams={"classify": clip_methods.small_stream}, settings=settings)
+
+
 def _with_reward(reward: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
     names = ("", 2, 3)
     return {f"policy{n}": clip_methods.fresh_clip for n in names} | {f"reward{n}": reward for n in names}
@@ -151,6 +156,8 @@ _REPLAY = {"buffer_size": 8, "minibatch_size": 4}
 _CLIP = {"template": clip_methods.TEMPLATE, "batch_size": 3, "lora_rank": 2}
 _VIEWS = {"views": 6, "selection": 0.4}
 _MAPPER = {"epochs": 1, "warmup": 1, "batch_size": 4}
+_PROMPTS = {"epochs": 1, "batch_size": 3, "lr": 0.05}
+_TOWERS = {"template": clip_methods.TEMPLATE, "epochs": 1, "batch_size": 3, "warmup_steps": 1, "lr": 1e-4}
 _TUNING = {"tuning": tiny_instruction.TUNING}
 _PARTS = {"epochs": 1, "mask_dim": 8, "mask_heads": 2}
 _LATENTS = {"blocks": (0, 3), "latents": 2, "reduction": 4}
@@ -180,6 +187,16 @@ _ALL = (
     _clip("joint", **_CLIP),
     _clip("rapf", template=clip_methods.TEMPLATE, epochs=2, batch_size=4, beta=0.2, threshold=0.9),
     _clip("mg_clip", epochs=1, visual_batch_size=4, **_CLIP),
+    _clip("magmax", **_TOWERS),
+    _clip("wise_ft", trains="both", **_TOWERS),
+    _clip("rail", template=clip_methods.TEMPLATE, width=24, batch_size=3),
+    _clip("bofa", templates=(clip_methods.TEMPLATE,), rank=3, epochs=2, rank_epochs=1, batch_size=3),
+    _vit("ranpac", role="backbone", projection_dim=24, batch_size=3),
+    _vit("l2p", pool=4, top_k=2, length=2, batchwise=False, **_PROMPTS),
+    _vit("l2p_prefix", pool=4, top_k=2, length=4, blocks=(0, 1), **_PROMPTS),
+    _vit("dualprompt", pool=4, general_blocks=(0,), expert_blocks=(1, 2), expert_length=2, **_PROMPTS),
+    _vit("dualprompt_coda", pool=4, general_blocks=(0,), expert_blocks=(1, 2), expert_length=4, **_PROMPTS),
+    _vit("coda_prompt", components=2, length=4, blocks=(0, 2), orthogonal=0.1, **_PROMPTS),
     _test_time("zero_shot"),
     _test_time("tpt_prompt", context="a photo a", **_VIEWS),
     _test_time("tpt_encoder", steps=1, lr=1e-3, **_VIEWS),

@@ -375,6 +375,7 @@ def test_pools_of_prompts_task_by_task(vectors, name):
         for ours, their in theirs.items():
             own = getattr(method.prompts, ours)
             own.copy_(torch.from_numpy(data[f"init/{their}"]).view_as(own))
+    method.draw = lambda _runtime: None
     set_head(method, data["init/head.weight"], data["init/head.bias"])
     tasks, classes = file_tasks(data), len(data["init/head.bias"])
     names = {**theirs, "weight": "head.weight", "bias": "head.bias"}
@@ -424,6 +425,7 @@ def test_prompts_of_the_code_of_coda_prompt_task_by_task(vectors, name):
         settings["top_k"] = next(k for k in range(1, int(size) + 1) if fits(data, vectors, settings, k))
         method = L2pPrefix(L2pPrefix.Config(**settings), vit=tiny_vit(vectors))
     tasks = file_tasks(data)
+    method.draw = lambda _runtime: None
     method.begin = lambda task, _runtime: load_prompts(method, data, f"task{task.index}/init/")
     set_head(method, data["task0/init/last.weight"], data["task0/init/last.bias"])
     every = [e for task in tasks for e in task.test]
@@ -498,7 +500,7 @@ def fits(data, vectors, settings, top: int) -> bool:
     method = L2pPrefix(L2pPrefix.Config(**settings | {"top_k": top, "epochs": 1}), vit=tiny_vit(vectors))
     load_prompts(method, data, "task0/init/")
     set_head(method, data["task0/init/last.weight"], data["task0/init/last.bias"])
-    method.begin = lambda *_: None
+    method.begin = method.draw = lambda *_: None
     runtime = AsRecorded({"train": dict(enumerate(data["task0/order"]))})
     runtime.task = 0
     method.learn(file_tasks(data)[0], runtime)

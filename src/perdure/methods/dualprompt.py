@@ -72,8 +72,8 @@ class Dualprompt(prompting.Prompted):
         prompting.check_blocks({"general_blocks": config.general_blocks, "expert_blocks": config.expert_blocks}, vit)
         experts = (len(config.expert_blocks), 2, config.pool, config.expert_length, vit.dim)
         prompts = pool.Prompts(experts, pool=config.pool, like=vit)
-        general = torch.empty(len(config.general_blocks), 2, config.general_length, vit.dim).uniform_(-1, 1)
-        prompts.general = nn.Parameter(general.to(vit.dtype))
+        general = torch.zeros(len(config.general_blocks), 2, config.general_length, vit.dim, dtype=vit.dtype)
+        prompts.general = nn.Parameter(general)
         super().__init__(config, vit, prompts, prompting.truncated_normal(vit.dim))
 
     def begin(self, task: Task, runtime: Runtime) -> None:

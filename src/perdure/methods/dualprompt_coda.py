@@ -44,11 +44,11 @@ class Config(coda.Settings):
 
 
 class Experts(nn.Module):
-    """Of one block: `vectors` ``[pool length dim]`` and `keys` ``[pool dim]``, uniform in 0..1."""
+    """Of one block: `vectors` ``[pool length dim]`` and `keys` ``[pool dim]``."""
 
     def __init__(self, pool: int, length: int, dim: int) -> None:
         super().__init__()
-        self.vectors, self.keys = nn.Parameter(torch.rand(pool, length, dim)), nn.Parameter(torch.rand(pool, dim))
+        self.vectors, self.keys = nn.Parameter(torch.zeros(pool, length, dim)), nn.Parameter(torch.zeros(pool, dim))
 
 
 class DualpromptCoda(coda.Prompted):
@@ -61,7 +61,7 @@ class DualpromptCoda(coda.Prompted):
         prompting.check_blocks({"general_blocks": config.general_blocks, "expert_blocks": config.expert_blocks}, vit)
         experts = {str(block): Experts(config.pool, config.expert_length, vit.dim) for block in config.expert_blocks}
         general = {
-            str(block): nn.Parameter(torch.rand(config.general_length, vit.dim)) for block in config.general_blocks
+            str(block): nn.Parameter(torch.zeros(config.general_length, vit.dim)) for block in config.general_blocks
         }
         prompts = nn.ModuleDict({"experts": nn.ModuleDict(experts), "general": nn.ParameterDict(general)})
         super().__init__(config, vit, prompts.to(vit.dtype), prompting.uniform(vit.dim))

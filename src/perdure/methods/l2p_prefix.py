@@ -44,11 +44,11 @@ class Config(coda.Settings):
 
 
 class PrefixPool(nn.Module):
-    """Of one block: `vectors` ``[pool length dim]`` and `keys` ``[pool dim]``, uniform in 0..1."""
+    """Of one block: `vectors` ``[pool length dim]`` and `keys` ``[pool dim]``."""
 
     def __init__(self, pool: int, length: int, dim: int) -> None:
         super().__init__()
-        self.vectors, self.keys = nn.Parameter(torch.rand(pool, length, dim)), nn.Parameter(torch.rand(pool, dim))
+        self.vectors, self.keys = nn.Parameter(torch.zeros(pool, length, dim)), nn.Parameter(torch.zeros(pool, dim))
 
 
 class L2pPrefix(coda.Prompted):

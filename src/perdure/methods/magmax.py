@@ -45,7 +45,7 @@ class Magmax:
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)
-        self.config, self.clip = config, clip.requires_grad_(False)
+        self.config, self.clip = config, clip
         self.parameters = whole.parameters(clip, config.trains)
         self.pretrained = whole.copied(self.parameters)
         self.tuned: dict[str, Tensor] | None = None
@@ -61,7 +61,7 @@ class Magmax:
         classes = classifier.extend_classes(self.classes, task)
         start = self.tuned if self.tuned and self.config.starts_from == "previous" else self.pretrained
         whole.put(self.parameters, start)
-        whole.tune(self.clip, self.parameters, task, self.config, runtime)
+        whole.tune(self.clip, self.parameters, task, classes, self.config, runtime)
         tuned = whole.copied(self.parameters)
         change = merging.task_vector(self.pretrained, tuned)
         if self.config.merge == "magmax":

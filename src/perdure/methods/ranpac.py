@@ -124,7 +124,8 @@ class Ranpac:
 
     def _ridge(self, features: Tensor, labels: Tensor, task: Task) -> float:
         """The ridge whose weights of this task alone fit its held back images best."""
-        targets = ridge.one_hot(labels - task.offset, len(task.candidates))
+        taught = classifier.Taught(task)
+        targets = ridge.one_hot(taught.places(labels), len(taught.labels))
         fit = int(len(labels) * (1 - self.config.holdout))
         errors = ridge.errors(features, targets, RIDGES, fit=fit, expand=self._expand)
         return ridge.smallest(errors, RIDGES, slack=1e-6 if self.config.ridge_tie == "largest" else 0.0)

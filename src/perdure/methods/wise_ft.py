@@ -41,7 +41,7 @@ class WiseFt:
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)
-        self.config, self.clip = config, clip.requires_grad_(False)
+        self.config, self.clip = config, clip
         self.parameters = whole.parameters(clip, config.trains)
         self.pretrained = whole.copied(self.parameters) if config.base == "zero_shot" else None
         self.classes: list[str] = []
@@ -52,7 +52,7 @@ class WiseFt:
     def learn(self, task: Task, runtime: Runtime) -> None:
         classes = classifier.extend_classes(self.classes, task)
         base = whole.copied(self.parameters) if self.pretrained is None else self.pretrained
-        whole.tune(self.clip, self.parameters, task, self.config, runtime)
+        whole.tune(self.clip, self.parameters, task, classes, self.config, runtime)
         mixed = merging.interpolate(base, whole.copied(self.parameters), self.config.weight)
         whole.put(self.parameters, mixed)
         self.classes = classes

@@ -5,7 +5,7 @@ Knows weights by name, the published schedule and the loss. Does not know how we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -47,24 +47,39 @@ class Settings(settings.Prompts):
 
 
 def parameters(clip: Clip, trains: Literal["image", "both"]) -> dict[str, nn.Parameter]:
-    """What is trained, by name: all of the towers but the logit scale."""
+    """What is trained, by name: all of the towers but the logit scale; the rest is frozen."""
+    clip.requires_grad_(False)
     found = dict(clip.visual_parameters())
     if trains == "both":
         found |= {name: p for name, p in clip.text_parameters().items() if name != "logit_scale"}
+    for parameter in found.values():
+        parameter.requires_grad_(True)
     return found
 
 
-def tune(clip: Clip, trained: Mapping[str, nn.Parameter], task: Task, config: Settings, runtime: Runtime) -> None:
-    """Cross-entropy over the task's own classes, from the weights that are there; they are frozen again at the end."""
+def tune(
+    clip: Clip,
+    trained: Mapping[str, nn.Parameter],
+    task: Task,
+    classes: Sequence[str],
+    config: Settings,
+    runtime: Runtime,
+) -> None:
+    """Cross-entropy over the classes that the task teaches, from the weights that are there.
+
+    Args:
+        classes: names of all classes by label.
+    """
     classifier.require_every_class(task)
-    prompts = classifier.prompts(config.template, task.candidates, clean=config.clean_names)
+    taught = classifier.Taught(task)
+    prompts = classifier.prompts(config.template, taught.names(classes), clean=config.clean_names)
     fixed = classifier.encode_prompts(clip, prompts) if config.trains == "image" else None
     ids = classifier.tokenize(clip, prompts, clip.device)
 
     def loss(batch: Batch) -> Tensor:
         texts = classifier.text_features(clip, ids) if fixed is None else fixed
         logits = clip.scale.detach() * classifier.unit_image_features(clip, batch["image"]) @ texts.T
-        return F.cross_entropy(logits, batch["label"] - task.offset, label_smoothing=config.label_smoothing)
+        return F.cross_entropy(logits, taught.places(batch["label"]), label_smoothing=config.label_smoothing)
 
     batches = ExampleBatches(
         task.train,
@@ -81,17 +96,10 @@ def tune(clip: Clip, trained: Mapping[str, nn.Parameter], task: Task, config: Se
         weight_decay=config.weight_decay,
         schedule="cosine_warmup",
         warmup_steps=config.warmup_steps,
-        schedule_offset=0,
         clip_norm=config.clip_norm,
         accumulate=config.accumulate,
     )
-    for parameter in trained.values():
-        parameter.requires_grad_(True)
-    try:
-        training.fit(loss, trained, batches, how, runtime=runtime, stage="train")
-    finally:
-        for parameter in trained.values():
-            parameter.requires_grad_(False)
+    training.fit(loss, trained, batches, how, runtime=runtime, stage="train")
 
 
 def copied(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,7 +35,9 @@ class Settings(Prompting):
 
 
 class Prompted(prompting.Prompted):
-    """Prompt methods under CODA-Prompt's schedule, with a head that starts as torch's linear layers do."""
+    """Prompt methods under CODA-Prompt's schedule; prompts start uniform in 0..1."""
+
+    low = 0.0
 
     def fit(self) -> training.Fit:
         config = self.config

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from perdure import training
 from perdure.errors import RecipeError
+from perdure.families.clip import classifier
 from perdure.families.vit import backbone as backbones
 from perdure.loading import ExampleBatches, Preprocess
 from perdure.models.vit import Vit
@@ -52,15 +53,16 @@ class Session:
 
     def __init__(self, vit: Vit, tuned: nn.Module) -> None:
         self.vit, self.tuned, self.head = vit, tuned, CosineHead
-        tuned.to(vit.dtype).requires_grad_(False).eval()
+        tuned.to(vit.dtype).eval()
 
     def learn(self, task: Task, preprocess: Preprocess, settings: Settings, runtime: Runtime) -> None:
         """SGD on cross-entropy over the task's classes; the head is drawn anew and dropped at the end."""
-        head = self.head(self.vit.dim, len(task.candidates)).to(self.vit.device, self.vit.dtype)
+        taught = classifier.Taught(task)
+        head = self.head(self.vit.dim, len(taught.labels)).to(self.vit.device, self.vit.dtype)
         with torch.no_grad():
             head.draw(runtime.generator("head"))
             self.draw(runtime)
-        self.tuned.requires_grad_(True).train()
+        self.tuned.train()
         batches = ExampleBatches(
             task.train,
             preprocess,
@@ -72,7 +74,7 @@ class Session:
 
         def loss(batch: Batch) -> Tensor:
             features = backbones.features(self.vit, batch)
-            return F.cross_entropy(head(features), batch["label"] - task.offset)
+            return F.cross_entropy(head(features), taught.places(batch["label"]))
 
         parameters = dict(self.tuned.named_parameters()) | {f"head.{n}": p for n, p in head.named_parameters()}
         how = training.Fit(

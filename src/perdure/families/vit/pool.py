@@ -17,12 +17,12 @@ from perdure.models.vit import Vit
 
 
 class Prompts(nn.Module):
-    """`vectors` of any shape and `keys` ``[pool dim]``, uniform in -1..1."""
+    """`vectors` of any shape and `keys` ``[pool dim]``."""
 
     def __init__(self, shape: Sequence[int], *, pool: int, like: Vit) -> None:
         super().__init__()
         self.vectors, self.keys = (
-            nn.Parameter(torch.empty(*sizes).uniform_(-1, 1).to(like.dtype)) for sizes in (shape, (pool, like.dim))
+            nn.Parameter(torch.zeros(*sizes, dtype=like.dtype)) for sizes in (shape, (pool, like.dim))
         )
 
 

@@ -34,6 +34,8 @@ class Prompted:
     """
 
     scores_are = "logits"
+    low = -1.0
+    """Least first value of a prompt."""
     drop_last = False
     """Leave out an epoch's last batch where it is not full, unless it is the only one."""
 
@@ -53,6 +55,12 @@ class Prompted:
         """
         raise NotImplementedError
 
+    def draw(self, runtime: Runtime) -> None:
+        """First values of the prompts, each by its name: uniform in `low` .. 1."""
+        for name, parameter in self.prompts.named_parameters():
+            drawn = torch.empty(parameter.shape).uniform_(self.low, 1, generator=runtime.generator("prompts", name))
+            parameter.data.copy_(drawn)
+
     def begin(self, task: Task, runtime: Runtime) -> None:
         """Make the prompts ready for a task: nothing, unless a method says otherwise."""
 
@@ -65,13 +73,15 @@ class Prompted:
         return backbones.Preprocessor(self.vit.transform, config.augment, config.smallest_crop)(example, training)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        """Cross-entropy over the task's own classes plus the penalty; rows of other classes get no gradient.
+        """Cross-entropy over the classes that the task teaches plus the penalty; others' rows get no gradient.
 
         Without augmentation queries are computed once a task, in one pass.
         """
         classifier.require_every_class(task)
         classes = classifier.extend_classes(self.classes, task)
         self.head.grow(len(classes), runtime, like=next(self.vit.parameters()))
+        if not self.tasks:
+            self.draw(runtime)
         self.begin(task, runtime)
         batches = ExampleBatches(
             task.train,
@@ -83,13 +93,13 @@ class Prompted:
             drop_last=self.drop_last and len(task.train) >= self.config.batch_size,
         )
         known = self._queries(task, runtime) if self.config.augment == "none" else None
-        own = slice(task.offset, task.offset + len(task.candidates))
+        taught = classifier.Taught(task)
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             pixels = self.vit.transform.normalize(batch["image"])
             asked = self._asked(pixels) if known is None else known[batch["position"]]
             features, penalty = self.forward(pixels, asked, self.tasks)
-            fits = F.cross_entropy(self.head(features)[:, own], batch["label"] - task.offset)
+            fits = F.cross_entropy(self.head(features)[:, taught.labels], taught.places(batch["label"]))
             return {"loss": fits + penalty, "cross_entropy": fits.detach()}
 
         head = {f"head.{name}": p for name, p in self.head.named_parameters()}

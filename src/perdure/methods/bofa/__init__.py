@@ -77,6 +77,7 @@ class Bofa:
 
     Config = Config
     answers = frozenset({"classify"})
+    new_labels_only = "its Gaussian classes and its own classifier are made once, when a class first comes"
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
         for template in config.templates:
@@ -191,7 +192,7 @@ class Bofa:
         *,
         known: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """The whole projection after the first stage, and the task's own: later tasks keep it within free directions."""
+        """The whole projection after the first stage, and the task's own: of later tasks within free directions."""
         config, device = self.config, self.clip.device
         start = self.start.to(device)
         whole = torch.nn.Parameter(self.tuned.to(device).clone())

@@ -1,0 +1,44 @@
+"""A tiny real vision transformer on disk, as transformers writes it, for tests of methods on such a backbone."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers import ViTConfig, ViTModel
+
+from perdure.models import vit
+
+
+def write(folder: Path, *, size: int = 16, patch: int = 4) -> Path:
+    """A ViT of three blocks whose weights are far from their first values."""
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=size,
+        patch_size=patch,
+        layer_norm_eps=1e-6,
+    )
+    generator = torch.Generator().manual_seed(0)
+    model = ViTModel(config, add_pooling_layer=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return folder
+
+
+@cache
+def _loaded() -> vit.Vit:
+    with TemporaryDirectory() as folder:
+        return vit.load(vit.Config(weights=str(write(Path(folder)))))
+
+
+def fresh_vit() -> vit.Vit:
+    """A copy of a tiny ViT that was loaded from disk once."""
+    return deepcopy(_loaded())
