@@ -5,7 +5,6 @@
     python tools/pretrain_micro.py micro-captioner                             # see micro_captioner.py
     python tools/pretrain_micro.py micro-clap                                  # see micro_clap.py
     python tools/pretrain_micro.py micro-llava                                 # twice; see micro_llava.py
-    python tools/pretrain_micro.py micro-vit                                   # see micro_vit.py
 
 Knows the settings, the contrastive loop and the tokenizer. Training sees `plain` scenes of the split
 "pretraining" without the held-out combinations and synonyms; no test scene and no style.
@@ -25,7 +24,6 @@ from pathlib import Path
 import micro_captioner
 import micro_clap
 import micro_llava
-import micro_vit
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -70,7 +68,6 @@ SETTINGS = {
     "micro-captioner": micro_captioner.Settings(),
     "micro-clap": micro_clap.Settings(),
     "micro-llava": micro_llava.Settings(),
-    "micro-vit": micro_vit.Settings(),
 }
 
 
@@ -94,9 +91,6 @@ def main() -> None:
         return
     if isinstance(settings, micro_llava.Settings):
         micro_llava.make(settings, out)
-        return
-    if isinstance(settings, micro_vit.Settings):
-        micro_vit.make(settings, out)
         return
     started = time.process_time()
     tokenizer = word_tokenizer()

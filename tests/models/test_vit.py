@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from perdure.errors import RecipeError, WeightsError
-from perdure.models import vit
+from perdure.models import clip, vit
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "patch_size": 4}
 
@@ -67,6 +67,14 @@ def test_dinov2_with_layer_scale_and_other_positions(tmp_path, pixels):
     larger = vit.load(vit.Config(weights=str(tmp_path), image_size=24))
     assert larger.transform.size == 24
     assert larger.image_features(torch.rand(1, 3, 24, 24)).shape == (1, 32)
+
+
+def test_the_image_tower_of_a_clip():
+    theirs = clip.load(clip.Config(weights="micro-clip"))
+    tower = vit.load(vit.Config(weights="micro-clip"))
+    pixels = torch.rand(2, 3, 32, 32)
+    same(tower.image_features(pixels), theirs.model.vision_model(pixels).pooler_output)
+    assert tower.transform == theirs.transform
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_clip_quickgelu_224"])

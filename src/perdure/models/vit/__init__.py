@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from transformers import CLIPVisionConfig
 
 from perdure.errors import RecipeError, WeightsError
 from perdure.models.clip import preprocessor
@@ -37,7 +38,8 @@ class Config:
 
     weights: str
     """timm's name (`vit_base_patch16_224.augreg_in21k`), hub id (`google/vit-base-patch16-224-in21k`, `timm/...`),
-    folder, weights file with timm's names (`.safetensors`, `.pth`, `.bin`, `.npz`) or an embedded model's name."""
+    folder, weights file with timm's names (`.safetensors`, `.pth`, `.bin`, `.npz`), or a CLIP, of which the image
+    tower is taken (`openai/clip-vit-base-patch16`, the embedded `micro-clip`)."""
     revision: str | None = None
     """Commit, branch or tag on the hub; none: the cached copy, else the newest."""
     normalize: Literal["card", "none"] = "card"
@@ -183,8 +185,10 @@ def _folder(source: Source, config: Config) -> tuple[nn.Module, ClipTransform]:
     if "architecture" in said:
         return _timm(said, state, config, where=where)
     kind = said.get("model_type")
+    if kind == "clip":
+        return _clip_tower(said, state, config, source.path)
     if kind not in ("vit", "deit", "dinov2"):
-        raise WeightsError(f"model_type is {kind!r}", where=where, expected="vit, deit, dinov2, or a model of timm")
+        raise WeightsError(f"model_type is {kind!r}", where=where, expected="vit, deit, dinov2, clip, or timm's")
     if said.get("hidden_act", "gelu") != "gelu" or said.get("use_swiglu_ffn"):
         raise WeightsError(f"hidden_act is {said.get('hidden_act')!r}", where=where, expected="gelu")
     asked = replace(
@@ -208,10 +212,34 @@ def _folder(source: Source, config: Config) -> tuple[nn.Module, ClipTransform]:
         )
 
 
+def _clip_tower(
+    said: Mapping[str, Any], state: Mapping[str, Tensor], config: Config, folder: Path
+) -> tuple[nn.Module, ClipTransform]:
+    """The image tower of a Hugging Face CLIP, without its projection."""
+    tower = CLIPVisionConfig(**(said.get("vision_config") or {}))
+    if tower.hidden_act not in ("quick_gelu", "gelu"):
+        raise WeightsError(f"hidden_act is {tower.hidden_act!r}", where=str(folder), expected="quick_gelu or gelu")
+    network = formats.build(
+        _sized(formats.from_clip(state), config, where=str(folder)),
+        heads=tower.num_attention_heads,
+        eps=tower.layer_norm_eps,
+        quick_gelu=tower.hidden_act == "quick_gelu",
+        where=str(folder),
+    )
+    look = preprocessor.from_folder(folder, size=tower.image_size)
+    size = network.shape.image_size
+    return network, look if size == look.size else replace(look, size=size, shorter_side=None)
+
+
+def _sized(state: Mapping[str, Tensor], config: Config, *, where: str) -> Mapping[str, Tensor]:
+    """With positions for the size asked for, if any."""
+    if config.image_size is None or "pos_embed" not in state or "patch_embed.proj.weight" not in state:
+        return state
+    return formats.resized(state, image_size=config.image_size, where=where)
+
+
 def _plain(state: Mapping[str, Tensor], config: Config, *, eps: float, where: str) -> VisionTransformer:
-    if config.image_size is not None and "pos_embed" in state and "patch_embed.proj.weight" in state:
-        state = formats.resized(state, image_size=config.image_size, where=where)
-    return formats.build(state, heads=config.heads, eps=eps, where=where)
+    return formats.build(_sized(state, config, where=where), heads=config.heads, eps=eps, where=where)
 
 
 def _timm(

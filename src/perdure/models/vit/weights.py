@@ -1,7 +1,7 @@
 """Weights of vision transformers in the forms that they come in, as a `VisionTransformer`.
 
-Knows the names of timm, of Hugging Face's ViT, DeiT and DINOv2, and of the first release (``.npz``). Does not know
-where files lie, nor pixels.
+Knows the names of timm, of Hugging Face's ViT, DeiT, DINOv2 and CLIP, and of the first release (``.npz``). Does not
+know where files lie, nor pixels.
 """
 
 from __future__ import annotations
@@ -35,6 +35,18 @@ _HF = (
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
     (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+)
+
+_CLIP = (
+    (r"^vision_model\.", ""),
+    (r"^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^pre_layrnorm\.", "norm_pre."),
+    (r"^post_layernorm\.", "norm."),
+    (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
+    (r"\.layer_norm(\d)\.", r".norm\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
 )
 
 
@@ -111,10 +123,28 @@ def from_huggingface(state: State) -> dict[str, Tensor]:
         for pattern, ours in _HF:
             name = re.sub(pattern, ours, name)
         found[name] = tensor
-    for name in [n for n in found if ".attention.attention.query." in n]:
-        names = [name.replace(".query.", f".{one}.") for one in ("query", "key", "value")]
-        joined = name.replace("attention.attention.query", "attn.qkv")
-        found[joined] = torch.cat([found.pop(n) for n in names])
+    return _joined(found, "attention.attention.query", ("query", "key", "value"))
+
+
+def from_clip(state: State) -> dict[str, Tensor]:
+    """The image tower of a Hugging Face CLIP -> timm's names; its projection is left out."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not name.startswith("vision_model.") or name.endswith("position_ids"):
+            continue
+        for pattern, ours in _CLIP:
+            name = re.sub(pattern, ours, name)
+        found[name] = tensor
+    if {"cls_token", "pos_embed"} <= found.keys():
+        found |= {"cls_token": found["cls_token"].view(1, 1, -1), "pos_embed": found["pos_embed"][None]}
+    return _joined(found, "self_attn.q_proj", ("q_proj", "k_proj", "v_proj"))
+
+
+def _joined(found: dict[str, Tensor], query: str, parts: tuple[str, str, str]) -> dict[str, Tensor]:
+    """Queries, keys and values as one matrix, ``attn.qkv``."""
+    for name in [n for n in found if f".{query}." in n]:
+        names = [name.replace(f".{parts[0]}.", f".{part}.") for part in parts]
+        found[name.replace(query, "attn.qkv")] = torch.cat([found.pop(n) for n in names])
     return found
 
 
