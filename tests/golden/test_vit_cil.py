@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import default_collate
 
+from perdure.families.class_incremental import backbone, first_session
 from perdure.families.clip import classifier
-from perdure.families.vit import backbone, first_session
 from perdure.layers import merging, ridge
 from perdure.layers.prompts import orthogonal_rows
 from perdure.methods.bofa import Bofa

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from perdure.errors import TrainingError
 
-BLOCK = 1024
+BLOCK = 4096
 """Rows that are expanded at a time."""
+PANELS = 8
+"""Column panels of a symmetric product, of whose blocks those below the diagonal are mirrored."""
 Expand = Callable[[Float[Tensor, "rows dim"]], Float[Tensor, "rows width"]]
 
 
@@ -42,7 +44,7 @@ class Sums:
                 self.cross = hidden.new_zeros(hidden.shape[1], 0)
             assert self.cross is not None
             self.cross = widened(self.cross, wanted.shape[1])
-            self.gram.addmm_(hidden.T, hidden)
+            _add_symmetric(self.gram, hidden.T)
             self.cross[:, : wanted.shape[1]] += hidden.T @ wanted
 
     def solve(self, ridge: float) -> Float[Tensor, "width classes"]:
@@ -54,6 +56,15 @@ class Sums:
         if not int(failed):
             return torch.cholesky_solve(self.cross, factor)
         return torch.linalg.solve(system, self.cross)
+
+
+def _add_symmetric(total: Float[Tensor, "n n"], rows: Float[Tensor, "n inner"]) -> None:
+    """``total += rows rows'``, for little more than half of the work."""
+    size = -(-len(rows) // PANELS)
+    for i in range(0, len(rows), size):
+        part = rows[i:] @ rows[i : i + size].T
+        total[i:, i : i + size] += part
+        total[i : i + size, i + size :] += part[size:].T
 
 
 def widened(matrix: Float[Tensor, "rows columns"], columns: int) -> Float[Tensor, "rows more"]:
@@ -76,44 +87,51 @@ def errors(
 ) -> Float[Tensor, " ridges"]:
     """Mean squared error on the rows after the first `fit`, of the weights that those fit under each ridge.
 
-    One eigendecomposition serves all ridges: of the kernel of the rows, ``H (H'(HH' + rI)^-1 Y)``, or of ``H'H`` where
-    there are more rows than columns. With no row to fit all weights are 0.
+    Of few rows the kernel is solved, ``H H'(HH' + rI)^-1 Y``, of many ``H'H``. With no row to fit all weights are 0.
     """
     held = targets[fit:]
     if fit == 0:
         return (held**2).mean().expand(len(ridges)).clone()
     width = expand(features[:1]).shape[1]
     if fit <= width:
-        values, basis, left = _by_rows(features, fit, expand)
-        right = basis.T @ targets[:fit]
+        kernel = _kernel(features, fit, expand)
+        square, left, right = kernel[:fit], kernel[fit:], targets[:fit]
     else:
-        values, basis, left, cross = _by_columns(features, targets, fit, expand)
-        right = basis.T @ cross
-    values = values.clamp_min(0)
-    return torch.stack([((left @ (right / (values + r)[:, None]) - held) ** 2).mean() for r in ridges])
+        sums = Sums()
+        sums.add(features[:fit], targets[:fit], expand)
+        assert sums.gram is not None and sums.cross is not None
+        square, right = sums.gram, sums.cross
+        left = torch.cat([expand(rows) for rows in features[fit:].split(BLOCK)])
+    weights = _solutions(square, right, ridges)
+    return torch.stack([((left @ w - held) ** 2).mean() for w in weights])
 
 
-def _by_rows(features: Tensor, fit: int, expand: Expand) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues and vectors of the kernel of the first rows, and the kernel of the others with them, rotated."""
+def _solutions(square: Float[Tensor, "n n"], right: Float[Tensor, "n classes"], ridges: Sequence[float]):
+    """``(square + r I)^-1 right`` for each ridge: by Cholesky; by one eigendecomposition for those too small for it."""
+    basis: tuple[Tensor, Tensor] | None = None
+    for r in ridges:
+        system = square.clone()
+        system.diagonal().add_(r)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if not int(failed):
+            yield torch.cholesky_solve(right, factor)
+            continue
+        values, vectors = basis = basis or tuple(torch.linalg.eigh(square))  # type: ignore[assignment]
+        yield vectors @ ((vectors.T @ right) / (values.clamp_min(0) + r)[:, None])
+
+
+def _kernel(features: Tensor, fit: int, expand: Expand) -> Float[Tensor, "rows fit"]:
+    """Products of all rows with the first `fit`."""
     kernel = features.new_zeros(len(features), fit)
-    blocks = list(range(0, len(features), BLOCK))
-    for i in blocks:
-        rows = expand(features[i : i + BLOCK])
-        for j in [b for b in blocks if b < fit]:
-            columns = rows if i == j else expand(features[j : min(j + BLOCK, fit)])
-            kernel[i : i + BLOCK, j : min(j + BLOCK, fit)] = rows @ columns[: fit - j].T
-    values, basis = torch.linalg.eigh(kernel[:fit])
-    return values, basis, kernel[fit:] @ basis
-
-
-def _by_columns(features: Tensor, targets: Tensor, fit: int, expand: Expand) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eigenvalues and vectors of ``H'H`` of the first rows, the other rows in that basis, and ``H'Y``."""
-    sums = Sums()
-    sums.add(features[:fit], targets[:fit], expand)
-    assert sums.gram is not None and sums.cross is not None
-    values, basis = torch.linalg.eigh(sums.gram)
-    left = torch.cat([expand(rows) @ basis for rows in features[fit:].split(BLOCK)])
-    return values, basis, left, sums.cross
+    for j in range(0, fit, BLOCK):
+        end = min(j + BLOCK, fit)
+        columns = expand(features[j:end])
+        _add_symmetric(kernel[j:end, j:end], columns)
+        for i in range(end, len(features), BLOCK):
+            part = expand(features[i : i + BLOCK]) @ columns.T
+            kernel[i : i + BLOCK, j:end] = part
+            kernel[j:end, i : min(i + BLOCK, fit)] = part[: max(fit - i, 0)].T
+    return kernel
 
 
 def smallest(errors: Float[Tensor, " ridges"], ridges: Sequence[float], *, slack: float = 0.0) -> float:

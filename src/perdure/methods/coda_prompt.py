@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perdure.families.vit import coda, prompting
+from perdure.families.class_incremental import coda, prompting
 from perdure.layers.prompts import not_orthogonal, orthogonal_rows
 from perdure.models.vit import Vit
 from perdure.runtime import Runtime

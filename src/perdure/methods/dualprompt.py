@@ -6,7 +6,7 @@ CIFAR-100.
 
 Needs: 6 GB GPU memory for ViT-B/16 and 24 images a batch.
 
-Knows prefixes by block. The pool and the training are in `perdure.families.vit`.
+Knows prefixes by block. The pool and the training are in `perdure.families.class_incremental`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure import training
-from perdure.families.vit import pool, prompting
-from perdure.families.vit.settings import Pool
+from perdure.families.class_incremental import pool, prompting
+from perdure.families.class_incremental.settings import Pool
 from perdure.layers.prompts import lay_out
 from perdure.models.vit import Insertions, Vit
 from perdure.runtime import Runtime
@@ -57,7 +57,7 @@ class Config(Pool):
     """Keys and values mixed up with the place in the batch, as the published PyTorch code does."""
 
     def faults(self):
-        yield from super().faults()
+        yield from Pool.faults(self)
         if both := sorted(set(self.general_blocks) & set(self.expert_blocks)):
             yield "expert_blocks", f"block {both[0]} is also one of general_blocks"
 

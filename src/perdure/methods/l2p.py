@@ -5,7 +5,7 @@ mean of what comes out of them is the feature. Settings are those published for 
 
 Needs: 6 GB GPU memory for ViT-B/16 and 16 images a batch.
 
-Knows prompts as tokens. The pool and the training are in `perdure.families.vit`.
+Knows prompts as tokens. The pool and the training are in `perdure.families.class_incremental`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure import training
-from perdure.families.vit import pool, prompting
-from perdure.families.vit.settings import Pool
+from perdure.families.class_incremental import pool, prompting
+from perdure.families.class_incremental.settings import Pool
 from perdure.models.vit import Insertions, Vit
 from perdure.runtime import Runtime
 from perdure.types import Task

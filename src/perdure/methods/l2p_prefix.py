@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.errors import RecipeError
-from perdure.families.vit import coda, prompting
+from perdure.families.class_incremental import coda, prompting
 from perdure.layers.prompts import similarities
 from perdure.models.vit import Vit
 from perdure.runtime import Runtime

@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from perdure.families.class_incremental import backbone as backbones
+from perdure.families.class_incremental import first_session
+from perdure.families.class_incremental.backbone import Backbone
 from perdure.families.clip import classifier
-from perdure.families.vit import backbone as backbones
-from perdure.families.vit import first_session
-from perdure.families.vit.backbone import Backbone
 from perdure.layers import ridge
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from perdure import training
 from perdure.errors import DataError, RecipeError
+from perdure.families.class_incremental import backbone as backbones
 from perdure.families.clip import classifier
-from perdure.families.vit import backbone as backbones
 from perdure.layers.prompts import unit
 from perdure.loading import Batches, ExampleBatches, TensorBatches
 from perdure.methods.bofa.moments import Gaussians, free_directions, precision, second_moment

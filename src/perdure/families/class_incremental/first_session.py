@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from perdure import training
 from perdure.errors import RecipeError
+from perdure.families.class_incremental import backbone as backbones
 from perdure.families.clip import classifier
-from perdure.families.vit import backbone as backbones
 from perdure.loading import ExampleBatches, Preprocess
 from perdure.models.vit import Vit
 from perdure.runtime import Runtime

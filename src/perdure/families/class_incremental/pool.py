@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from perdure.families.vit.settings import Pool
+from perdure.families.class_incremental.settings import Pool
 from perdure.layers.prompts import majority, similarities
 from perdure.models.vit import Vit
 

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure import training
-from perdure.families.vit import prompting
-from perdure.families.vit.settings import Prompting
+from perdure.families.class_incremental import prompting
+from perdure.families.class_incremental.settings import Prompting
 from perdure.models.vit import Insertions
 
 
