@@ -7,7 +7,8 @@ import torch
 
 from perdure import recipe
 from perdure.errors import RecipeError
-from perdure.merging import Merged, magmax
+from perdure.layers.merging import largest
+from perdure.merging import Merged
 from perdure.runtime import Runtime
 from perdure.testing import CHECKS, check_method, tiny_stream
 from perdure.types import Merge
@@ -63,8 +64,8 @@ def test_towards_the_weights_before_the_task():
 
 def test_magmax_takes_each_number_from_the_task_that_changed_it_most():
     old, new = {"w": torch.tensor([1.0, -3.0, 2.0])}, {"w": torch.tensor([-2.0, 1.0, -2.0])}
-    assert magmax({}, old)["w"].tolist() == [1, -3, 2]
-    assert magmax(old, new)["w"].tolist() == [-2, -3, -2]  # of equal ones the later
+    assert largest({}, old)["w"].tolist() == [1, -3, 2]
+    assert largest(old, new)["w"].tolist() == [-2, -3, -2]  # of equal ones the later
     method, _ = learned(how="magmax", weight=0.5)
     (_, first), (start, second) = method.seen
     base = method.base["weight"]

@@ -5,8 +5,8 @@ theta_0 are the weights at the task's start. Marczak et al., MagMax, ECCV 2024: 
 unmerged; what is used is ``theta_0 + a m``, and m takes each number from the task vector ``theta_t - theta_0`` in which
 it is largest, the later one if equal.
 
-Knows named parameters and what a method does. Does not know how a method learns. Only weights that are trained are
-merged; buffers stay those of the trained model.
+Knows named parameters and what a method does; the arithmetic is in `perdure.layers.merging`. Does not know how a
+method learns. Only weights that are trained are merged; buffers stay those of the trained model.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from perdure import kept_examples
 from perdure.errors import RecipeError
 from perdure.evaluate import evaluate, predicting
 from perdure.keys import key_seed
+from perdure.layers import merging
 from perdure.runtime import Runtime
 from perdure.types import Evaluation, Examples, Merge, Query, Task
 
@@ -65,7 +66,8 @@ class Merged:
         self.method.learn(task, runtime)
         after = _copies(live)
         if self.settings.how == "magmax":
-            self.vector, self.trained = magmax(self.vector, {n: after[n] - self.base[n] for n in after}), after
+            change = merging.task_vector(self.base, after)
+            self.vector, self.trained = merging.largest(self.vector or None, change), after
         start = before if self.settings.how == "previous" else self.base
         if auto:
             self.past.append(self._remembered(task))
@@ -115,8 +117,8 @@ class Merged:
 
     def _mixed(self, start: Weights, after: Weights, weight: float) -> Weights:
         if self.settings.how == "magmax":
-            return {name: self.base[name] + weight * self.vector[name] for name in after}
-        return {name: (1 - weight) * start[name] + weight * after[name] for name in after}
+            return merging.add_vector(self.base, self.vector, weight)
+        return merging.interpolate(start, after, weight)
 
     def _remembered(self, task: Task) -> Task:
         """The task with at most so many validation examples as are kept."""
@@ -150,14 +152,6 @@ class Merged:
             predict = self.method.predictor(query)
         values, _ = evaluate(self.method, predict, task, query, settings, runtime=runtime, after=len(self.past))
         return float(next(iter(values.values())) or 0.0)
-
-
-def magmax(vector: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Weights:
-    """Of each number the one that is largest in magnitude, the new one if equal."""
-    if not vector:
-        return dict(new)
-    old = {name: vector[name].to(tensor) for name, tensor in new.items()}
-    return {name: torch.where(tensor.abs() >= old[name].abs(), tensor, old[name]) for name, tensor in new.items()}
 
 
 def _copies(live: Mapping[str, Tensor]) -> Weights:

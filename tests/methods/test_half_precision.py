@@ -11,7 +11,8 @@ from perdure.families.captioning import adapting
 from perdure.families.test_time.half import LOSS_SCALE, unscale
 from perdure.loading import ExampleBatches
 from perdure.loop import seed_everything
-from perdure.runtime import Runtime, seed_torch
+from perdure.runtime import Runtime
+from perdure.runtime.devices import seed_torch
 from tests.every_method import METHODS
 
 ADAPTING = ("tpt_prompt", "tpt_encoder", "kd", "rlcf_prompt", "rlcf_encoder", "rlcf_retrieval")

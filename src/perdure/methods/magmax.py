@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from perdure.families.clip import classifier, whole
+from perdure.families.clip import classifier, export, whole
 from perdure.layers import merging
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
@@ -79,6 +80,11 @@ class Magmax:
 
     def predictor(self, query: Query):
         return classifier.text_predictor(self.clip, self.config.template, query, clean=self.config.clean_names)
+
+    def export(self, folder: Path) -> str:
+        """The merged model, and one prompt a class."""
+        config = self.config
+        return export.save_prompted(self.clip, folder, self.classes, template=config.template, clean=config.clean_names)
 
     def state_dict(self) -> dict[str, Any]:
         kept = {} if self.tuned is None else {"tuned": self.tuned, "merged": self.merged}

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure.families.clip import classifier, whole
+from perdure.families.clip import classifier, export, whole
 from perdure.layers import merging
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
@@ -59,6 +60,11 @@ class WiseFt:
 
     def predictor(self, query: Query):
         return classifier.text_predictor(self.clip, self.config.template, query, clean=self.config.clean_names)
+
+    def export(self, folder: Path) -> str:
+        """The merged model, and one prompt a class."""
+        config = self.config
+        return export.save_prompted(self.clip, folder, self.classes, template=config.template, clean=config.clean_names)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": whole.copied(self.parameters), "classes": list(self.classes)}
