@@ -64,7 +64,7 @@ def test_towards_the_weights_before_the_task():
 
 def test_magmax_takes_each_number_from_the_task_that_changed_it_most():
     old, new = {"w": torch.tensor([1.0, -3.0, 2.0])}, {"w": torch.tensor([-2.0, 1.0, -2.0])}
-    assert largest({}, old)["w"].tolist() == [1, -3, 2]
+    assert largest(None, old)["w"].tolist() == [1, -3, 2]
     assert largest(old, new)["w"].tolist() == [-2, -3, -2]  # of equal ones the later
     method, _ = learned(how="magmax", weight=0.5)
     (_, first), (start, second) = method.seen

@@ -11,8 +11,8 @@ from perdure.calibration import probabilities
 from perdure.methods.mg_clip import MgClip
 from perdure.settings import registry
 
-RANK_ALONE = {"icarl"}
-"""Nearest class means: squared distances have no scale of their own."""
+RANK_ALONE = {"icarl", "ranpac", "rail", "bofa"}
+"""Nearest class means, whose squared distances have no scale of their own, and regressions towards 0 and 1."""
 OF_IMAGES = [name for name in registry.names("methods") if registry.describe("methods", name).answers == ("classify",)]
 
 

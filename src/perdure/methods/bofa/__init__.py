@@ -193,68 +193,83 @@ class Bofa:
         known: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """The whole projection after the first stage, and the task's own: of later tasks within free directions."""
-        config, device = self.config, self.clip.device
-        start = self.start.to(device)
-        whole = torch.nn.Parameter(self.tuned.to(device).clone())
+        start = self.start.to(self.clip.device)
+        whole = torch.nn.Parameter(self.tuned.to(start).clone())
+        batches = self._batches(task, runtime, known, "projection")
+        self._tune_whole(whole, task, prototypes, head, batches, runtime)
+        tuned = whole.detach()
+        if not self.projections:
+            return tuned.cpu(), tuned.cpu()
+        directions = free_directions(torch.stack(self.moments), self.config.rank).to(start)
+        change = torch.nn.Parameter((tuned - start) @ directions)
+        if self.config.rank_epochs:
+            batches = self._batches(task, runtime, known, "directions")
+            self._tune_within(change, directions, prototypes, batches, runtime)
+        return tuned.cpu(), (start + change.detach() @ directions.T).cpu()
+
+    def _tune_whole(
+        self,
+        whole: torch.nn.Parameter,
+        task: Task,
+        prototypes: Tensor,
+        head: tuple[Tensor, Tensor],
+        batches: Batches,
+        runtime: Runtime,
+    ) -> None:
+        """The first stage: the whole projection, and in the first epochs the task's own classifier beside it."""
+        config = self.config
         weight, bias = (torch.nn.Parameter(t.to(whole).clone()) for t in head)
-        scale = self.clip.model.logit_scale.detach()
-        alone = not self.projections
-        epochs = config.epochs + config.rank_epochs * alone
 
-        def cosine(epoch: int, _step: int) -> float:
-            return (1 + math.cos(math.pi * epoch / config.epochs)) / 2
-
-        def fits(inner: Tensor, projection: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(scale * unit(inner @ projection.T) @ prototypes.T, labels)
-
-        def both(batch: Batch) -> dict[str, Tensor]:
-            with torch.no_grad():
-                inner = self.inner(batch).to(whole)
-            main = fits(inner, whole, batch["label"])
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            inner = self._inner_of(batch, whole)
+            main = self._misfit(inner @ whole.T, prototypes, batch["label"])
             if int(batch["epoch"][0]) >= FIRST_EPOCHS:
                 return {"loss": main, "main": main.detach()}
             own = F.cross_entropy(F.linear(unit(inner), weight, bias), batch["label"] - task.offset)
             return {"loss": main + own, "main": main.detach(), "own": own.detach()}
 
+        small = {"lr": config.small_lr, "weight_decay": config.small_weight_decay}
         groups = [
             training.Group(parameters={"projection": whole}),
-            training.Group(
-                parameters={"weight": weight, "bias": bias}, lr=config.small_lr, weight_decay=config.small_weight_decay
-            ),
+            training.Group(parameters={"weight": weight, "bias": bias}, **small),
         ]
-        how = training.Fit(
-            epochs=epochs,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            optimizer="sgd",
-            momentum=0.9,
-            schedule=cosine,
-        )
-        training.fit(
-            both, groups, self._batches(task, runtime, known, "projection"), how, runtime=runtime, stage="projection"
-        )
-        if alone:
-            return whole.detach().cpu(), whole.detach().cpu()
-        directions = free_directions(torch.stack(self.moments), config.rank).to(whole)
-        change = torch.nn.Parameter((whole.detach() - start) @ directions)
+        epochs = config.epochs + (0 if self.projections else config.rank_epochs)
+        how = self._fit(epochs, lr=config.lr, weight_decay=config.weight_decay, after=0)
+        training.fit(loss, groups, batches, how, runtime=runtime, stage="projection")
 
-        def within(batch: Batch) -> Tensor:
-            with torch.no_grad():
-                inner = self.inner(batch).to(change)
-            return fits(inner, start + change @ directions.T, batch["label"])
+    def _tune_within(
+        self, change: torch.nn.Parameter, directions: Tensor, prototypes: Tensor, batches: Batches, runtime: Runtime
+    ) -> None:
+        """The second stage: only what the projection changes along the free directions."""
+        config, start = self.config, self.start.to(change)
 
-        later = training.Fit(
-            epochs=config.rank_epochs,
-            lr=config.small_lr,
-            weight_decay=config.small_weight_decay,
-            optimizer="sgd",
-            momentum=0.9,
-            schedule=lambda epoch, step: cosine(config.epochs + epoch, step),
+        def loss(batch: Batch) -> Tensor:
+            projection = start + change @ directions.T
+            return self._misfit(self._inner_of(batch, change) @ projection.T, prototypes, batch["label"])
+
+        how = self._fit(
+            config.rank_epochs, lr=config.small_lr, weight_decay=config.small_weight_decay, after=config.epochs
         )
-        if config.rank_epochs:
-            batches = self._batches(task, runtime, known, "directions")
-            training.fit(within, {"change": change}, batches, later, runtime=runtime, stage="directions")
-        return whole.detach().cpu(), (start + change.detach() @ directions.T).cpu()
+        training.fit(loss, {"change": change}, batches, how, runtime=runtime, stage="directions")
+
+    def _misfit(self, features: Tensor, prototypes: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy under CLIP's scale as it is stored, a logarithm, as published."""
+        return F.cross_entropy(self.clip.model.logit_scale.detach() * unit(features) @ prototypes.T, labels)
+
+    def _fit(self, epochs: int, *, lr: float, weight_decay: float, after: int) -> training.Fit:
+        """SGD; the cosine over `epochs` of the settings goes on after them, and rises again."""
+        period = self.config.epochs
+
+        def cosine(epoch: int, _step: int) -> float:
+            return (1 + math.cos(math.pi * (after + epoch) / period)) / 2
+
+        return training.Fit(
+            epochs=epochs, lr=lr, weight_decay=weight_decay, optimizer="sgd", momentum=0.9, schedule=cosine
+        )
+
+    @torch.no_grad()
+    def _inner_of(self, batch: Batch, like: Tensor) -> Float[Tensor, "images inner"]:
+        return self.inner(batch).to(like)
 
     def _batches(self, task: Task, runtime: Runtime, known: Mapping[str, Tensor], stage: str) -> Batches:
         """Augmented images; or what the tower made of them, where they stay as they are."""
