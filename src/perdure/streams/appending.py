@@ -45,6 +45,7 @@ def from_known(name: str, saved: Mapping[str, Any]) -> Stream:
             candidates=tuple(task["candidates"]),
             offset=task["offset"],
             metrics=tuple(task["metrics"]),
+            facts=task.get("facts", {}),
         )
         for task in saved["tasks"]
     )
