@@ -264,7 +264,7 @@ def test_overrides_are_yaml_and_come_last():
     assert loaded.stream.settings["data"] == {"name": "digits", "size": 16}
 
 
-@pytest.mark.parametrize(("text", "expected"), [("3,4", (3, 4)), ("[3,4]", (3, 4)), ("0,1,2", (0, 1, 2)), ("7", (7,))])
+@pytest.mark.parametrize(("text", "expected"), [("3,4", (3, 4)), ("[3,4]", (3, 4)), ("0,1,2", (0, 1, 2))])
 def test_a_list_needs_no_brackets_on_the_command_line(text, expected):
     assert recipe.load(write(GOOD), [f"run.seeds={text}"]).seeds == expected
 

@@ -117,8 +117,6 @@ def read_overrides(overrides: Sequence[str]) -> tuple[Layer, list[Wrong]]:
         single: Any = _with_whole_paths(found, Path())
         if isinstance(single, str) and isinstance(_at(path, layer.values), dict):
             single = {"name": single}  # a setting of the thing was given before its name
-        if path == ("run", "seeds") and isinstance(single, int):
-            single = [single]
         nested: Any = single
         for part in reversed(path):
             nested = {part: nested}
