@@ -83,7 +83,7 @@ def calibrate(method: Any, stream: Stream, settings: Evaluation, *, runtime: Run
 
 
 def fit(answers: Sequence[tuple[Logits, Labels]]) -> dict[str, float] | None:
-    """The temperature of least mean negative log-likelihood (Guo et al. 2017, section 4.2); one for all pairs, whose
+    """The temperature of least mean negative log-likelihood (Guo et al. 2017); one for all pairs, whose
     numbers of candidates may differ.
 
     The likelihood is concave in 1/temperature, so a bounded search over its logarithm finds the one minimum.

@@ -72,7 +72,7 @@ def summed(vectors: Sequence[State]) -> dict[str, Tensor]:
 
 
 def ties(vectors: Sequence[State], *, keep: float = 0.2) -> dict[str, Tensor]:
-    """Task vectors trimmed, their signs elected, and the mean of what agrees (TIES, Yadav et al. 2023, section 4).
+    """Task vectors trimmed, their signs elected, and the mean of what agrees (TIES, Yadav et al. 2023).
 
     Args:
         keep: share of a vector's elements, the largest in size, that are kept.

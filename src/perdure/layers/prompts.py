@@ -55,7 +55,7 @@ def orthogonal_rows(
 ) -> Float[Tensor, "rows dim"]:
     """The table with rows from `first` on drawn anew, without their part along all rows before them, of unit length.
 
-    Classical Gram-Schmidt, as CODA-Prompt starts the components of a task (Smith et al. 2023, section 4.3): each draw
+    Classical Gram-Schmidt, as CODA-Prompt starts the components of a task (Smith et al. 2023): each draw
     is projected as it was drawn. ``[[2, 0], new]`` with a draw of ``[3, 4]`` becomes ``[[2, 0], [0, 1]]``.
 
     Args:
