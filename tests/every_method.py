@@ -138,7 +138,8 @@ def _captions(name: str, **settings: Any) -> Tiny:
 def _instruction(name: str, **settings: Any) -> Tiny:
     settings = settings or {"max_new_tokens": tiny_instruction.TUNING.max_new_tokens}
     allow = () if name == "zero_shot_llm" else MERGES
-    roles, streams = {"llm": tiny_instruction.tiny_llava}, {"instruct": tiny_instruction.tiny_tasks}
+    roles = {"llm": tiny_instruction.tiny_llava, "clip": clip_methods.fresh_clip}
+    streams = {"instruct": tiny_instruction.tiny_tasks}
     return Tiny(name=name, roles=roles, streams=streams, settings=settings, allow=allow)
 
 
@@ -222,6 +223,7 @@ _ALL = (
     _instruction("lora_replay", per_task=2, **_TUNING),
     _instruction("moelora", experts=2, **_TUNING),
     _instruction("multitask", **_TUNING),
+    _instruction("hide", **_TUNING),
     _instruction("olora", norm_weight=0.01, **_TUNING),
     _instruction("sefe", fraction=0.1, **_TUNING),
     _audio_visual("zero_shot_av"),

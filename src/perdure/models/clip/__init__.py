@@ -168,6 +168,12 @@ class Clip(nn.Module):
         rows = torch.arange(len(ids), device=hidden.device)
         return self.model.text_projection(hidden[rows, tokens.end_positions(ids, eot=self.eot)])
 
+    def text_pooled(self, ids: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts width"]:
+        """The text tower's output at the end-of-text token, before the projection."""
+        hidden = self._text_hidden(ids, None)
+        rows = torch.arange(len(ids), device=hidden.device)
+        return hidden[rows, tokens.end_positions(ids, eot=self.eot)]
+
     def token_embeddings(self, ids: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts tokens width"]:
         """What `text_features` takes as `embeddings`: the ids' vectors, without positions."""
         return self.model.text_model.embeddings.token_embedding(ids)

@@ -207,13 +207,19 @@ class Llava(nn.Module):
 
     # -- answers ----------------------------------------------------------------------------------------
 
-    def answerer(self, limits: AnswerLimits) -> Callable[[Batch], list[str]]:
+    def answerer(
+        self, limits: AnswerLimits, *, before: Callable[[Batch, Tensor], None] | None = None
+    ) -> Callable[[Batch], list[str]]:
         """A function of a batch of questions: greedy answers, in the batch's order.
 
         Questions are sorted by length and answered `generate_batch` at a time. The weights must stay as they are
         while the function is in use: what all questions begin with is read once.
+
+        Args:
+            before: called with the batch and the rows that are answered next, where layers differ from question to
+                question; then nothing is shared between them.
         """
-        start = PromptCache(self.model, self._encode(question_start()))
+        start = PromptCache(self.model, self._encode(question_start()) if before is None else [])
         gather(self.blocks)
 
         def answer(batch: Batch) -> list[str]:
@@ -223,6 +229,8 @@ class Llava(nn.Module):
             order = lengths.argsort(stable=True)
             answers = [""] * len(order)
             for part in order.split(limits.generate_batch):
+                if before is not None:
+                    before(batch, part)
                 texts = self._generate(batch, part, int(lengths[part].max()), limits.max_new_tokens, start)
                 for i, text in zip(part.tolist(), texts):
                     answers[i] = text
