@@ -71,6 +71,16 @@ def evaluate(
     return {registry.label(metric): metrics.compute(metric, found) for metric in names}, len(found)
 
 
+def _own_labels(task: Task, query: Query, examples: Examples) -> range:
+    """The labels that a task brought; none where it asks also for others, or is not asked among these."""
+    own = range(task.offset, task.offset + len(task.candidates))
+    asked = range(query.offset, query.offset + len(query.candidates))
+    if not own or own.start < asked.start or own.stop > asked.stop:
+        return range(0)
+    again = task.kind == "classify" and any(isinstance(t, int) and t not in own for t in examples.targets)
+    return range(0) if again else own
+
+
 def _order(count: int, task: Task, settings: Evaluation, runtime: Runtime) -> Sequence[int]:
     """Positions of the examples in the order in which they are asked; a task is asked alike every time."""
     if settings.order == "dataset":
@@ -101,7 +111,7 @@ def _predict(
 ) -> list[Record]:
     """Records of this process's share of `examples`, appended to its part file batch by batch."""
     size = getattr(method, "test_batch", settings.batch_size) or max(len(examples), 1)
-    label, own = task.name, range(task.offset, task.offset + len(task.candidates))
+    label, own = task.name, _own_labels(task, query, examples)
     source, steps = _batches(method, examples, size, settings.batch_size, runtime, label)
     records: list[Record] = []
     agreement = Agreement(runtime.processes, lambda: (runtime.stop_requested,))
