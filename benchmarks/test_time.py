@@ -190,7 +190,7 @@ def _spread(values: Sequence[float], *, sign: str = "") -> str:
 
 
 def schedules(classes: int, images: int) -> list[dict[str, Any]]:
-    """Seconds an image of each loop, plain and ours, on the same inputs, and how far answers are apart."""
+    """CPU milliseconds an image of each loop, plain and ours, on the same inputs, and how far answers are apart."""
     texts, features = stream(classes, images)
     few = features[: max(images // 40, 30)]
     return [
@@ -210,14 +210,14 @@ def stream(classes: int, images: int, dim: int = 512) -> tuple[Tensor, Tensor]:
 
 
 def compared(name: str, plain: Callable[..., Tensor], ours: Callable[..., Tensor], *inputs: Tensor) -> dict[str, Any]:
-    """Both in turn, twice; the quicker run of each counts."""
+    """CPU milliseconds of both in turn, twice; the quicker run of each counts."""
     best: dict[str, float] = {}
     answers: dict[str, Tensor] = {}
     for _ in range(2):
         for which, answer in (("plain", plain), ("ours", ours)):
-            began = time.perf_counter()
+            began = time.process_time()
             answers[which] = answer(*inputs)
-            best[which] = min(best.get(which, math.inf), time.perf_counter() - began)
+            best[which] = min(best.get(which, math.inf), time.process_time() - began)
     images = len(inputs[-1])
     apart = float((answers["plain"] - answers["ours"]).abs().max())
     same = float((answers["plain"].argmax(-1) == answers["ours"].argmax(-1)).float().mean())
