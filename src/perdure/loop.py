@@ -182,9 +182,10 @@ def _test(
         if query not in predictors or getattr(method, "carries_state", False):  # each test set begins anew
             with predicting(method, runtime):
                 predictors[query] = method.predictor(query)
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         values, n = evaluate(method, predictors[query], task, query, evaluation, runtime=runtime, after=after)
-        cost = {"seconds": time.perf_counter() - began, "peak_bytes": max(runtime.peak_memory().values())}
+        cost = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - processor}
+        cost["peak_bytes"] = max(runtime.peak_memory().values())
         scores.add(after=after, asked=task.index, n=n, values=values)
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         runtime.log("test", after=after, asked=task.index, n=n, **cost, **numbers)
