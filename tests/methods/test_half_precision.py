@@ -145,12 +145,13 @@ def learned(name, **settings):
     runtime.task = 0
     seed_torch(runtime.key("learn"))
     method.learn(task, runtime)
+    state = numbers(method.state_dict())  # tests may leave something, too
     query = tiny.stream.query(task, after=0)
     if not runtime.accelerator.scaler:  # that it answers
         with torch.set_grad_enabled(getattr(method, "adapts", False)), runtime.autocast():
             predict = method.predictor(query)
         evaluate(method, predict, task, query, Evaluation(batch_size=4), runtime=runtime, after=0)
-    return numbers(method.state_dict()), runtime.losses[:1]
+    return state, runtime.losses[:1]
 
 
 DRAWN = {"dynamos": 0.2, "dynamos_sgd": 0.2}

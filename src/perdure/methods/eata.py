@@ -82,7 +82,7 @@ class Eata(adapting.OnBatches):
         )
         norms.follow(self.module, self.config.statistics)
         query = Query(kind="classify", candidates=task.candidates, offset=task.offset)
-        with torch.enable_grad(), runtime.autocast():
+        with torch.enable_grad():  # in full precision: squares of gradients need it
             logits = self.classify(query)
             batches = (self.pixels(batch) for batch, _ in clean.epoch(0) if batch is not None)
             self.fisher = fisher(logits, self.tuned, batches)

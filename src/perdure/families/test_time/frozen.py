@@ -76,7 +76,7 @@ class OnFeatures:
 
     def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
         objectives.require_candidates(query.candidates)
-        texts = self.texts(query.candidates)
+        texts = whole(self.texts(query.candidates))
         if self.carried is None or not getattr(self.config, "continual", False):
             self.carried, self.candidates = self.begin(query, texts), query.candidates
         elif self.candidates != query.candidates:
@@ -148,7 +148,12 @@ def mean_texts(
         for sentence in sentences
     )
     assert isinstance(total, Tensor)
-    return F.normalize(total, dim=-1)
+    return F.normalize(whole(total), dim=-1)
+
+
+def whole(features: Tensor) -> Tensor:
+    """Features in float32 at least, also where autocast made them: what is done with them needs all digits."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def _described(
