@@ -9,6 +9,7 @@ the wave is written last, so that a clip that was interrupted is made again.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import struct
@@ -253,7 +254,8 @@ def _each(work: Callable[[Path], Any], videos: Sequence[Path], workers: int) -> 
     if workers <= 1:
         yield from map(work, videos)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    # Forked, FFmpeg waits for threads that only the parent has.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(work, videos)
 
 
