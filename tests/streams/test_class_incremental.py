@@ -238,7 +238,7 @@ def test_an_unknown_order_is_refused_with_the_nearest():
     data = dataset([0], names=[f"c{i}" for i in range(200)], name="imagenet_r")
     with pytest.raises(RecipeError, match="Did you mean `random`"):
         class_order("randm", data)
-    with pytest.raises(RecipeError, match=r"default, numeric, random, mgclip, rapf, or a \.json file"):
+    with pytest.raises(RecipeError, match=r"default, numeric, random, mgclip, rapf, seed1993, or a \.json file"):
         class_order("sorted", data)
     with pytest.raises(RecipeError, match="there is no such file"):
         class_order("nowhere.json", data)
