@@ -101,7 +101,8 @@ def fit(answers: Sequence[tuple[Logits, Labels]]) -> dict[str, float] | None:
     low, high = (math.log(end) for end in RANGE)
     if count < FEWEST or not math.isfinite(loss(0.0)):
         return None
-    best = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
+    found: Any = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    best = float(found.x)
     if min(best - low, high - best) < 1e-3:
         return None
     return {

@@ -49,7 +49,7 @@ def rollback(run: Path, number: int | None = None, *, reason: str = "") -> Versi
             raise RecipeError(
                 "no version was promoted before this one", where=str(run), expected="an earlier promotion"
             )
-        number = history[-1]["was"]
+        number = int(history[-1]["was"])  # type: ignore[arg-type]
     return promote(run, number, reason=reason, by="perdure rollback")
 
 

@@ -30,8 +30,13 @@ class Owner(Protocol):
     stop_requested: bool
     stage: str
     batch_size: int
+    precision: str
+    task: int
+    device: torch.device
     _events: Events
 
+    @property
+    def out(self) -> Path | None: ...
     @property
     def rank(self) -> int: ...
     @property

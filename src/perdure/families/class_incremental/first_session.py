@@ -139,15 +139,17 @@ def _scale_all(network: nn.Module) -> list[nn.Module]:
     found = []
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.LayerNorm | nn.Linear) or name == "patch_embed":
-            width = module.proj.out_channels if name == "patch_embed" else _width(module)  # type: ignore[union-attr]
-            after = ScaleShift(width)
+            after = ScaleShift(_width(module))
             module.register_forward_hook(after.hook)
             found.append(after)
     return found
 
 
 def _width(module: Any) -> int:
-    return module.out_features if isinstance(module, nn.Linear) else module.normalized_shape[0]
+    """Channels of what a module gives."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.normalized_shape[0] if isinstance(module, nn.LayerNorm) else module.proj.out_channels
 
 
 class CosineHead(nn.Module):

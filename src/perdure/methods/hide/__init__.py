@@ -80,12 +80,12 @@ class Hide:
     # -- examples ---------------------------------------------------------------------------------------
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return self.llm.preprocess(example, training) | self._seen_by_clip(example, training)
+        return {**self.llm.preprocess(example, training), **self._seen_by_clip(example, training)}
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
         ours = ("route_ids", "route_image")
         batch = self.llm.collate([{n: v for n, v in item.items() if n not in ours} for item in items])
-        return batch | {name: torch.stack([item[name] for item in items]) for name in ours}
+        return {**batch, **{name: torch.stack([item[name] for item in items]) for name in ours}}
 
     def _seen_by_clip(self, example: Example, training: bool) -> Batch:
         """The question's text, cut at the tower's length, and its image (zeros where there is none)."""
@@ -148,7 +148,7 @@ class Hide:
         return means[0], means[1]
 
     def _for_means(self, example: Example, _training: bool) -> Batch:
-        return self._seen_by_clip(example, True) | {"has_image": example.inputs.get("image") is not None}
+        return {**self._seen_by_clip(example, True), "has_image": example.inputs.get("image") is not None}
 
     def _ready(self) -> None:
         """All layers answer: fused where they are not in the last blocks."""

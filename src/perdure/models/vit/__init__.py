@@ -216,7 +216,7 @@ def _clip_tower(
     said: Mapping[str, Any], state: Mapping[str, Tensor], config: Config, folder: Path
 ) -> tuple[nn.Module, ClipTransform]:
     """The image tower of a Hugging Face CLIP, without its projection."""
-    tower = CLIPVisionConfig(**(said.get("vision_config") or {}))
+    tower: Any = CLIPVisionConfig(**(said.get("vision_config") or {}))
     if tower.hidden_act not in ("quick_gelu", "gelu"):
         raise WeightsError(f"hidden_act is {tower.hidden_act!r}", where=str(folder), expected="quick_gelu or gelu")
     network = formats.build(

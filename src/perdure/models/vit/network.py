@@ -131,8 +131,8 @@ class Attention(nn.Module):
                 torch.cat([p.to(x.dtype).expand(len(x), -1, -1), tokens], dim=1)
                 for p, tokens in zip(prefix, (keys, values))
             )
-        parts = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (query, keys, values))
-        attended = F.scaled_dot_product_attention(*parts)
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (query, keys, values))
+        attended = F.scaled_dot_product_attention(q, k, v)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
 
