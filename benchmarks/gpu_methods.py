@@ -22,7 +22,8 @@ from perdure import api, evaluate, recipe
 from perdure.data import microworld
 from perdure.data.microworld import disk
 from perdure.recipe.plan import largest_batch
-from perdure.runtime import Runtime, seed_torch
+from perdure.runtime import Runtime
+from perdure.runtime.devices import seed_torch
 from perdure.runtime.placing import place
 from perdure.settings import registry
 from perdure.testing.trial import shortened

@@ -13,11 +13,11 @@ from transformers import ViTConfig, ViTModel
 from perdure.models import vit
 
 
-def write(folder: Path, *, size: int = 16, patch: int = 4) -> Path:
-    """A ViT of three blocks whose weights are far from their first values."""
+def write(folder: Path, *, depth: int = 3, size: int = 16, patch: int = 4) -> Path:
+    """A ViT whose weights are far from their first values."""
     config = ViTConfig(
         hidden_size=16,
-        num_hidden_layers=3,
+        num_hidden_layers=depth,
         num_attention_heads=2,
         intermediate_size=32,
         image_size=size,
@@ -34,11 +34,11 @@ def write(folder: Path, *, size: int = 16, patch: int = 4) -> Path:
 
 
 @cache
-def _loaded() -> vit.Vit:
+def _loaded(depth: int) -> vit.Vit:
     with TemporaryDirectory() as folder:
-        return vit.load(vit.Config(weights=str(write(Path(folder)))))
+        return vit.load(vit.Config(weights=str(write(Path(folder), depth=depth))))
 
 
-def fresh_vit() -> vit.Vit:
+def fresh_vit(depth: int = 3) -> vit.Vit:
     """A copy of a tiny ViT that was loaded from disk once."""
-    return deepcopy(_loaded())
+    return deepcopy(_loaded(depth))

@@ -14,7 +14,7 @@ from perdure.models import clip
 from perdure.settings import registry
 from perdure.settings.config import Named
 from perdure.types import Method
-from tests import tiny_audio_visual, tiny_captioner, tiny_clip, tiny_instruction
+from tests import tiny_audio_visual, tiny_captioner, tiny_clip, tiny_instruction, tiny_vit
 from tests.recipes.shipped import NAMES, load
 
 SMALL_NETS = ("mlp", "resnet18", "gated_resnet")
@@ -46,6 +46,8 @@ def tiny(tmp_path_factory) -> Callable[[Named], Any]:
             return Named(place="models", name=named.name, settings={**named.settings, **small}).build()
         if named.name in ("clip", "clip_resnet"):
             return clip.load(clip.Config(weights=folder()))
+        if named.name == "vit":
+            return tiny_vit.fresh_vit(depth=6)
         if named.name == "clap":
             return tiny_audio_visual.clap()
         if named.name == "llava":

@@ -65,7 +65,7 @@ def test_two_processes_learn_and_log_what_one_does(alone, two, what):
 def test_a_signal_that_one_process_hears_stops_all_after_the_same_step(two, what):
     said = {(two / what / f"stopped{rank}.txt").read_text() for rank in (0, 1)}
     assert len(said) == 1
-    step = int(re.search(r"at step (\d+) of 600", said.pop())[1])
+    step = int(re.search(r"step (\d+) of 600", said.pop())[1])
     assert 8 <= step <= 10
     saved = checkpoint.load(two / what / "checkpoint" / "task_-001" / "s.safetensors")
     assert saved["step"] == step == len(saved["state"]["history"]["losses"])

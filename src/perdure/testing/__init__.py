@@ -146,6 +146,8 @@ def _predicting_leaves_the_state_unchanged(it: Subject) -> None:
 def _answers_do_not_depend_on_batch_mates(it: Subject) -> None:
     """Nor on the order of the examples; nor, for any method, on whether the test was stopped and went on."""
     method, stream = it.learned.method, it.stream
+    # A step of Adam takes the sign of a gradient that is nearly 0 from its rounding.
+    tolerance = 1e-3 if getattr(method, "adapts", False) else 1e-4
     for task in stream:
         ways: list[tuple[str, Task, dict[str, Any]]] = [("a test that was stopped", task, {"stopped": True})]
         if not getattr(method, "carries_state", False):
@@ -155,7 +157,9 @@ def _answers_do_not_depend_on_batch_mates(it: Subject) -> None:
         for way, same, how in ways:
             settings: dict[str, Any] = {"batch_size": 1} | how
             found = {r["id"]: r for r in records(method, stream, same, len(stream) - 1, **settings)}
-            assert close({r["id"]: r for r in alone}, found), f"answers differ between batches of 1 and {way}"
+            assert close({r["id"]: r for r in alone}, found, tolerance), (
+                f"answers differ between batches of 1 and {way}"
+            )
 
 
 def _candidates_are_encoded_once_per_query(it: Subject) -> None:

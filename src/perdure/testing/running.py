@@ -166,12 +166,12 @@ def assert_equal_state(a: Any, b: Any, message: str, where: str = "state") -> No
         assert a == b, f"{message} (at {where}: {a!r} and {b!r})"
 
 
-def close(a: Any, b: Any) -> bool:
+def close(a: Any, b: Any, tolerance: float = 1e-4) -> bool:
     """Equal up to the rounding of sums that are taken in another order."""
     if isinstance(a, float) and isinstance(b, float):
-        return abs(a - b) <= 1e-4 * max(1.0, abs(a), abs(b))
+        return abs(a - b) <= tolerance * max(1.0, abs(a), abs(b))
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(close(a[key], b[key], tolerance) for key in a)
     if isinstance(a, list):
-        return len(a) == len(b) and all(map(close, a, b))
+        return len(a) == len(b) and all(close(*pair, tolerance) for pair in zip(a, b))
     return a == b

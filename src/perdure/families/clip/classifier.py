@@ -193,7 +193,7 @@ class Taught:
 
     def places(self, labels: Int[Tensor, " images"]) -> Int[Tensor, " images"]:
         """The column of each label."""
-        return torch.searchsorted(self._sorted.to(labels.device), labels)
+        return torch.searchsorted(self._sorted.to(labels.device, non_blocking=True), labels)
 
 
 def replace_rows(
