@@ -155,4 +155,5 @@ def _answers(
             if any(agreement.answers()):
                 raise Interrupted("stopped while the temperature was fitted")
             agreement.ask()
+        agreement.settle()
     return torch.cat(scores), torch.cat(labels)

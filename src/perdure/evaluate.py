@@ -131,6 +131,7 @@ def _predict(
             if stop:
                 raise Interrupted(f"stopped in {runtime.within(f'test {label}')}")
             agreement.ask()
+        agreement.settle()
     return records
 
 

@@ -5,6 +5,7 @@ Knows torch's process groups. Does not know what the tensors are, nor where a ru
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -48,11 +49,24 @@ class Agreement:
         work.wait()
         return [bool(flag) for flag in flags.tolist()]
 
+    def settle(self) -> None:
+        """Wait for flags that nobody asks for any more."""
+        if self._asked is not None:
+            self._asked[1].wait()
+            self._asked = None
+
 
 @cache
 def _flags_group() -> Any:
     """Flags travel beside the tensors: not in their order, and never through a GPU."""
+    atexit.register(_leave)
     return torch.distributed.new_group(backend="gloo")
+
+
+def _leave() -> None:
+    """End the groups' threads before the interpreter does: a thread that still runs then aborts the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def summed(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -101,6 +101,7 @@ class Steps:
                 if stop:
                     raise Interrupted(f"stopped in {runtime.within(self.stage)}, step {step + 1} of {self.total}")
                 agreement.ask()
+            agreement.settle()
         self.finished = True
         self._save(self.total)
 
