@@ -41,7 +41,7 @@ def run(made, tmp_path):
 
 
 def update(run, data):
-    return updating.update(run, data, quiet=True, gate=WIDE)
+    return updating.update(run, data, quiet=True, gate=WIDE, promote="always")
 
 
 def test_a_table_is_learned_from_as_its_folder_and_shards_and_hub_data_sets_are_learned_from(made, run, tmp_path):
