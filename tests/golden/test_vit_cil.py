@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import default_collate
 
-from perdure.families.class_incremental import backbone, first_session
+from perdure.families.class_incremental import first_session
 from perdure.families.clip import classifier
 from perdure.layers import merging, ridge
 from perdure.layers.prompts import orthogonal_rows
@@ -221,7 +221,7 @@ def test_ranpac_task_by_task(vectors, name):
     tasks = class_tasks(images, data["class_order"], data["increments"])
     every = int(sum(data["increments"]))
     if not tuned:
-        encoded = backbone.features(method.backbone, {"image": torch.from_numpy(images["train_images"]).movedim(3, 1)})
+        encoded = classifier.raw_image_features(method.backbone, torch.from_numpy(images["train_images"]).movedim(3, 1))
         close(encoded, images["train_features"], 1e-9)
     for task in tasks:
         t, seen = task.index, task.offset + len(task.candidates)
@@ -380,7 +380,7 @@ def test_pools_of_prompts_task_by_task(vectors, name):
     tasks, classes = file_tasks(data), len(data["init/head.bias"])
     names = {**theirs, "weight": "head.weight", "bias": "head.bias"}
     asked = torch.from_numpy(np.stack([e.inputs["image"] for task in tasks for e in task.test])).movedim(3, 1)
-    close(backbone.features(method.vit, {"image": asked}), data["query_test"], 1e-9)
+    close(classifier.raw_image_features(method.vit, asked), data["query_test"], 1e-9)
     accuracy = np.zeros_like(data["acc_matrix"])
     for task in tasks:
         t = task.index

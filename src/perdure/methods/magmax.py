@@ -12,17 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from perdure.families.clip import classifier, export, whole
+from perdure.families.clip import classifier, whole
 from perdure.layers import merging
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
-from perdure.types import Batch, Example, Query, Task
+from perdure.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,26 +36,20 @@ class Config(whole.Settings):
     """A task goes on from the last one's fine-tuned weights, or begins anew."""
 
 
-class Magmax:
+class Magmax(whole.Tuned):
     """State: the last task's fine-tuned weights, the merged change, the class names. Both are against `pretrained`."""
 
     Config = Config
     answers = frozenset({"classify"})
-    scores_are = "logits"
+    config: Config
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
-        classifier.check_template(config.template)
-        self.config, self.clip = config, clip
-        self.parameters = whole.parameters(clip, config.trains)
+        super().__init__(config, clip)
         self.pretrained = whole.copied(self.parameters)
         self.tuned: dict[str, Tensor] | None = None
         self.merged: dict[str, Tensor] | None = None
         """MagMax: element by element the largest change; average: their sum."""
         self.tasks = 0
-        self.classes: list[str] = []
-
-    def preprocess(self, example: Example, training: bool) -> Batch:
-        return classifier.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         classes = classifier.extend_classes(self.classes, task)
@@ -77,14 +70,6 @@ class Magmax:
         if self.merged is not None:
             share = self.config.weight / (self.tasks if self.config.merge == "average" else 1)
             whole.put(self.parameters, merging.add_vector(self.pretrained, self.merged, share))
-
-    def predictor(self, query: Query):
-        return classifier.text_predictor(self.clip, self.config.template, query, clean=self.config.clean_names)
-
-    def export(self, folder: Path) -> str:
-        """The merged model, and one prompt a class."""
-        config = self.config
-        return export.save_prompted(self.clip, folder, self.classes, template=config.template, clean=config.clean_names)
 
     def state_dict(self) -> dict[str, Any]:
         kept = {} if self.tuned is None else {"tuned": self.tuned, "merged": self.merged}

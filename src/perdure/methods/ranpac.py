@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from perdure.families.class_incremental import backbone as backbones
 from perdure.families.class_incremental import first_session
-from perdure.families.class_incremental.backbone import Backbone
 from perdure.families.clip import classifier
 from perdure.layers import ridge
 from perdure.runtime import Runtime
@@ -80,7 +79,7 @@ class Ranpac:
     Config = Config
     answers = frozenset({"classify"})
 
-    def __init__(self, config: Config, *, backbone: Backbone) -> None:
+    def __init__(self, config: Config, *, backbone: classifier.ImageTower) -> None:
         self.config, self.backbone = config, backbone
         self.sums = ridge.Sums()
         self.projection: Float[Tensor, "dim width"] | None = None
@@ -100,9 +99,8 @@ class Ranpac:
             self.session.learn(task, self.preprocess, self.config, runtime)
         if self.projection is None:
             self.projection = self._draw(runtime)
-        found = backbones.encode(
-            self.backbone, task.train, batch_size=self.config.batch_size, runtime=runtime, stage="features"
-        )
+        size = self.config.batch_size
+        found = classifier.encode_images(self.backbone, task.train, batch_size=size, runtime=runtime, unit=False)
         classifier.require_every_class(task, found["label"])
         features, labels = found["feature"].double(), found["label"]
         order = runtime.permutation(len(labels), "holdout")
@@ -138,7 +136,7 @@ class Ranpac:
             weights = F.normalize(weights, dim=0)
 
         def predict(batch: Batch) -> Tensor:
-            features = backbones.features(self.backbone, batch)
+            features = classifier.raw_image_features(self.backbone, batch["image"])
             if weights is None:
                 return features.new_zeros(len(features), len(query.candidates))
             hidden = self._expand(features)

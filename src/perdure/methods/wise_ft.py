@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure.families.clip import classifier, export, whole
+from perdure.families.clip import classifier, whole
 from perdure.layers import merging
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
-from perdure.types import Batch, Example, Query, Task
+from perdure.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +32,16 @@ class Config(whole.Settings):
     """Mixed with the pretrained weights, or with those at the task's start."""
 
 
-class WiseFt:
+class WiseFt(whole.Tuned):
     """State: the mixed weights and the class names."""
 
     Config = Config
     answers = frozenset({"classify"})
-    scores_are = "logits"
+    config: Config
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
-        classifier.check_template(config.template)
-        self.config, self.clip = config, clip
-        self.parameters = whole.parameters(clip, config.trains)
+        super().__init__(config, clip)
         self.pretrained = whole.copied(self.parameters) if config.base == "zero_shot" else None
-        self.classes: list[str] = []
-
-    def preprocess(self, example: Example, training: bool) -> Batch:
-        return classifier.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         classes = classifier.extend_classes(self.classes, task)
@@ -57,14 +50,6 @@ class WiseFt:
         mixed = merging.interpolate(base, whole.copied(self.parameters), self.config.weight)
         whole.put(self.parameters, mixed)
         self.classes = classes
-
-    def predictor(self, query: Query):
-        return classifier.text_predictor(self.clip, self.config.template, query, clean=self.config.clean_names)
-
-    def export(self, folder: Path) -> str:
-        """The merged model, and one prompt a class."""
-        config = self.config
-        return export.save_prompted(self.clip, folder, self.classes, template=config.template, clean=config.clean_names)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": whole.copied(self.parameters), "classes": list(self.classes)}

@@ -1,42 +1,21 @@
-"""A frozen image backbone, a Vit or a CLIP's image tower: its features, and the training images as it sees them.
+"""Training images as a frozen image backbone sees them: as in a test, or in random crops.
 
-Knows the role `backbone` and crops. Does not know heads, losses or what a method inserts.
+Knows pixels. Does not know models, heads or losses; features are `perdure.families.clip.classifier`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms import v2 as V
 
-from perdure import training
 from perdure.images import open_image
-from perdure.loading import ExampleBatches
 from perdure.models.clip import ClipTransform
-from perdure.runtime import Runtime
 from perdure.types import Batch, Example
 
 Augment = Literal["crop_flip", "none"]
-
-
-class Backbone(Protocol):
-    """What methods that need only features ask of a model: `perdure.models.vit` and `perdure.models.clip` have it."""
-
-    transform: ClipTransform
-
-    @property
-    def dim(self) -> int: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def image_features(self, pixels: Float[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]: ...
 
 
 @dataclass(frozen=True)
@@ -62,22 +41,3 @@ class Preprocessor:
         size = self.transform.size
         crop = V.RandomResizedCrop(size, scale=(self.smallest, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)
         return V.RandomHorizontalFlip()(crop(whole))
-
-
-def encode(
-    backbone: Backbone, examples: Sequence[Example], *, batch_size: int, runtime: Runtime, stage: str = "features"
-) -> dict[str, Tensor]:
-    """One pass over the images as in a test: ``feature`` [images dim], ``label``, ``position`` [images], on the CPU."""
-    batches = ExampleBatches(
-        examples, Preprocessor(backbone.transform), batch_size=batch_size, runtime=runtime, stage=stage, training=False
-    )
-
-    def one(batch: Batch) -> dict[str, Tensor]:
-        return {"feature": features(backbone, batch), "label": batch["label"]}
-
-    return training.features(one, batches, runtime=runtime)
-
-
-def features(backbone: Backbone, batch: Batch) -> Float[Tensor, "images dim"]:
-    """Features of a batch that `Preprocessor` made, not scaled to unit length."""
-    return backbone.image_features(backbone.transform.normalize(batch["image"]))

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from perdure import training
 from perdure.errors import RecipeError
-from perdure.families.class_incremental import backbone as backbones
 from perdure.families.clip import classifier
 from perdure.loading import ExampleBatches, Preprocess
 from perdure.models.vit import Vit
@@ -73,7 +72,7 @@ class Session:
         )
 
         def loss(batch: Batch) -> Tensor:
-            features = backbones.features(self.vit, batch)
+            features = classifier.raw_image_features(self.vit, batch["image"])
             return F.cross_entropy(head(features), taught.places(batch["label"]))
 
         parameters = dict(self.tuned.named_parameters()) | {f"head.{n}": p for n, p in head.named_parameters()}

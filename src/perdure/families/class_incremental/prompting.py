@@ -114,7 +114,9 @@ class Prompted:
 
     def _queries(self, task: Task, runtime: Runtime) -> Float[Tensor, "images dim"]:
         """Queries of all training images, in one pass, by position."""
-        found = backbones.encode(self.vit, task.train, batch_size=128, runtime=runtime, stage="queries")
+        found = classifier.encode_images(
+            self.vit, task.train, batch_size=128, runtime=runtime, unit=False, stage="queries"
+        )
         rows = found["feature"].new_zeros(len(task.train), self.vit.dim)
         return rows.index_copy_(0, found["position"], found["feature"]).to(self.vit.device)
 

@@ -26,6 +26,21 @@ if TYPE_CHECKING:
     from perdure.models.clip import Clip, ClipTransform
 
 
+class ImageTower(Protocol):
+    """What features are taken from: a CLIP's image side, or an image backbone (`perdure.models.vit`)."""
+
+    transform: ClipTransform
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def image_features(self, pixels: Float[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]: ...
+
+
 # -- prompts ------------------------------------------------------------------------------------------------
 
 
@@ -227,14 +242,14 @@ def preprocess(clip: Clip, example: Example) -> Batch:
     return Preprocessor(clip.transform)(example, False)
 
 
-def raw_image_features(clip: Clip, pixels: UInt8[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]:
+def raw_image_features(tower: ImageTower, pixels: UInt8[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]:
     """Projected features of pixels that `preprocess` gave, not normalised."""
-    return clip.image_features(clip.transform.normalize(pixels))
+    return tower.image_features(tower.transform.normalize(pixels))
 
 
-def unit_image_features(clip: Clip, pixels: UInt8[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]:
+def unit_image_features(tower: ImageTower, pixels: UInt8[Tensor, "images 3 size size"]) -> Float[Tensor, "images dim"]:
     """Unit features of pixels that `preprocess` gave."""
-    return F.normalize(raw_image_features(clip, pixels), dim=1)
+    return F.normalize(raw_image_features(tower, pixels), dim=1)
 
 
 def text_features(clip: Clip, ids: Int[Tensor, "classes tokens"]) -> Float[Tensor, "classes dim"]:
@@ -262,7 +277,7 @@ def text_predictor(
 
 
 def encode_images(
-    clip: Clip,
+    tower: ImageTower,
     examples: Sequence[Example],
     *,
     batch_size: int,
@@ -276,10 +291,10 @@ def encode_images(
     """
     encode = unit_image_features if unit else raw_image_features
     batches = ExampleBatches(
-        examples, Preprocessor(clip.transform), batch_size=batch_size, runtime=runtime, stage=stage, training=False
+        examples, Preprocessor(tower.transform), batch_size=batch_size, runtime=runtime, stage=stage, training=False
     )
     return training.features(
-        lambda batch: {"feature": encode(clip, batch["image"]), "label": batch["label"]}, batches, runtime=runtime
+        lambda batch: {"feature": encode(tower, batch["image"]), "label": batch["label"]}, batches, runtime=runtime
     )
 
 

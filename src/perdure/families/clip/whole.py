@@ -5,8 +5,9 @@ Knows weights by name, the published schedule and the loss. Does not know how we
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure import training
-from perdure.families.clip import classifier, settings
+from perdure.families.clip import classifier, export, settings
 from perdure.loading import ExampleBatches
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
-from perdure.types import Batch, Task
+from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,29 @@ class Settings(settings.Prompts):
     """Images a step."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Parts in which a batch is computed: less memory, the same step."""
+
+
+class Tuned:
+    """A CLIP whose towers are tuned task by task and which answers by prompts: what merging methods have alike."""
+
+    scores_are = "logits"
+
+    def __init__(self, config: Settings, clip: Clip) -> None:
+        classifier.check_template(config.template)
+        self.config, self.clip = config, clip
+        self.parameters = parameters(clip, config.trains)
+        self.classes: list[str] = []
+
+    def preprocess(self, example: Example, training: bool) -> Batch:
+        return classifier.preprocess(self.clip, example)
+
+    def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
+        return classifier.text_predictor(self.clip, self.config.template, query, clean=self.config.clean_names)
+
+    def export(self, folder: Path) -> str:
+        """The merged model, and one prompt a class."""
+        config = self.config
+        return export.save_prompted(self.clip, folder, self.classes, template=config.template, clean=config.clean_names)
 
 
 def parameters(clip: Clip, trains: Literal["image", "both"]) -> dict[str, nn.Parameter]:

@@ -5,11 +5,11 @@ Knows how they are attached, started, merged, switched off and saved as a PEFT f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from perdure.types import Task
 
 _ADAPTER = "default"
 _PREFIX = "model.language_model."
+L = TypeVar("L", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,17 @@ class Adapters:
             tensors[f"model.multi_modal_projector.{name}"] = tensor
         base = str(getattr(self.llava.model.config, "_name_or_path", "") or "")
         lora.write_folder(folder, self.config, tensors, base=base, modules_to_save=["multi_modal_projector"])
+
+
+def replace_linear(llava: Llava, make: Callable[[nn.Linear], L]) -> dict[str, L]:
+    """Put a layer around every linear layer of the language model but its head; the new ones are frozen, by name."""
+    layers: dict[str, L] = {}
+    for name, base in [(n, m) for n, m in llava.language_model.named_modules() if isinstance(m, nn.Linear)]:
+        parent, _, child = name.rpartition(".")
+        layers[name] = make(base)
+        layers[name].requires_grad_(False).eval()
+        setattr(llava.language_model.get_submodule(parent), child, layers[name])
+    return layers
 
 
 def linear_names(llava: Llava) -> list[str]:

@@ -143,15 +143,7 @@ class Bofa:
 
     def _encode(self, task: Task, runtime: Runtime, *, stage: str) -> dict[str, Tensor]:
         """The tower's output of all training images, augmented as in training."""
-        batches = ExampleBatches(
-            task.train,
-            self._preprocessor,
-            batch_size=self.config.batch_size,
-            runtime=runtime,
-            stage=stage,
-            training=True,
-            shuffle=False,
-        )
+        batches = self._augmented(task, runtime, stage, shuffle=False)
         return training.features(
             lambda batch: {"inner": self.inner(batch), "label": batch["label"]}, batches, runtime=runtime
         )
@@ -276,15 +268,17 @@ class Bofa:
         if self.config.augment == "none":
             rows = {"inner": known["inner"], "label": known["label"]}
             return _Numbered(TensorBatches(rows, batch_size=self.config.batch_size, runtime=runtime, stage=stage))
-        return _Numbered(
-            ExampleBatches(
-                task.train,
-                self._preprocessor,
-                batch_size=self.config.batch_size,
-                runtime=runtime,
-                stage=stage,
-                training=True,
-            )
+        return _Numbered(self._augmented(task, runtime, stage, shuffle=True))
+
+    def _augmented(self, task: Task, runtime: Runtime, stage: str, *, shuffle: bool) -> ExampleBatches:
+        return ExampleBatches(
+            task.train,
+            self._preprocessor,
+            batch_size=self.config.batch_size,
+            runtime=runtime,
+            stage=stage,
+            training=True,
+            shuffle=shuffle,
         )
 
     # -- answering, state -------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from perdure import training
 from perdure.errors import RecipeError
+from perdure.families.instruction.adapters import replace_linear
 from perdure.families.instruction.settings import Tuning
 from perdure.families.instruction.tuning import tune
 from perdure.loading import ExampleBatches
@@ -66,7 +67,10 @@ class Hide:
         self.config, self.llm, self.clip = config, llm, clip.requires_grad_(False)
         llm.max_length = config.tuning.max_length
         llm.requires_grad_(False)
-        self.layers = _attach(llm, config)
+        tuning = config.tuning
+        self.layers = replace_linear(
+            llm, lambda base: SlotLinear(base, scale=tuning.alpha / tuning.rank, dropout=tuning.dropout)
+        )
         """Slots by name in the language model."""
         if config.top_blocks > len(llm.blocks):
             raise RecipeError(
@@ -254,15 +258,3 @@ def question_of(example: Example, training: bool) -> str:
         next((t["value"] for t in inputs["conversations"] if t["from"] == "human"), "") if training else inputs["text"]
     )
     return str(text).replace("<image>", "").strip()
-
-
-def _attach(llm: Llava, config: Config) -> dict[str, SlotLinear]:
-    tuning, layers = config.tuning, {}
-    linear = [(n, m) for n, m in llm.language_model.named_modules() if isinstance(m, nn.Linear)]
-    for name, base in linear:
-        parent, _, child = name.rpartition(".")
-        layer = SlotLinear(base, scale=tuning.alpha / tuning.rank, dropout=tuning.dropout)
-        layer.requires_grad_(False).eval()
-        setattr(llm.language_model.get_submodule(parent), child, layer)
-        layers[name] = layer
-    return layers

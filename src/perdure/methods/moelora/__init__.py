@@ -19,6 +19,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from perdure.families.instruction.adapters import replace_linear
 from perdure.families.instruction.settings import Tuning
 from perdure.families.instruction.tuning import tune
 from perdure.methods.moelora.mixture import MixtureLinear
@@ -53,7 +54,9 @@ class Moelora:
         self.config, self.llm = config, llm
         llm.max_length = config.tuning.max_length
         llm.requires_grad_(False)
-        self.layers = _attach(llm, config)
+        tuning = config.tuning
+        shape = {"experts": config.experts, "rank": tuning.rank, "alpha": tuning.alpha, "dropout": tuning.dropout}
+        self.layers = replace_linear(llm, lambda base: MixtureLinear(base, **shape))
         """Mixtures by name in the language model."""
         self.begun = False
         """Whether the experts have been trained."""
@@ -117,17 +120,3 @@ class Moelora:
             uniform = torch.rand(layer.router.shape, generator=runtime.generator("router", name))
             layer.router.copy_((2 * uniform - 1) * bound)
             layer.b.zero_()
-
-
-def _attach(llm: Llava, config: Config) -> dict[str, MixtureLinear]:
-    tuning, layers = config.tuning, {}
-    linear = [(n, m) for n, m in llm.language_model.named_modules() if isinstance(m, nn.Linear)]
-    for name, base in linear:
-        parent, _, child = name.rpartition(".")
-        layer = MixtureLinear(
-            base, experts=config.experts, rank=tuning.rank, alpha=tuning.alpha, dropout=tuning.dropout
-        )
-        layer.requires_grad_(False).eval()
-        setattr(llm.language_model.get_submodule(parent), child, layer)
-        layers[name] = layer
-    return layers
