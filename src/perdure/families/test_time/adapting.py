@@ -19,6 +19,7 @@ from perdure.errors import RecipeError
 from perdure.families import rehearsal
 from perdure.families.clip import classifier
 from perdure.families.test_time import frozen, norms, objectives
+from perdure.families.test_time.carrying import Carries
 from perdure.families.test_time.half import loss_scale, unscale
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
@@ -112,7 +113,7 @@ class Stepper(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class OnBatches:
+class OnBatches(Carries):
     """A test-time method that changes weights batch by batch: its own part is `tunable` and `stepper`.
 
     `test_batch` is how many images a batch holds, whatever `evaluate.batch_size` says: answers depend on it.
@@ -211,15 +212,6 @@ class OnBatches:
         if self.net is not None:
             return rehearsal.network_input(batch["image"], self.net)
         return batch["image"].float() / 255
-
-    def stream_state(self) -> dict[str, Any]:
-        """What the batches so far have left: with it a stopped test goes on where it stood."""
-        return {} if self.carried is None else self.carried.state_dict()
-
-    def load_stream_state(self, state: Mapping[str, Any]) -> None:
-        """Go on after a `stream_state`; the predictor of the test set has been made."""
-        if self.carried is not None:
-            self.carried.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         if not self.config.continual:

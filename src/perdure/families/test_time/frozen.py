@@ -19,13 +19,14 @@ from perdure.errors import DataError, RecipeError
 from perdure.families.clip import classifier
 from perdure.families.clip.templates import IMAGENET_80, TIP_7
 from perdure.families.test_time import objectives, views
+from perdure.families.test_time.carrying import Carries
 from perdure.files import text_files
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
 
-class OnFeatures:
+class OnFeatures(Carries):
     """A test-time method on frozen features: its own part is `begin` and `answer`.
 
     ``encode(batch) -> {"feature": [images views dim]}`` is kept apart, so that a run can take the features from a cache
@@ -94,15 +95,6 @@ class OnFeatures:
                 return self.answer(self.carried, rows, texts)
 
         return predict
-
-    def stream_state(self) -> dict[str, Any]:
-        """What the images so far have left: with it a stopped test goes on where it stood."""
-        return {} if self.carried is None else self.carried.state_dict()
-
-    def load_stream_state(self, state: Mapping[str, Any]) -> None:
-        """Go on after a `stream_state`; the predictor of the test set has been made."""
-        if self.carried is not None:
-            self.carried.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         if self.carried is None or not getattr(self.config, "continual", False):
