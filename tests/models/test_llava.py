@@ -9,7 +9,6 @@ import torch
 from tiny_instruction import TUNING, byte_tokenizer, tiny_llava, tiny_parts, tiny_tasks
 
 from perdure.errors import DataError, RecipeError, UnreadableExample, WeightsError
-from perdure.families.instruction.adapters import linear_names
 from perdure.families.instruction.tuning import conversation_batches, fit_settings
 from perdure.models.llava import Config, Llava, load
 from perdure.models.llava.assemble import PROJECTOR_NAMES, put_together
@@ -106,7 +105,7 @@ def test_wrong_parts_are_refused(folders, tmp_path):
 
 
 def test_every_linear_layer_but_the_head_is_adapted(llava):
-    names = linear_names(llava)
+    names = list(llava.linear_names().values())
     assert len(names) == 14 and not any("lm_head" in n or "vision" in n or "projector" in n for n in names)
 
 

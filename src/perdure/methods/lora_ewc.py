@@ -1,7 +1,7 @@
 """Elastic weight consolidation of one low-rank update that is trained throughout.
 
 Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, 2017 (arXiv 1612.00796), on the factors and
-the projector of a LLaVA, as in CoIN's comparison. Importances of all tasks are added up.
+the projector of a language model, as in CoIN's comparison. Importances of all tasks are added up.
 Needs: 28 GB GPU memory for 7 B parameters.
 
 Knows low-rank updates. Does not know data sets or scores.
@@ -21,9 +21,9 @@ from torch import Tensor
 from perdure.families.instruction.adapters import Adapters
 from perdure.families.instruction.export import export
 from perdure.families.instruction.settings import Tuning
-from perdure.families.instruction.tuning import copies, projector_parameters, tune
+from perdure.families.instruction.tuning import copies, tune
 from perdure.loading import ExampleBatches
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -46,7 +46,7 @@ class LoraEwc:
     Config = Config
     answers = frozenset({"instruct"})
 
-    def __init__(self, config: Config, *, llm: Llava) -> None:
+    def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
         self.adapters = Adapters(llm, config.tuning)
         self.importance: dict[str, Tensor] = {}
@@ -103,11 +103,11 @@ class LoraEwc:
             return
         factors = {n: t for n, t in self.anchor.items() if not n.startswith("projector.")}
         self.adapters.load_factors(factors)
-        names = projector_parameters(self.llm)
-        self.llm.projector.load_state_dict({n: self.anchor[f"projector.{n}"] for n in names})
+        names = self.llm.projector_parameters()
+        self.llm.load_projector({n: self.anchor[f"projector.{n}"] for n in names})
 
     def _trained(self) -> dict[str, Tensor]:
-        own = {f"projector.{n}": p for n, p in projector_parameters(self.llm).items()}
+        own = {f"projector.{n}": p for n, p in self.llm.projector_parameters().items()}
         return {**self.adapters.parameters(), **own}
 
     def _importance(self, task: Task, runtime: Runtime) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Learning without forgetting: the tuned LLaVA keeps the answers' distributions of the one before the task.
+"""Learning without forgetting: the tuned language model keeps the answers' distributions of the one before the task.
 
 Li and Hoiem, Learning without Forgetting, 2016 (arXiv 1606.09282), on the answers' tokens of the new task's data.
 Needs: 28 GB GPU memory for 7 B parameters.
@@ -8,7 +8,6 @@ Knows low-rank updates. Does not know data sets or scores.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,14 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure.families.instruction.adapters import Adapters
 from perdure.families.instruction.export import export
 from perdure.families.instruction.settings import Tuning
-from perdure.families.instruction.tuning import tune
+from perdure.families.instruction.tuning import copies, tune
 from perdure.layers.losses import distillation
-from perdure.models.llava import Llava, mean_answer_loss
+from perdure.models.language_model import LanguageModel, mean_answer_loss
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -41,17 +40,17 @@ class Config:
 
 
 class LoraLwf:
-    """A LLaVA with merged updates; the teacher is itself without the present one."""
+    """A language model with merged updates; the teacher is itself without the present one."""
 
     Config = Config
     answers = frozenset({"instruct"})
 
-    def __init__(self, config: Config, *, llm: Llava) -> None:
+    def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
         self.adapters = Adapters(llm, config.tuning)
         self.tasks = 0
         """Tasks learned."""
-        self._teacher: nn.Module | None = None
+        self._teacher: dict[str, Tensor] | None = None
         """The projector as it was before the task."""
 
     def preprocess(self, example: Example, training: bool) -> Batch:
@@ -65,7 +64,7 @@ class LoraLwf:
             return
         self.adapters.start(runtime)
         if self.tasks:
-            self._teacher = copy.deepcopy(self.llm.projector).requires_grad_(False)
+            self._teacher = copies(self.llm.projector_state())
         parameters = self.adapters.parameters()
         tune(self.llm, parameters, task.train, self.loss, self.config.tuning, runtime=runtime)
         self.adapters.save_task(task, runtime)
@@ -91,22 +90,17 @@ class LoraLwf:
         return export(self.llm, folder, self.config.tuning)
 
     def state_dict(self) -> dict[str, Any]:
-        projector = self.llm.projector.state_dict()
+        projector = self.llm.projector_state()
         return {"weights": self.adapters.weights(), "projector": projector, "tasks": self.tasks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.adapters.load_weights(state["weights"])
-        self.llm.projector.load_state_dict(state["projector"])
+        self.llm.load_projector(state["projector"])
         self.tasks = state["tasks"]
 
     @torch.no_grad()
     def _teacher_logits(self, batch: Batch) -> Tensor:
         """Logits of the model before the task, at the same places."""
-        whole = self.llm.model.model
-        student = whole.multi_modal_projector
-        whole.multi_modal_projector = self._teacher
-        try:
-            with self.adapters.off():
-                return self.llm.answer_logits(batch)[0]
-        finally:
-            whole.multi_modal_projector = student
+        assert self._teacher is not None
+        with self.llm.with_projector(self._teacher), self.adapters.off():
+            return self.llm.answer_logits(batch)[0]

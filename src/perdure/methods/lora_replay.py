@@ -20,7 +20,7 @@ from perdure.families.instruction.adapters import Adapters
 from perdure.families.instruction.export import export
 from perdure.families.instruction.settings import Tuning
 from perdure.families.instruction.tuning import tune
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Examples, Query, Task
 
@@ -36,12 +36,12 @@ class Config:
 
 
 class LoraReplay:
-    """A LLaVA with merged updates, and conversations of all tasks."""
+    """A language model with merged updates, and conversations of all tasks."""
 
     Config = Config
     answers = frozenset({"instruct"})
 
-    def __init__(self, config: Config, *, llm: Llava) -> None:
+    def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
         self.adapters = Adapters(llm, config.tuning)
         self.kept: list[Example] = []
@@ -78,11 +78,11 @@ class LoraReplay:
     def state_dict(self) -> dict[str, Any]:
         return {
             "weights": self.adapters.weights(),
-            "projector": self.llm.projector.state_dict(),
+            "projector": self.llm.projector_state(),
             "kept": kept_examples.pack(self.kept),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.adapters.load_weights(state["weights"])
-        self.llm.projector.load_state_dict(state["projector"])
+        self.llm.load_projector(state["projector"])
         self.kept = kept_examples.unpack(state["kept"])

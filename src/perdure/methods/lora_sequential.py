@@ -1,4 +1,4 @@
-"""Sequential low-rank tuning of a LLaVA: each task after the other, with nothing against forgetting.
+"""Sequential low-rank tuning: each task after the other, with nothing against forgetting.
 
 The lower bound of continual instruction tuning (LoRA of CoIN, arXiv 2403.08350). An update is merged after its task,
 or goes on to be trained (`merge: false`, as CoIN does).
@@ -20,7 +20,7 @@ from perdure.families.instruction.adapters import Adapters
 from perdure.families.instruction.export import export
 from perdure.families.instruction.settings import Tuning
 from perdure.families.instruction.tuning import tune
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -36,12 +36,12 @@ class Config:
 
 
 class LoraSequential:
-    """A LLaVA with merged updates, or with one that goes on."""
+    """A language model with merged updates, or with one that goes on."""
 
     Config = Config
     answers = frozenset({"instruct"})
 
-    def __init__(self, config: Config, *, llm: Llava) -> None:
+    def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
         self.adapters = Adapters(llm, config.tuning)
         self.begun = False
@@ -81,7 +81,7 @@ class LoraSequential:
 
     def state_dict(self) -> dict[str, Any]:
         own = self.adapters.weights() if self.config.merge else self.adapters.parameters()
-        return {"own": own, "projector": self.llm.projector.state_dict(), "begun": self.begun}
+        return {"own": own, "projector": self.llm.projector_state(), "begun": self.begun}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.begun = state["begun"]
@@ -89,4 +89,4 @@ class LoraSequential:
             self.adapters.load_weights(state["own"])
         elif self.begun:
             self.adapters.load_factors(state["own"])
-        self.llm.projector.load_state_dict(state["projector"])
+        self.llm.load_projector(state["projector"])

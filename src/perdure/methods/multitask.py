@@ -21,7 +21,7 @@ from perdure.families.instruction.adapters import Adapters
 from perdure.families.instruction.export import export
 from perdure.families.instruction.settings import Tuning
 from perdure.families.instruction.tuning import copies, tune
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Examples, Query, Task
 
@@ -41,12 +41,12 @@ class Multitask:
     answers = frozenset({"instruct"})
     not_updatable = "it trains once on the data of all tasks together, and an update brings the new ones alone"
 
-    def __init__(self, config: Config, *, llm: Llava) -> None:
+    def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
         self.adapters = Adapters(llm, config.tuning)
         self.seen: list[Example] = []
         """All conversations of the tasks so far."""
-        self._projector = copies(llm.projector.state_dict())
+        self._projector = copies(llm.projector_state())
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return self.llm.preprocess(example, training)
@@ -57,7 +57,7 @@ class Multitask:
     def learn(self, task: Task, runtime: Runtime) -> None:
         if len(task.train) == 0:
             return
-        self.llm.projector.load_state_dict(self._projector)
+        self.llm.load_projector(self._projector)
         self.adapters.start(runtime)
         self.seen = [*self.seen, *task.train]
         parameters = self.adapters.parameters()
@@ -78,7 +78,7 @@ class Multitask:
     def state_dict(self) -> dict[str, Any]:
         return {
             "factors": self.adapters.parameters() if self.seen else {},
-            "projector": self.llm.projector.state_dict(),
+            "projector": self.llm.projector_state(),
             "seen": kept_examples.pack(self.seen),
         }
 
@@ -86,4 +86,4 @@ class Multitask:
         self.seen = kept_examples.unpack(state["seen"])
         if self.seen:
             self.adapters.load_factors(state["factors"])
-        self.llm.projector.load_state_dict(state["projector"])
+        self.llm.load_projector(state["projector"])

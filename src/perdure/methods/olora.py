@@ -24,7 +24,7 @@ from perdure.families.instruction.adapters import Adapters
 from perdure.families.instruction.export import export
 from perdure.families.instruction.settings import Tuning
 from perdure.families.instruction.tuning import tune
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -42,12 +42,12 @@ class Config:
 
 
 class Olora:
-    """A LLaVA with merged updates, and the A factors of all of them."""
+    """A language model with merged updates, and the A factors of all of them."""
 
     Config = Config
     answers = frozenset({"instruct"})
 
-    def __init__(self, config: Config, *, llm: Llava) -> None:
+    def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
         self.adapters = Adapters(llm, config.tuning)
         self.past: dict[str, Tensor] = {}
@@ -94,12 +94,12 @@ class Olora:
         return export(self.llm, folder, self.config.tuning)
 
     def state_dict(self) -> dict[str, Any]:
-        projector = self.llm.projector.state_dict()
+        projector = self.llm.projector_state()
         return {"weights": self.adapters.weights(), "projector": projector, "past": self.past}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.adapters.load_weights(state["weights"])
-        self.llm.projector.load_state_dict(state["projector"])
+        self.llm.load_projector(state["projector"])
         self.past = dict(state["past"])
 
 

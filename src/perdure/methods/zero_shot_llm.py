@@ -1,4 +1,4 @@
-"""A LLaVA as it is: nothing is learned. The zero-shot row of continual instruction tuning.
+"""A multimodal language model as it is: nothing is learned. The zero-shot row of continual instruction tuning.
 
 Needs: 16 GB GPU memory for 7 B parameters.
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -35,7 +35,7 @@ class ZeroShotLlm:
     answers = frozenset({"instruct"})
     not_updatable = "it learns nothing from training data"
 
-    def __init__(self, config: Config, *, llm: Llava) -> None:
+    def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm.requires_grad_(False)
 
     def preprocess(self, example: Example, training: bool) -> Batch:

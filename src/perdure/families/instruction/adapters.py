@@ -1,4 +1,4 @@
-"""Low-rank updates on every linear layer of a LLaVA's language model but its head, as PEFT layers.
+"""Low-rank updates on every linear layer of a language model but its head, as PEFT layers.
 
 Knows how they are attached, started, merged, switched off and saved as a PEFT folder. Does not know losses or tasks.
 """
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from perdure.families.instruction.settings import Tuning
 from perdure.layers import lora
 from perdure.layers.low_rank import fresh_a, merged
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.runtime.sharding import put, whole
 from perdure.types import Task
 
 _ADAPTER = "default"
-_PREFIX = "model.language_model."
 L = TypeVar("L", bound=nn.Module)
 
 
@@ -56,25 +55,25 @@ class Matrix:
 
 
 class Adapters:
-    """The low-rank updates of a LLaVA, attached and switched off."""
+    """The low-rank updates of a language model, attached and switched off."""
 
-    def __init__(self, llava: Llava, tuning: Tuning) -> None:
-        self.llava = llava
+    def __init__(self, llm: LanguageModel, tuning: Tuning) -> None:
+        self.llm = llm
         self.scale = tuning.alpha / tuning.rank
-        llava.max_length = tuning.max_length
-        names = linear_names(llava)
+        llm.max_length = tuning.max_length
+        self.names = llm.linear_names()
+        """Name in the language model -> in the whole model."""
         self.config = lora.inject(
-            llava.model,
-            targets=names,
+            llm.model,
+            targets=list(self.names.values()),
             r=tuning.rank,
             alpha=tuning.alpha,
             dropout=tuning.dropout,
             task_type="CAUSAL_LM",
         )
-        modules = dict(llava.language_model.named_modules())
-        self.matrices = {(own := n.removeprefix(_PREFIX)): Matrix(modules[own]) for n in names}
+        self.matrices = {own: Matrix(llm.model.get_submodule(name)) for own, name in self.names.items()}
         """By name in the language model: ``layers.0.self_attn.q_proj``."""
-        llava.requires_grad_(False).eval()
+        llm.requires_grad_(False).eval()
         self.enable(False)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -112,7 +111,7 @@ class Adapters:
 
     def off(self) -> AbstractContextManager[None]:
         """Without the updates."""
-        return lora.without_lora(self.llava.language_model)
+        return lora.without_lora(self.llm.model)
 
     def merge(self, *, dtype: torch.dtype = torch.float32) -> None:
         """Add the updates to the weights, and switch them off."""
@@ -125,7 +124,7 @@ class Adapters:
     def added(self) -> dict[str, Tensor]:
         """The weights with the updates added, by name in the whole model; nothing changes."""
         return {
-            f"{_PREFIX}{name}.base_layer.weight": merged(whole(m.weight), m.a, m.b, scale=self.scale)
+            f"{self.names[name]}.base_layer.weight": merged(whole(m.weight), m.a, m.b, scale=self.scale)
             for name, m in self.matrices.items()
         }
 
@@ -146,26 +145,23 @@ class Adapters:
             self.save(runtime.out / "adapters" / f"{task.index + 1:02}_{name}")
 
     def save(self, folder: Path) -> None:
-        """A PEFT folder: the factors, and the projector among ``modules_to_save``."""
-        tensors = {f"{_PREFIX}{n}.lora_A.weight": m.a for n, m in self.matrices.items()}
-        tensors |= {f"{_PREFIX}{n}.lora_B.weight": m.b for n, m in self.matrices.items()}
-        for name, tensor in self.llava.projector.state_dict().items():
-            tensors[f"model.multi_modal_projector.{name}"] = tensor
-        base = str(getattr(self.llava.model.config, "_name_or_path", "") or "")
-        lora.write_folder(folder, self.config, tensors, base=base, modules_to_save=["multi_modal_projector"])
+        """A PEFT folder: the factors, and the projector among ``modules_to_save`` where it is trained."""
+        tensors = {f"{self.names[n]}.lora_A.weight": m.a for n, m in self.matrices.items()}
+        tensors |= {f"{self.names[n]}.lora_B.weight": m.b for n, m in self.matrices.items()}
+        parts = self.llm.projector_parts if self.llm.trains_projector else {}
+        for path, module in parts.items():
+            tensors |= {f"{path}.{name}": tensor for name, tensor in module.state_dict().items()}
+        saved = [path.removeprefix("model.") for path in parts]
+        base = str(getattr(self.llm.model.config, "_name_or_path", "") or "")
+        lora.write_folder(folder, self.config, tensors, base=base, modules_to_save=saved or None)
 
 
-def replace_linear(llava: Llava, make: Callable[[nn.Linear], L]) -> dict[str, L]:
+def replace_linear(llm: LanguageModel, make: Callable[[nn.Linear], L]) -> dict[str, L]:
     """Put a layer around every linear layer of the language model but its head; the new ones are frozen, by name."""
     layers: dict[str, L] = {}
-    for name, base in [(n, m) for n, m in llava.language_model.named_modules() if isinstance(m, nn.Linear)]:
+    for name, base in [(n, m) for n, m in llm.language_model.named_modules() if isinstance(m, nn.Linear)]:
         parent, _, child = name.rpartition(".")
         layers[name] = make(base)
         layers[name].requires_grad_(False).eval()
-        setattr(llava.language_model.get_submodule(parent), child, layers[name])
+        setattr(llm.language_model.get_submodule(parent), child, layers[name])
     return layers
-
-
-def linear_names(llava: Llava) -> list[str]:
-    """Every linear layer of the language model, by its name in the whole model; the head is none of them."""
-    return [_PREFIX + n for n, m in llava.language_model.named_modules() if isinstance(m, nn.Linear)]

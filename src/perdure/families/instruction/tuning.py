@@ -1,6 +1,6 @@
 """Learning one task of conversations: batches, parameter groups, schedule.
 
-Knows a LLaVA, its low-rank updates and `Tuning`. Does not know what a method adds to the loss of answers.
+Knows a language model, its low-rank updates and `Tuning`. Does not know what a method adds to the loss of answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from perdure.families.instruction.sampler import modality_grouped_order
 from perdure.families.instruction.settings import Tuning
 from perdure.loading import ExampleBatches
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel, images_of
 from perdure.models.llava.conversation import word_count
 from perdure.runtime import Runtime
 from perdure.runtime.sharding import place
@@ -25,7 +25,7 @@ Loss = Callable[[Batch], Tensor | Mapping[str, Tensor]]
 
 
 def tune(
-    llava: Llava,
+    llm: LanguageModel,
     parameters: Mapping[str, Tensor],
     examples: Examples,
     loss: Loss,
@@ -36,12 +36,12 @@ def tune(
     keep: Mapping[str, Any] | None = None,
 ) -> list[float]:
     """Minimize `loss` over `parameters` and the projector; the loss of every step."""
-    batches = conversation_batches(llava, examples, tuning, runtime=runtime, stage=stage)
+    batches = conversation_batches(llm, examples, tuning, runtime=runtime, stage=stage)
     groups = [Group(parameters=parameters)]
     if tuning.projector_lr != 0:
-        groups.append(Group(parameters=projector_parameters(llava), lr=tuning.projector_lr))
-    place(llava, llava.blocks, runtime=runtime)
-    with training_mode(llava, tuning):
+        groups.append(Group(parameters=llm.projector_parameters(), lr=tuning.projector_lr))
+    place(llm, llm.blocks, runtime=runtime)
+    with training_mode(llm, tuning):
         return fit(
             loss,
             [g for g in groups if g.parameters],
@@ -67,43 +67,38 @@ def fit_settings(tuning: Tuning, *, steps: int) -> Fit:
     )
 
 
-def projector_parameters(llava: Llava) -> dict[str, Tensor]:
-    """The projector's parameters by name."""
-    return dict(llava.projector.named_parameters())
-
-
 class training_mode:
     """Context: dropout on, projector trained, activations recomputed if asked for; all undone at the end."""
 
-    def __init__(self, llava: Llava, tuning: Tuning) -> None:
-        self.llava, self.tuning = llava, tuning
+    def __init__(self, llm: LanguageModel, tuning: Tuning) -> None:
+        self.llm, self.tuning = llm, tuning
 
     def __enter__(self) -> None:
-        self.llava.language_model.train()
-        self.llava.projector.requires_grad_(self.tuning.projector_lr != 0)
-        self.llava.checkpoint_activations(self.tuning.gradient_checkpointing)
+        self.llm.language_model.train()
+        self.llm.projector.requires_grad_(self.llm.trains_projector and self.tuning.projector_lr != 0)
+        self.llm.checkpoint_activations(self.tuning.gradient_checkpointing)
 
     def __exit__(self, *exception: object) -> None:
-        self.llava.checkpoint_activations(False)
-        self.llava.projector.requires_grad_(False)
-        self.llava.eval()
+        self.llm.checkpoint_activations(False)
+        self.llm.projector.requires_grad_(False)
+        self.llm.eval()
 
 
 def conversation_batches(
-    llava: Llava, examples: Examples, tuning: Tuning, *, runtime: Runtime, stage: str
+    llm: LanguageModel, examples: Examples, tuning: Tuning, *, runtime: Runtime, stage: str
 ) -> ExampleBatches | GroupedBatches:
     """Training batches in a random order, grouped by modality and length if `tuning` says so."""
 
     def batches(chosen: Sequence, shuffle: bool | None) -> ExampleBatches:
         return ExampleBatches(
             chosen,
-            llava.preprocess,
+            llm.preprocess,
             batch_size=tuning.batch_size,
             runtime=runtime,
             stage=stage,
             training=True,
             shuffle=shuffle,
-            collate=llava.collate,
+            collate=llm.collate,
         )
 
     if not tuning.group_by_length:
@@ -144,7 +139,7 @@ class GroupedBatches:
 def _lengths(examples: Examples) -> list[int]:
     found = []
     for example in examples:
-        has_image = example.inputs.get("image") is not None
+        has_image = bool(images_of(example.inputs))
         found.append(word_count(example.inputs["conversations"], has_image=has_image))
     return found
 

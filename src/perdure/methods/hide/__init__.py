@@ -30,7 +30,7 @@ from perdure.families.instruction.tuning import tune
 from perdure.loading import ExampleBatches
 from perdure.methods.hide.slots import SlotLinear, moved_mean, route
 from perdure.models.clip import Clip
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -63,7 +63,7 @@ class Hide:
     Config = Config
     answers = frozenset({"instruct"})
 
-    def __init__(self, config: Config, *, llm: Llava, clip: Clip) -> None:
+    def __init__(self, config: Config, *, llm: LanguageModel, clip: Clip) -> None:
         self.config, self.llm, self.clip = config, llm, clip.requires_grad_(False)
         llm.max_length = config.tuning.max_length
         llm.requires_grad_(False)
@@ -221,7 +221,7 @@ class Hide:
         """Slots, projector and means in one safetensors file: no other library has these layers."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "hide.safetensors"
-        tensors = {**self.parameters(), **{f"projector.{n}": t for n, t in self.llm.projector.state_dict().items()}}
+        tensors = {**self.parameters(), **{f"projector.{n}": t for n, t in self.llm.projector_state().items()}}
         tensors |= {"means.images": self.images, "means.texts": self.texts}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
         return (
@@ -229,7 +229,7 @@ class Hide:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"slots": self.parameters(), "projector": self.llm.projector.state_dict()}
+        state = {"slots": self.parameters(), "projector": self.llm.projector_state()}
         return {**state, "images": self.images, "texts": self.texts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -241,7 +241,7 @@ class Hide:
             for name, parameter in self.parameters().items():
                 parameter.copy_(state["slots"][name])
                 parameter.requires_grad_(False)
-        self.llm.projector.load_state_dict(state["projector"])
+        self.llm.load_projector(state["projector"])
 
     def facts(self) -> dict[str, Any]:
         """Numbers kept for the tasks, for the result card."""

@@ -23,7 +23,7 @@ from perdure.families.instruction.adapters import replace_linear
 from perdure.families.instruction.settings import Tuning
 from perdure.families.instruction.tuning import tune
 from perdure.methods.moelora.mixture import MixtureLinear
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -45,12 +45,12 @@ class Config:
 
 
 class Moelora:
-    """A LLaVA whose decoder's linear layers carry mixtures."""
+    """A language model whose decoder's linear layers carry mixtures."""
 
     Config = Config
     answers = frozenset({"instruct"})
 
-    def __init__(self, config: Config, *, llm: Llava) -> None:
+    def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
         llm.max_length = config.tuning.max_length
         llm.requires_grad_(False)
@@ -95,12 +95,12 @@ class Moelora:
         """Experts, routers and projector in one safetensors file: no other library has these layers."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "moelora.safetensors"
-        tensors = {**self.parameters(), **{f"projector.{n}": t for n, t in self.llm.projector.state_dict().items()}}
+        tensors = {**self.parameters(), **{f"projector.{n}": t for n, t in self.llm.projector_state().items()}}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
         return f'from safetensors.torch import load_file\ntensors = load_file("{file}")  # router, a, b of each layer\n'
 
     def state_dict(self) -> dict[str, Any]:
-        projector = self.llm.projector.state_dict()
+        projector = self.llm.projector_state()
         return {"experts": self.parameters() if self.begun else {}, "projector": projector, "begun": self.begun}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -109,7 +109,7 @@ class Moelora:
             for name, parameter in self.parameters().items():
                 if self.begun:
                     parameter.copy_(state["experts"][name])
-        self.llm.projector.load_state_dict(state["projector"])
+        self.llm.load_projector(state["projector"])
 
     @torch.no_grad()
     def _start(self, runtime: Runtime) -> None:

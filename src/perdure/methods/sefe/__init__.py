@@ -25,7 +25,7 @@ from perdure.families.instruction.export import export
 from perdure.families.instruction.settings import Tuning
 from perdure.families.instruction.tuning import tune
 from perdure.methods.sefe.key_elements import Elements, key_elements, mean_magnitude
-from perdure.models.llava import Llava
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -53,12 +53,12 @@ class Config:
 
 
 class Sefe:
-    """A LLaVA with merged updates, and the key elements of the tasks so far."""
+    """A language model with merged updates, and the key elements of the tasks so far."""
 
     Config = Config
     answers = frozenset({"instruct"})
 
-    def __init__(self, config: Config, *, llm: Llava) -> None:
+    def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
         self.adapters = Adapters(llm, config.tuning)
         self.elements: dict[str, Elements] = {}
@@ -128,13 +128,13 @@ class Sefe:
     def state_dict(self) -> dict[str, Any]:
         return {
             "weights": self.adapters.weights(),
-            "projector": self.llm.projector.state_dict(),
+            "projector": self.llm.projector_state(),
             "elements": {name: e.state_dict() for name, e in self.elements.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.adapters.load_weights(state["weights"])
-        self.llm.projector.load_state_dict(state["projector"])
+        self.llm.load_projector(state["projector"])
         self.elements = {name: Elements.from_state(e) for name, e in state["elements"].items()}
         self._check_elements()
 

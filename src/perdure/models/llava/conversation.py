@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from perdure.errors import DataError
+from perdure.models.language_model import IGNORE
 
 Encode = Callable[[str], Sequence[int]]
 Message = Mapping[str, str]
@@ -17,8 +18,6 @@ Message = Mapping[str, str]
 IMAGE = "<image>"
 IMAGE_ID = -200
 """Stands for the image in token ids; no vocabulary has it."""
-IGNORE = -100
-"""Label of tokens that no loss is taken of."""
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
