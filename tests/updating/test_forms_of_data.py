@@ -8,8 +8,11 @@ import pytest
 
 from perdure import api, prediction, updating
 from perdure.errors import CheckpointError
+from perdure.files.text_files import read_json
 from perdure.run_folder import versions
 from perdure.serving.app import Settings, make
+from perdure.settings.config import Named
+from perdure.streams import contents, one_task
 from perdure.testing.running import assert_equal_state
 from tests.data.own_rows import sample, write_csv, write_tar
 from tests.served import serving
@@ -41,7 +44,7 @@ def run(made, tmp_path):
 
 
 def update(run, data):
-    return updating.update(run, data, quiet=True, gate=WIDE, promote="always")
+    return updating.update(run, data, quiet=True, gate=WIDE)
 
 
 def test_a_table_is_learned_from_as_its_folder_and_shards_and_hub_data_sets_are_learned_from(made, run, tmp_path):
@@ -58,6 +61,12 @@ def test_a_table_is_learned_from_as_its_folder_and_shards_and_hub_data_sets_are_
     assert again.number == 3 and again.classes[-1] == "gnu"
     ours, theirs = (state(found[form].folder)["method"] for form in ("week/week.csv", "week"))
     assert_equal_state(ours, theirs, "another state")
+    assert held_out(found["week.tar"]) == held_out(found["week/week.csv"]) == held_out(found["week"])
+
+
+def held_out(version):
+    """Digests of what was held out for the test."""
+    return {digest for _, digest in read_json(version.folder / "manifest.json")["test"]}
 
 
 def test_a_saved_hugging_face_data_set_is_learned_from(made, run, tmp_path):
@@ -66,7 +75,11 @@ def test_a_saved_hugging_face_data_set_is_learned_from(made, run, tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES.split())})
     columns = {"image": list(map(str, files)), "label": [NAMES.split().index(f.parent.name) for f in files]}
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "saved"))
-    assert update(run, tmp_path / "saved").classes[-2:] == ("eel", "fox")
+    found = update(run, tmp_path / "saved")
+    assert found.classes[-2:] == ("eel", "fox")
+    folder = Named.of("data", {"name": "image_folder", "root": str(made / "week"), "test_share": 0})
+    plain = one_task.build(one_task.Config(data=folder))
+    assert held_out(found) == {contents.digest(example) for example in plain.tasks[0].test}
 
 
 def test_corrections_from_a_server_become_its_next_version(made, run):

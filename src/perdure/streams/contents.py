@@ -1,6 +1,6 @@
 """What an example holds, as a digest: the same bytes are the same example, whatever its name and place.
 
-Knows files, arrays and texts. Does not know what they show.
+Knows files, encoded images that are read when asked for, arrays and texts. Does not know what they show.
 """
 
 from __future__ import annotations
@@ -36,19 +36,22 @@ def _take(found: Any, value: Any, name: str) -> None:
         found.update(f"\0{len(value)}\0".encode())
         for item in value:
             _take(found, item, name)
-    elif isinstance(value, Path):
+    elif hasattr(value, "read_bytes"):  # a path, a member of a shard, a row of a data set
         found.update(_bytes(value, name))
     elif isinstance(value, bytes):
         found.update(value)
     elif hasattr(value, "__array__"):
         array = np.ascontiguousarray(value)
         found.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-    else:
+    elif value is None or isinstance(value, str | bool | int | float):
         found.update(str(value).encode("utf-8", "surrogatepass"))
+    else:  # how it prints may hang on where it lies
+        raise TypeError(f"{name}: what this {type(value).__name__} holds is not known")
 
 
-def _bytes(path: Path, name: str) -> bytes:
+def _bytes(stored: Any, name: str) -> bytes:
     try:
-        return path.read_bytes()
+        return stored.read_bytes()
     except OSError as fault:
-        raise DataError(f"the file cannot be read ({fault.strerror})", where=f"{name}: {path}") from None
+        where = f"{name}: {stored}" if isinstance(stored, Path) else name
+        raise DataError(f"the file cannot be read ({fault.strerror})", where=where) from None
