@@ -8,7 +8,7 @@ from pathlib import Path
 
 from perdure.evaluate import Evaluation
 from perdure.loop import run, seed_everything
-from perdure.runtime import Runtime
+from perdure.runtime import Runtime, collectives
 from perdure.testing import tiny_stream
 from tests.toy import Config, Toy
 
@@ -19,3 +19,6 @@ if __name__ == "__main__":
     runtime = Runtime(device="cpu", out=out, quiet=True, save_every=0.02, threads=1)
     print("started", flush=True)
     run(method, tiny_stream(test=20), evaluation=Evaluation(batch_size=7), runtime=runtime)
+    if runtime.processes > 1:
+        collectives._leave()
+        print("threads left:", len(list(Path("/proc/self/task").glob("*"))), flush=True)

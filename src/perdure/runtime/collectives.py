@@ -64,7 +64,11 @@ def _flags_group() -> Any:
 
 
 def _leave() -> None:
-    """End the groups' threads before the interpreter does: a thread that still runs then aborts the process."""
+    """End the groups' threads before the interpreter ends: one that then still lets go of a tensor aborts the process.
+
+    A group's threads end with its last reference.
+    """
+    _flags_group.cache_clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
