@@ -53,7 +53,7 @@ def set_for_accelerate(asked: str) -> bool:
         RecipeError: it is not there, or is not what the processes were given.
     """
     # Before there is a group: imported later, its functions' defaults would hold the group until the interpreter ends.
-    import torch.distributed.nn.functional  # noqa: F401
+    import torch.distributed.nn.functional
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
