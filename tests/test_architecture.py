@@ -30,7 +30,7 @@ evaluate gate
 calibration merging
 loop reporting
 recipe
-device_memory resuming
+device_memory recording resuming
 testing
 api
 exports prediction updating

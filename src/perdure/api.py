@@ -6,7 +6,6 @@ Knows run folders, seeds, signals and the result card. Does not know YAML, nor a
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import signal
 import time
 import traceback
@@ -15,19 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, device_memory, loop, recipe, resuming
+from perdure import checkpoint, device_memory, loop, recipe, recording, resuming
 from perdure.errors import CheckpointError, DataError, MissingExtra, PerdureError, RecipeError
 from perdure.files.written_whole import write_json, write_text
-from perdure.keys import key_seed
 from perdure.loop import Scores, load_into, saved_state
-from perdure.recipe import Built, Recipe, Setting
+from perdure.recipe import Built, Recipe
 from perdure.recipe.checked import require_folders, stated
 from perdure.reporting import load, markdown, report, tables
-from perdure.reporting.card import make_card
 from perdure.run_folder import lock, run_files, versions
-from perdure.runtime import Runtime, devices
+from perdure.runtime import Runtime
 from perdure.runtime.placing import place
-from perdure.settings import registry
 from perdure.streams import appending
 from perdure.types import Query
 
@@ -237,29 +233,38 @@ def _execute_one(
             runtime.say(f"{folder}: {said}")
         return Finished(folder=folder, scores=finished, fresh=False, main=runtime.main)
     runtime.of_runs, runtime.runs_after = place
-    scores = go_through(asked, recipe.build(asked, asked.run.seed), runtime, folder)
+    scores = go_through(asked, recipe.build(asked, asked.run.seed), runtime, folder, leaves=True)
     return Finished(folder=folder, scores=scores, fresh=True, main=runtime.main)
 
 
-def go_through(asked: Recipe, built: Built, runtime: Runtime, folder: Path) -> Scores:
+def go_through(asked: Recipe, built: Built, runtime: Runtime, folder: Path, *, leaves: bool = False) -> Scores:
     """Learn and test what is not done yet in a run's folder, with all that the folder says of it.
+
+    Args:
+        leaves: each task leaves a version (`perdure.run_folder.leaving`).
 
     Raises:
         RecipeError: the folder holds a run on other data.
         Interrupted: stopped, after a save.
     """
     resuming.require_same_data(built.stream.manifest, folder)
+    leaves = leaves and recording.leaves_versions(asked, built)
     runtime.wait()
     if runtime.main:
         write_json(folder / "data.json", built.stream.manifest)
-        write_json(folder / "tasks.json", appending.known(built.stream))
+        own = {"version": len(built.stream)} if leaves else {}
+        write_json(folder / "tasks.json", appending.known(built.stream) | own)
         write_text(folder / "recipe.yaml", recipe.to_yaml(asked))
     runtime.log("session", device=str(runtime.device), processes=runtime.processes)
     runtime.flush()
     with _Noting(runtime), stopping_on_signals(runtime), device_memory.explained(asked, runtime):
-        scores = loop.run(built.method, built.stream, evaluation=asked.evaluate, runtime=runtime)
+        given: dict[str, Any] = {"evaluation": asked.evaluate, "runtime": runtime}
+        if leaves and len(built.stream) > 1:
+            recording.say_sizes(asked, built, runtime, folder)
+            given["left"] = lambda task, scores: recording.leave(asked, built, task, scores, runtime, folder)
+        scores = loop.run(built.method, built.stream, **given)
     if runtime.main:
-        write_json(folder / "card.json", _card(asked, built, scores, runtime, folder))
+        write_json(folder / "card.json", recording.card(asked, built, scores, runtime, folder))
     runtime.wait()
     return scores
 
@@ -323,66 +328,6 @@ class _Noting:
             self.runtime.note(str(error))
         elif error is not None:
             self.runtime.note("".join(traceback.format_exception(kind, error, trace)).rstrip())
-
-
-def _card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder: Path) -> dict[str, Any]:
-    settings = recipe.resolved(asked)
-    method = built.method
-    facts = {
-        "extra_parameters": None,
-        "stored_bytes": checkpoint.stored_bytes(method.state_dict()),
-        **(method.facts() if hasattr(method, "facts") else {}),
-        "skipped": runtime.skipped,
-        "processes": runtime.processes,
-        "matmul": _matmul(runtime),
-        "compiled_layers": runtime.compiled_layers,
-    }
-    manifest = dict(built.stream.manifest)
-    data = manifest.get("data", {})
-    # A stream of several data sets lists theirs.
-    data = {str(item.get("name", i)): item for i, item in enumerate(data)} if isinstance(data, list) else data
-    return make_card(
-        recipe=recipe.to_mapping(asked),
-        scores=scores.to_json(),
-        weights={role: model.provenance() for role, model in built.models.items() if hasattr(model, "provenance")},
-        data=data,
-        code=_own_code(settings),
-        stream=manifest,
-        seeds={"seed": asked.run.seed, "torch": key_seed(asked.run.seed, "build")},
-        precision=asked.run.precision,
-        device=devices.full_name(runtime.device),
-        wall_seconds=_wall_seconds(folder / "events.jsonl"),
-        peak_memory=runtime.peak_memory(),
-        origins={name: setting.origin for name, setting in settings.items()},
-        facts=facts,
-        repository=Path.cwd(),
-    )
-
-
-def _own_code(settings: Mapping[str, Setting]) -> dict[str, dict[str, str]]:
-    """Files of the user's own that the recipe names, by their names: where they lie, and their digest."""
-    values = [v for s in settings.values() for v in (s.value if isinstance(s.value, list) else [s.value])]
-    files = [Path(v) for v in values if isinstance(v, str) and registry.is_file(v) and Path(v).is_file()]
-    return {f.name: {"path": str(f), "sha256": hashlib.sha256(f.read_bytes()).hexdigest()} for f in files}
-
-
-def _matmul(runtime: Runtime) -> str:
-    """How float32 numbers were multiplied: what the setting allows and the device can."""
-    import torch
-
-    can = runtime.device.type == "cuda" and torch.cuda.get_device_capability(runtime.device) >= (8, 0)
-    return "tf32" if can and torch.get_float32_matmul_precision() != "highest" else "float32"
-
-
-def _wall_seconds(events: Path) -> float:
-    """Time from the first to the last event of each session, summed: the pauses between them do not count."""
-    total, begin, last = 0.0, None, None
-    for event in run_files.read_lines(events)[0]:
-        if event["event"] == "session" or begin is None:
-            total += last - begin if begin is not None and last is not None else 0.0
-            begin = event["time"]
-        last = event["time"]
-    return total + (last - begin if begin is not None and last is not None else 0.0)
 
 
 def finished_scores(folder: Path) -> Scores | None:

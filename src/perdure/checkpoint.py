@@ -117,6 +117,13 @@ def stored_bytes(state: Any) -> int:
     return sum(map(stored_bytes, values)) if isinstance(state, Mapping | list | tuple) else 0
 
 
+def stored_in(path: Path) -> int:
+    """Bytes of all tensors in a file that `save` wrote."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    return path.stat().st_size - 8 - header
+
+
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """A JSON tree in which tensors are named; `$` marks what JSON itself cannot say."""
     if isinstance(value, Tensor):

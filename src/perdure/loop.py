@@ -58,17 +58,23 @@ class Scores:
         return {"tasks": self.tasks, "headline": self.headline, "rows": self.rows}
 
 
+Left = Callable[[Task, Scores], None]
+
+
 def run(
     method: Method,
     stream: Stream,
     *,
     evaluation: Evaluation | None = None,
     runtime: Runtime,
+    left: Left | None = None,
 ) -> Scores:
     """Go through `stream` with `method`; resume from `runtime.out` if a run is under way there.
 
-    Returns:
-        The scores; also in ``scores.json`` after every task.
+    Args:
+        left: called in the main process with each task but the last, when its state is saved; again after a stop.
+
+    Returns the scores; also in ``scores.json`` after every task.
 
     Raises:
         RecipeError: the method cannot go through the stream (`demands`).
@@ -86,6 +92,7 @@ def run(
         if evaluation.start:
             runtime.task, runtime.place = -1, _place(runtime, "before the first task")
             _test(method, stream, plan(stream, -1) or stream.tasks[:1], -1, scores, evaluation, runtime)
+    _leave(left, stream, done, scores, runtime)
     for task in stream.tasks[done + 1 :]:
         runtime.task, runtime.place = task.index, _place(runtime, f"task {task.index + 1} of {len(stream)}")
         seed_torch(runtime.key("learn"))
@@ -96,6 +103,7 @@ def run(
         tested = time.perf_counter()
         runtime.log("task", name=task.name, learn_seconds=learned - began, test_seconds=tested - learned)
         _save(method, stream, scores, task, runtime)
+        _leave(left, stream, task.index, scores, runtime)
         outlook.note(task.index, learned - began, tested - learned)
         runtime.say(runtime.within(_came_to(scores, task.index, tested - began, outlook)))
         if runtime.agreed(runtime.stop_requested) and task.index < len(stream) - 1:
@@ -103,6 +111,12 @@ def run(
     calibrate(method, stream, evaluation, runtime=runtime)
     runtime.finish()
     return scores
+
+
+def _leave(left: Left | None, stream: Stream, done: int, scores: Scores, runtime: Runtime) -> None:
+    """Task `done` leaves what it leaves; the last one is the run itself."""
+    if left is not None and 0 <= done < len(stream) - 1 and runtime.main and runtime.out is not None:
+        left(stream.tasks[done], scores)
 
 
 def _place(runtime: Runtime, where: str) -> str:
@@ -227,11 +241,12 @@ def _resume(method: Method, scores: Scores, runtime: Runtime) -> int | None:
     saved = saved_state(runtime.out) if runtime.out is not None else None
     if saved is None or runtime.out is None:
         return None
-    if saved["names"] != scores.tasks[: len(saved["names"])]:
+    learned = saved["names"][: saved["task"] + 1]
+    if learned != scores.tasks[: len(learned)]:
         raise CheckpointError(
-            f"the checkpoint is of a stream with tasks {saved['names']}",
+            f"the checkpoint is of a stream whose first tasks are {learned}",
             where=str(checkpoint_file(runtime.out)),
-            expected=f"{scores.tasks}, or a beginning of it",
+            expected=f"the beginning of {scores.tasks}",
         )
     load_into(method, saved, runtime.out)
     scores.rows[:] = saved["rows"]

@@ -16,7 +16,7 @@ from perdure import recipe
 from perdure.errors import DataError, RecipeError
 from perdure.files.text_files import read_json
 from perdure.recipe import Recipe
-from perdure.run_folder import run_files
+from perdure.run_folder import run_files, versions
 
 MADE = (
     "checkpoint",
@@ -28,6 +28,7 @@ MADE = (
     "calibration.json",
     "data.json",
     "tasks.json",
+    "versions",
     "recipe.yaml",
 )
 """What a run makes in its folder; `recipe.yaml`, which says that it is a run's, goes last."""
@@ -88,7 +89,8 @@ def require_same_data_if_there(asked: Recipe, folders: Iterable[Path]) -> str:
 
 def require_no_versions(folder: Path) -> None:
     """RecipeError if updates have been built on the run, which is not made anew under them."""
-    if (folder / "versions").is_dir():
+    under_way = (folder / versions.FOLDER / versions.UNDER_WAY).is_dir()
+    if (folder / versions.FOLDER).is_dir() and (versions.updates(folder) or under_way):
         raise RecipeError(
             "versions have been built on this run",
             where=str(folder),

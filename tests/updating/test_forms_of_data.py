@@ -58,7 +58,7 @@ def test_a_table_is_learned_from_as_its_folder_and_shards_and_hub_data_sets_are_
     again = update(
         tmp_path / "week.tar", pictures.folder(tmp_path / "later", "gnu", kind=1)
     )  # replays bytes of the tar
-    assert again.number == 3 and again.classes[-1] == "gnu"
+    assert again.number == 4 and again.classes[-1] == "gnu"
     ours, theirs = (state(found[form].folder)["method"] for form in ("week/week.csv", "week"))
     assert_equal_state(ours, theirs, "another state")
     assert held_out(found["week.tar"]) == held_out(found["week/week.csv"]) == held_out(found["week"])
@@ -92,10 +92,10 @@ def test_corrections_from_a_server_become_its_next_version(made, run):
         version = update(run, run / "inbox")
         assert version.about["task"]["name"] == "inbox"
         until = time.monotonic() + 20
-        while client.ask("GET", "/health")[1]["version"] != 2 and time.monotonic() < until:
+        while client.ask("GET", "/health")[1]["version"] != 3 and time.monotonic() < until:
             time.sleep(0.02)
         after = client.form(("file", files[0].read_bytes()), ("top", "9"))[1]
-    assert (before["version"], after["version"], versions.current(run)) == (1, 2, 2)
+    assert (before["version"], after["version"], versions.current(run)) == (2, 3, 3)
     assert len(before["predictions"][0]["answers"]) == 4 and len(after["predictions"][0]["answers"]) == 6
     (own,) = prediction.load(run).predict(files[0], top=9)
     assert [a["class"] for a in after["predictions"][0]["answers"]] == [a["class"] for a in own["answers"]]
@@ -107,14 +107,14 @@ def test_a_version_that_answers_otherwise_than_when_it_was_tested_is_not_served(
     told = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps({**row, "predicted": (row["predicted"] + 1) % 6}) + "\n" for row in told))
     with pytest.raises(
-        CheckpointError, match=rf"run@2: {len(told)} of {len(told)} answers to kept test examples differ"
+        CheckpointError, match=rf"run@3: {len(told)} of {len(told)} answers to kept test examples differ"
     ):
         make(run, Settings())
-    versions.point(run, 1, by="a test")
+    versions.point(run, 2, by="a test")
     with serving(make(run, Settings(every=0.05))) as client:
-        versions.point(run, 2, by="a test")
+        versions.point(run, 3, by="a test")
         until = time.monotonic() + 20
         while not client.ask("GET", "/health")[1]["refused"] and time.monotonic() < until:
             time.sleep(0.02)
         health = client.ask("GET", "/health")[1]
-    assert health["version"] == 1 and health["refused"]["version"] == 2
+    assert health["version"] == 2 and health["refused"]["version"] == 3

@@ -37,18 +37,18 @@ def test_an_update_that_is_held_exits_3_and_every_command_goes_on_from_there(mad
     code, out, _ = perdure("update", "--data", made / "new", "--dry-run")
     assert code == 0 and "eel" in out and "a margin of 2 points needs 774 examples a task" in out
     code, out, _ = perdure("update", "--data", made / "new", "--quiet")
-    assert code == 3 and "retention" in out and "version 2 stays a candidate (gate: " in out
+    assert code == 3 and "retention" in out and "version 3 stays a candidate (gate: " in out
     code, out, _ = perdure("update", "--data", made / "new", "--quiet", "--promote", "always", "--json")
     found = json.loads(out)
-    assert code == 0 and found["promoted"] and found["gate"]["decision"] == "promote" and found["parent"] == 1
-    assert perdure("rollback", "--reason", "a test")[:2] == (0, "version 1 is promoted\n")
-    assert perdure("promote", 2)[:2] == (0, "version 2 is promoted\n")
+    assert code == 0 and found["promoted"] and found["gate"]["decision"] == "promote" and found["parent"] == 2
+    assert perdure("rollback", "--reason", "a test")[:2] == (0, "version 2 is promoted\n")
+    assert perdure("promote", 4)[:2] == (0, "version 4 is promoted\n")
     code, out, _ = perdure("versions", "--verify")
     rows = [line.split() for line in out.splitlines()]
     assert (
-        code == 0 and rows[0][:3] == ["version", "parent", "time"] and rows[2][0] == "2" and rows[2][-1] == "promoted"
+        code == 0 and rows[0][:3] == ["version", "parent", "time"] and rows[4][0] == "4" and rows[4][-1] == "promoted"
     )
-    assert json.loads(perdure("versions", "--json")[1])["history"][-1]["was"] == 1
+    assert json.loads(perdure("versions", "--json")[1])["history"][-1]["was"] == 2
 
 
 def test_what_is_wrong_in_the_arguments_is_one_message(made, perdure):
@@ -62,4 +62,4 @@ def test_what_is_wrong_in_the_arguments_is_one_message(made, perdure):
     ):
         code, out, err = perdure("update", *arguments)
         assert (code, out) == (2, "") and match in err, err
-    assert perdure("rollback")[0] == 2 and perdure("promote", 7)[0] == 2
+    assert perdure("rollback")[0] == 2 and perdure("promote", 9)[0] == 2

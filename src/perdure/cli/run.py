@@ -94,6 +94,7 @@ def _fork(checked: Recipe, start: str, *, again: bool, quiet: bool) -> None:
 
     require_folders(checked, again=again)
     if again:
+        resuming.require_no_versions(checked.folder(checked.seeds[0]))
         resuming.clear(checked.folder(checked.seeds[0]))
     with libraries_aside():
         finished = updating.fork(checked, start, quiet=quiet)

@@ -14,6 +14,7 @@ import typer
 
 from perdure.cli import _complete
 from perdure.cli._layout import columns, libraries_aside, width
+from perdure.files.sizes import in_words
 
 if TYPE_CHECKING:
     from perdure.run_folder.versions import Version
@@ -112,7 +113,7 @@ def _plan_lines(told: Mapping[str, Any]) -> list[str]:
         ["known classes", _listed(told["known_classes"])],
         ["examples", ", ".join(f"{n} {split}" for split, n in counts.items())],
         ["kept tests", ", ".join(f"{n} of {name}" for name, n in told["kept_tests"].items())],
-        ["a version", f"{told['bytes_of_a_version'] / 2**20:.1f} MiB"],
+        ["a version", in_words(told["bytes_of_a_version"])],
         *([f"{name} was", f"{was}, now {now}"] for name, (was, now) in told["changed"].items()),
         *(["without tests", told["without_tests"]] for _ in range(bool(told["without_tests"]))),
         *(["gate", line] for line in told["power"]),

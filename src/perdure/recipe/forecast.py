@@ -15,6 +15,7 @@ from typing import Any, cast
 import psutil
 
 from perdure.errors import RecipeError
+from perdure.files.sizes import in_words
 from perdure.recipe.plan import passes
 from perdure.recipe.sections import Recipe
 from perdure.settings import config, registry
@@ -37,7 +38,7 @@ def require_room(recipe: Recipe) -> None:
     free = _free(recipe.run.out)
     if written > free:
         raise RecipeError(
-            f"a checkpoint needs at least {_size(written)}, {_size(free)} are free",
+            f"a checkpoint needs at least {in_words(written)}, {in_words(free)} are free",
             where=str(recipe.run.out),
             todo="Free some space, or set run.out to a folder on another disk.",
         )
@@ -48,9 +49,9 @@ def require_memory(where: str, needed: int) -> None:
     memory = psutil.virtual_memory().total
     if needed > memory:
         raise RecipeError(
-            f"needs at least {_size(needed)} of memory",
+            f"needs at least {in_words(needed)} of memory",
             where=where,
-            expected=f"less than the {_size(memory)} that this machine has",
+            expected=f"less than the {in_words(memory)} that this machine has",
             todo="Choose smaller sizes.",
         )
 
@@ -96,13 +97,6 @@ def _of(where: str, named: Named) -> Iterator[tuple[str, int]]:
         for inner in value if isinstance(value, tuple) else (value,):
             if isinstance(inner, Named):
                 yield from _of(f"{where}.{key}", inner)
-
-
-def _size(number: int) -> str:
-    """Bytes in the unit that fits."""
-    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
-    power = min(max(number, 1).bit_length() // 10, len(units) - 1)
-    return f"{number / 1024**power:.3g} {units[power]}"
 
 
 def _years(steps: int) -> str:

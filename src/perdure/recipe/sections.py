@@ -50,6 +50,9 @@ class Run:
     """Processes that read and decode examples; changes no result."""
     save_every: Annotated[float, Field(gt=0)] = 300.0
     """Seconds between checkpoints within a task."""
+    keep: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+    """Versions whose state is kept, the newest ones: each task leaves one (`perdure versions RUN`), as large as what
+    the method has learned. The promoted one stays besides."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do with an example that cannot be decoded; `skip` names it in the result card."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()

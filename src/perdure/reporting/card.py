@@ -11,6 +11,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ def make_card(
         "facts": own,
         **_costs(device, wall_seconds, peak_memory),
         "versions": versions(),
-        "git": {"perdure": own_state(), "folder": git_state(repository) if repository else None},
+        "git": {"perdure": _state_at_start(), "folder": git_state(repository) if repository else None},
         "accuracy_matrix": _matrix(scores),
     }
 
@@ -126,6 +127,12 @@ def own_state(source: Path = Path(__file__).parents[1]) -> dict[str, Any]:
     folder perdure happens to be installed."""
     tracked = _git(source, "ls-files", "--error-unmatch", "__init__.py") is not None
     return {"version": __version__, **((git_state(source) if tracked else None) or {})}
+
+
+@cache
+def _state_at_start() -> dict[str, Any]:
+    """Of the source that this process runs: a later commit does not change it."""
+    return own_state()
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ def markdown(groups: Sequence[Group]) -> str:
     parts += [_published(group) for group in groups]
     for run in [run for group in groups for run in group.runs]:
         if rows := history(run.folder):
-            parts += [f"### Versions of {run.name}", table(COLUMNS, rows, right=(4, 5, 7))]
+            parts += [f"### Versions of {run.name}", table(COLUMNS, rows, right=(5, 6, 8))]
     comparisons = all_comparisons(groups)
     if comparisons:
         parts += ["### Differences, paired by seed", _comparisons(comparisons)]

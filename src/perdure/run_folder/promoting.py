@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from perdure.errors import RecipeError
+from perdure.files.text_files import read_json
 from perdure.files.written_whole import write_json
 from perdure.run_folder import lock, run_files, versions
 from perdure.run_folder.versions import Version
@@ -56,7 +57,7 @@ def rollback(run: Path, number: int | None = None, *, reason: str = "") -> Versi
 def settle(run: Path) -> str:
     """Finish what an update decided and was killed before doing; what was done, in words, empty if nothing."""
     newest = versions.listed(run)[-1]
-    decided = newest.about.get("gate", {}).get("decision") == "promote"
+    decided = newest.about.get("gate", {}).get("decision") == "promote"  # false of what a run left
     pointer = versions.pointer(run)
     moved = any(entry["version"] == newest.number for entry in pointer["history"])
     if not decided or moved or pointer["current"] != newest.about["parent"]:
@@ -70,20 +71,26 @@ def prune(run: Path, keep: int) -> list[int]:
     """Remove states and predictions of old versions; what they were, and who came from whom, stays.
 
     Args:
-        keep: how many of the newest stay whole; the promoted one, and one that was within the hour, stay besides.
+        keep: how many of the newest stay whole, the run itself among them. Besides stay the run itself, the promoted
+            version and one that was within the hour, and the parent of an update that is under way.
 
     Returns:
         Numbers of the versions that were pruned.
     """
     with lock.held(run / versions.FOLDER):
-        found = [version for version in versions.listed(run) if version.number > 1 and version.state.is_file()]
-        stays = {version.number for version in found[-keep:]} if keep else set()
-        stays |= {versions.current(run), *_lately(run)}
-        gone = [version for version in found if version.number not in stays]
-        for version in gone:
-            write_json(version.folder / "version.json", version.about | {"pruned": True})
-            for part in ("checkpoint", "predictions", "before"):
-                shutil.rmtree(version.folder / part, ignore_errors=True)
+        return prune_held(run, keep)
+
+
+def prune_held(run: Path, keep: int) -> list[int]:
+    """`prune`, by who holds the lock of ``versions`` already."""
+    found = [version for version in versions.listed(run) if version.state.is_file()]
+    stays = {version.number for version in found[-keep:]} if keep else set()
+    stays |= {versions.own_number(run), versions.current(run), *_lately(run), *_parent_in_use(run)}
+    gone = [version for version in found if version.number not in stays]
+    for version in gone:
+        write_json(version.folder / "version.json", version.about | {"pruned": True})
+        for part in ("checkpoint", "predictions", "before"):
+            shutil.rmtree(version.folder / part, ignore_errors=True)
     return [version.number for version in gone]
 
 
@@ -111,6 +118,12 @@ def _lately(run: Path) -> set[int]:
     history = versions.pointer(run)["history"]
     recent = run_files.is_there(file) and time.time() - file.stat().st_mtime < LATELY
     return {history[-1]["was"]} if recent and history else set()
+
+
+def _parent_in_use(run: Path) -> set[int]:
+    """What an update that was stopped goes on from."""
+    file = run / versions.FOLDER / versions.UNDER_WAY / "update.json"
+    return {int(read_json(file)["parent"])} if run_files.is_there(file) else set()
 
 
 def _require_state(version: Version) -> None:

@@ -148,6 +148,10 @@ class KnownTask(Part):
 class TasksFile(Part):
     """`tasks.json`: the tasks of a run's stream, and how its tests ask."""
 
+    version: Annotated[int, Field(ge=1)] = 1
+    """Number of the version that the run itself is: each task before its last has left one. 1 of runs that left none,
+    whose first update is version 2."""
+
     tasks: Annotated[list[KnownTask], Field(min_length=1)]
     shared_candidates: bool
     task_revealed: bool
@@ -174,8 +178,9 @@ class PointerFile(Part):
 class VersionFile(Part):
     """`versions/NNNNNN/version.json`."""
 
-    version: Annotated[int, Field(ge=2)]
-    parent: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1)]
+    parent: Annotated[int, Field(ge=1)] | None
+    """None: the run's first task."""
     time: str
     task: KnownTask
     state: dict[str, int | str]
@@ -185,6 +190,8 @@ class VersionFile(Part):
     gate: dict[str, Any] = {}
     """What the gate found: see docs/update.md."""
     pruned: bool = False
+    of_run: bool = False
+    """A task of the run left it, not an update."""
 
 
 def check(

@@ -3,9 +3,11 @@
 Knows ``RUN/versions``: one folder a version, laid out as a run's own, and the pointer ``current.json``. Does not know
 how a version is learned or judged; imports no torch.
 
-A finished run is version 1. Each update adds a folder ``versions/000002`` ... that holds what any run's folder holds
-(``recipe.yaml``, ``scores.json``, ``card.json``, ``checkpoint/latest.safetensors``, ``predictions/``) and
-``version.json``. Once there, a version's folder does not change; a pruned one keeps all but its state and predictions.
+Each task that a run learns leaves a version, numbered from 1; the run itself is that of its last task (`tasks.json`
+says its number; 1 where nothing does). Each update adds one. Their folders ``versions/000002`` ... hold what any run's
+folder holds (``recipe.yaml``, ``scores.json``, ``card.json``, ``checkpoint/latest.safetensors``; of an update
+``predictions/``) and ``version.json``. Once there, a version's folder does not change; a pruned one keeps all but its
+state and predictions.
 """
 
 from __future__ import annotations
@@ -49,11 +51,21 @@ class Version:
         """The learned state; not there if the version was pruned."""
         return checkpoint_file(self.folder)
 
+    @property
+    def is_run(self) -> bool:
+        """Whether it is the run itself, as its last task left it."""
+        return self.folder == self.run
+
     @cached_property
     def about(self) -> dict[str, Any]:
-        """``version.json``; empty for the run itself, version 1."""
+        """``version.json``; empty for the run itself."""
         file = self.folder / "version.json"
         return read_checked(VersionFile, file) if run_files.is_there(file) else {}
+
+    @property
+    def parent(self) -> int | None:
+        """Number of the version that it was learned from; None for that of a run's first task."""
+        return (self.number - 1 or None) if self.is_run else self.about.get("parent")
 
     @cached_property
     def scores(self) -> dict[str, Any]:
@@ -133,15 +145,26 @@ def listed(run: Path) -> list[Version]:
 
 
 def numbers(run: Path) -> list[int]:
-    """1, the run itself, and those of the folders in ``versions``."""
+    """Those of the folders in ``versions``, and the run's own."""
     folder = run / FOLDER
     found = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
-    return sorted({1, *found})
+    return sorted({own_number(run), *found})
+
+
+def own_number(run: Path) -> int:
+    """Number of the version that the run itself is."""
+    return read_tasks(run).get("version", 1)
 
 
 def version_folder(run: Path, number: int) -> Path:
     """Where a version lies."""
-    return run if number == 1 else run / FOLDER / f"{number:06d}"
+    return run if number == own_number(run) else run / FOLDER / f"{number:06d}"
+
+
+def updates(run: Path) -> list[int]:
+    """Numbers of the versions that updates made."""
+    own = own_number(run)
+    return [number for number in numbers(run) if number > own]
 
 
 # -- the pointer --------------------------------------------------------------------------------------------
@@ -154,9 +177,12 @@ def pointer_file(run: Path) -> Path:
 
 
 def pointer(run: Path) -> dict[str, Any]:
-    """``{"current": number, "history": [{"version", "was", "time", "by", "reason"}]}``; version 1 without a file."""
+    """``{"current": number, "history": [{"version", "was", "time", "by", "reason"}]}``; the run itself without a
+    file."""
     file = pointer_file(run)
-    return read_checked(PointerFile, file) if run_files.is_there(file) else {"current": 1, "history": []}
+    if run_files.is_there(file):
+        return read_checked(PointerFile, file)
+    return {"current": own_number(run), "history": []}
 
 
 def current(run: Path) -> int:
@@ -197,7 +223,7 @@ def read_checked(schema: type[run_files.Part], file: Path) -> dict[str, Any]:
 
 def ancestors(versions: Sequence[Version], number: int) -> list[int]:
     """The version's parent, its parent's, ... down to the run."""
-    parents = {version.number: version.about.get("parent") for version in versions}
+    parents = {version.number: version.parent for version in versions}
     found: list[int] = []
     while isinstance(parent := parents.get(number), int) and parent < number:
         found.append(parent)

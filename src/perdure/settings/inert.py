@@ -15,6 +15,7 @@ OF_RUN = frozenset(
         "device",
         "workers",
         "save_every",
+        "keep",
         "trackers",
         "threads",
         "seeds",

@@ -80,6 +80,14 @@ def append(known: Stream, more: Stream) -> Stream:
     return replace(known, name=f"{known.name}, {more.name}", tasks=tuple(tasks), manifest=_manifest(known, more))
 
 
+def first(stream: Stream, count: int) -> Stream:
+    """Its first tasks, as a stream."""
+    manifest = dict(stream.manifest)
+    if "tasks" in manifest:
+        manifest["tasks"] = list(manifest["tasks"])[:count]
+    return replace(stream, tasks=stream.tasks[:count], manifest=manifest)
+
+
 def classes_of(tasks: Iterable[Task]) -> list[str]:
     """Names of the classes of several tasks, by label."""
     named = {t.offset + i: name for t in tasks if t.kind == "classify" for i, name in enumerate(t.candidates)}

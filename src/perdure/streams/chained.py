@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from perdure.errors import RecipeError
 from perdure.settings.config import Named
 from perdure.streams import appending
 from perdure.types import Stream
@@ -23,6 +24,8 @@ class Config:
 
     parts: Annotated[tuple[Annotated[Named, "streams"], ...], Field(min_length=1)]
     """The streams, in their order."""
+    tasks: Annotated[int, Field(ge=1)] | None = None
+    """The first so many tasks of all alone; null: all. What a run had learned when a version was left."""
 
 
 def build(config: Config) -> Stream:
@@ -30,5 +33,11 @@ def build(config: Config) -> Stream:
 
     Raises:
         DataError: as the streams do, or classes of a later one cannot be told from known ones.
+        RecipeError: there are fewer tasks than `tasks`.
     """
-    return reduce(appending.append, [named.build() for named in config.parts])
+    whole = reduce(appending.append, [named.build() for named in config.parts])
+    if config.tasks is None:
+        return whole
+    if config.tasks > len(whole):
+        raise RecipeError(f"{len(whole)} tasks", where="stream.tasks", expected=f"at least {config.tasks}")
+    return appending.first(whole, config.tasks)

@@ -9,7 +9,6 @@ the decision is written into it, it is renamed to the next number, and the point
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -22,11 +21,12 @@ from perdure import api, checkpoint, recipe, resuming
 from perdure import gate as gates
 from perdure.api import Result
 from perdure.errors import RecipeError
+from perdure.files.sizes import in_words
 from perdure.files.text_files import read_json
 from perdure.files.written_whole import sync, write_json
 from perdure.gate import Gate
 from perdure.recipe import Built, Recipe
-from perdure.run_folder import lock, promoting, run_files, versions
+from perdure.run_folder import leaving, lock, promoting, run_files, versions
 from perdure.run_folder.run_files import checkpoint_file
 from perdure.run_folder.versions import Version
 from perdure.streams import appending, contents
@@ -122,11 +122,11 @@ def fork(asked: Recipe, start: str | Path, *, quiet: bool = False) -> Result:
     with lock.held(folder):
         resuming.require_same_settings(one, folder)
         if not checkpoint_file(folder).is_file():
-            _link(parent.state, checkpoint_file(folder))
+            leaving.same_file(parent.state, checkpoint_file(folder))
         if gone:
             runtime.say(f"earlier tasks are not tested: {gone}")
         built = Built(*_method(one, stream))
-        scores = api.go_through(one, built, runtime, folder)
+        scores = api.go_through(one, built, runtime, folder, leaves=True)
     return Result([api.Finished(folder=folder, scores=scores, fresh=True, main=runtime.main)])
 
 
@@ -169,7 +169,7 @@ def _begin(found: Planned, *, abandon: bool) -> Path:
         checkpoint.sweep(work)
         return work
     shutil.rmtree(work, ignore_errors=True)  # a kill may have come before anything was written
-    _link(found.parent.state, checkpoint_file(work))
+    leaving.same_file(found.parent.state, checkpoint_file(work))
     write_json(work / "update.json", _told(found))
     return work
 
@@ -197,7 +197,7 @@ def _learn_and_judge(found: Planned, work: Path, promote: str, *, quiet: bool) -
     for index, examples in found.unkept:
         kept_tests.write(run, kept_tests.table(found.parent, index), examples)
     runtime = api.make_runtime(asked, work, quiet=quiet)
-    runtime.say(f"a version takes about {found.parent.state.stat().st_size / 2**20:.1f} MiB")
+    runtime.say(f"a version takes about {in_words(found.parent.state.stat().st_size)}")
     before = judging.before(found, work, quiet=quiet)
     built = Built(*_method(asked, found.stream))
     api.go_through(asked, built, runtime, work)
@@ -235,6 +235,8 @@ def _publish(found: Planned, work: Path) -> Version:
     if about["gate"]["decision"] == "promote" and versions.current(run) == found.parent.number:
         with lock.held(run / versions.FOLDER / promoting.POINTER):
             versions.point(run, about["version"], by="perdure update", reason=f"gate: {about['gate']['outcome']}")
+    if found.recipe.run.keep != "all":
+        promoting.prune_held(run, found.recipe.run.keep)
     return versions.resolve(f"{run}{versions.AT}{about['version']}")
 
 
@@ -242,14 +244,3 @@ def _manifest(found: Planned) -> dict[str, Any]:
     """What the task's data were: id and digest of each example."""
     parts = {split: getattr(found.task, split) for split in ("train", "validation", "test")}
     return {split: [[e.id, contents.digest(e)] for e in part] for split, part in parts.items()}
-
-
-def _link(state: Path, place: Path) -> None:
-    """The same file under another name where the file system can, else a copy: no state is ever written into."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        place.unlink()
-    try:
-        os.link(state, place)
-    except OSError:
-        shutil.copyfile(state, place)

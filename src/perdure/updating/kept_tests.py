@@ -47,7 +47,8 @@ def table(version: Version, task: int) -> Path:
     known = versions.listed(version.run)
     line = {version.number, *versions.ancestors(known, version.number)}
     for one in known:
-        if one.number in line and one.about and one.about["task"]["index"] == task:
+        of_update = bool(one.about) and not one.about.get("of_run")
+        if one.number in line and of_update and one.about["task"]["index"] == task:
             return one.folder / OWN
     return version.run / FOLDER / f"task_{task:04d}.safetensors"
 

@@ -15,6 +15,7 @@ from perdure import checkpoint, kept_examples, recipe, resuming
 from perdure import gate as gates
 from perdure.data.fitting import fitting
 from perdure.errors import CheckpointError, DataError, RecipeError
+from perdure.files.sizes import in_words
 from perdure.files.text_files import read_json
 from perdure.gate import Gate
 from perdure.loop import saved_state
@@ -128,7 +129,8 @@ def plan(
 
 def chain(first: Named, then: Named) -> Named:
     """One stream after another."""
-    parts = first.settings["parts"] if first.name == "chained" else [first.plain()]
+    whole = first.name == "chained" and not first.settings.get("tasks")
+    parts = first.settings["parts"] if whole else [first.plain()]
     return Named(place="streams", name="chained", settings={"parts": [*parts, then.plain()]})
 
 
@@ -343,7 +345,7 @@ def _require_disk(parent: Version) -> None:
     needed, free = int(2.2 * parent.state.stat().st_size), shutil.disk_usage(parent.run).free
     if needed > free:
         raise RecipeError(
-            f"a version needs {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free",
+            f"a version needs {in_words(needed)}, {in_words(free)} are free",
             where=str(parent.run),
             todo=f"Free some space: perdure versions {parent.run} --prune 2",
         )
