@@ -63,3 +63,9 @@ def _refuse_beyond(host: Any) -> None:
         here = False
     if not here:
         pytest.fail(f"a test asked for the network: {name}")
+
+
+@pytest.fixture(scope="session")
+def vlm_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `tests.tiny_vlm.folder` writes its checkpoints, each once a session."""
+    return tmp_path_factory.mktemp("vlm")

@@ -21,6 +21,7 @@ from perdure.cli._layout import columns, libraries_aside, width
 
 if TYPE_CHECKING:
     from perdure.recipe.checked import Checked
+    from perdure.testing.tokens import Conversation
     from perdure.testing.trial import Trial
     from perdure.types import Task
 
@@ -30,6 +31,7 @@ EXAMPLES = """
 perdure check my.yaml method.lr=1e-4
 perdure check mg_clip/cifar100 --no-data
 perdure check mg_clip/microworld --steps 3
+perdure check sefe/coin --tokens
 perdure check --env
 """
 
@@ -47,23 +49,25 @@ def command(
     env: Annotated[bool, typer.Option("--env", help="versions, devices, memory, programs")] = False,
     data: Annotated[bool, typer.Option("--data/--no-data", help="also read the data and list the tasks")] = True,
     steps: Annotated[int, typer.Option("--steps", min=0, max=10**6, help="train this many steps")] = 0,
+    tokens: Annotated[bool, typer.Option("--tokens", help="show a conversation and what of it is learned")] = False,
 ) -> None:
     """Find all faults of a recipe; list its tasks.
 
-    Nothing is written. With --steps, the first task is tried with the real models: loss, seconds, memory. With --env:
-    what this machine offers.
+    Nothing is written. With --steps, the first task is tried with the real models: loss, seconds, memory. With
+    --tokens: what a language model reads of the first conversation of each task, and which of it is learned. With
+    --env: what this machine offers.
     """
     from perdure.errors import RecipeError
 
     if env:
         print("\n".join(columns(environment(), total=width())))
     if recipe:
-        _check(recipe, overrides or [], data=data, steps=steps)
+        _check(recipe, overrides or [], data=data or tokens, steps=steps, tokens=tokens)
     elif not env:
         raise RecipeError("nothing to check", todo="Type: perdure check RECIPE, or perdure check --env")
 
 
-def _check(recipe: str, overrides: list[str], *, data: bool, steps: int) -> None:
+def _check(recipe: str, overrides: list[str], *, data: bool, steps: int, tokens: bool) -> None:
     from perdure.recipe.checked import check
 
     found = check(recipe, overrides, data=False)
@@ -73,6 +77,12 @@ def _check(recipe: str, overrides: list[str], *, data: bool, steps: int) -> None
     with libraries_aside():
         found = found.with_data()
     print("\n".join(_plan(found)), flush=True)
+    if tokens:
+        from perdure.testing.tokens import conversations  # brings torch
+
+        with libraries_aside():
+            read = list(conversations(found.recipe, found.stream))
+        print("\n".join(line for one in read for line in ["", *_told(one)]))
     if steps:
         from perdure.testing.trial import first_steps  # brings torch
 
@@ -115,6 +125,25 @@ def _named(task: Task) -> str:
     return f"{task.name}: {', '.join(task.candidates[:SHOWN])}{more}"
 
 
+def _told(conversation: Conversation) -> list[str]:
+    """A conversation as a model reads it: what is learned on lines that begin with >, line breaks as \\n."""
+    from perdure.errors import printable
+
+    images = f", {conversation.of_images} of images" if conversation.of_images else ""
+    counted = f"{conversation.tokens} tokens{images}, {conversation.learned} learned (lines with >)"
+    lines = _text(f"{conversation.task}, {conversation.name}: {counted}")
+    room = (width() or 80) - 2
+    for part in conversation.parts:
+        mark = "> " if part.learned else "  "
+        if part.image:
+            lines.append(f"{mark}[image: {part.tokens} tokens]")
+            continue
+        for line in part.text.splitlines(keepends=True):
+            shown = printable(line.rstrip("\n")) + ("\\n" if line.endswith("\n") else "")
+            lines += [mark + shown[i : i + room] for i in range(0, len(shown), room)]
+    return lines
+
+
 def _tried(trial: Trial, steps: int) -> list[str]:
     """What the first steps gave: parameters, losses, seconds, memory."""
     memory = ", ".join(f"{size / 2**30:.1f} GiB {where}" for where, size in trial.peak_memory.items())
@@ -152,6 +181,7 @@ EXTRAS = {
     "serve": "starlette",
     "onnx": "onnxruntime",
     "openclip": "open_clip_torch",
+    "smolvlm": "num2words",
     "track": "tensorboard",
 }
 

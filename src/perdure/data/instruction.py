@@ -5,6 +5,7 @@ not know tokens, models or the order of tasks.
 
 Training: ``{"id", "image"?, "conversations": [{"from": "human" | "gpt", "value"}, ...]}``, ``<image>`` in the first
 human message. Test: ``{"question_id", "image"?, "text", "answer"}``, or ``"answer_bbox"`` and ``"size"`` for boxes.
+``image`` is a path or a list of paths, with as many ``<image>`` marks.
 """
 
 from __future__ import annotations
@@ -109,12 +110,21 @@ def training_fault(record: Any, *, boxes: bool = False) -> str | None:
     for answer in turns[1::2]:
         if fault := _answer_fault(answer["value"], boxes):
             return fault
-    if not isinstance(record.get("image"), str | None):
-        return f"'image' is {str(record['image'])[:40]}, expected a path"
-    marks = sum("<image>" in m["value"] for m in turns)
-    if marks != (record.get("image") is not None):
-        return f"'image' is {record.get('image')!r}, but {marks} messages say <image>"
+    if fault := _path_fault(record.get("image")):
+        return fault
+    several = isinstance(record.get("image"), list)
+    marks = sum(m["value"].count("<image>") if several else "<image>" in m["value"] for m in turns)
+    if marks != (len(record["image"]) if several else record.get("image") is not None):
+        said = "marks <image>" if several else "messages say <image>"
+        return f"'image' is {record.get('image')!r}, but {marks} {said}"
     return None
+
+
+def _path_fault(image: Any) -> str | None:
+    listed = image if isinstance(image, list) else [image]
+    if image is None or (listed and all(isinstance(one, str) for one in listed)):
+        return None
+    return f"'image' is {str(image)[:40]}, expected a path or a list of paths"
 
 
 def _answer_fault(answer: str, boxes: bool) -> str | None:
@@ -184,7 +194,9 @@ class _Reader:
 
     def _question(self, record: Mapping[str, Any], answers: Mapping[str, Any] | None) -> Example:
         config = self.config
-        text = record["text"].replace("<image>", "").strip()
+        text = record["text"].strip()
+        if not isinstance(record.get("image"), list) or text.count("<image>") != len(record["image"]):
+            text = text.replace("<image>", "").strip()
         if config.scorer == "scienceqa" and LETTER_REQUEST not in text:
             text = f"{text}\n{LETTER_REQUEST}"
         target = {
@@ -196,19 +208,20 @@ class _Reader:
         name = f"{config.name}/test/{record['question_id']}"
         return Example(id=name, inputs={"text": text, **self._image(record)}, target=target)
 
-    def _image(self, record: Mapping[str, Any]) -> dict[str, Path]:
-        image = record.get("image")
-        return {} if image is None else {"image": Path(self.config.images) / image}
+    def _image(self, record: Mapping[str, Any]) -> dict[str, Path | list[Path]]:
+        image, root = record.get("image"), Path(self.config.images)
+        if isinstance(image, list):
+            return {"image": [root / one for one in image]}
+        return {} if image is None else {"image": root / image}
 
     def _image_fault(self, record: Any) -> str | None:
         image = record.get("image")
-        if image is None:
-            return None
-        if not isinstance(image, str):
-            return f"'image' is {str(image)[:40]}, expected a path"
-        path = Path(self.config.images) / image
-        if self.config.check_images and path.name not in self._names(path.parent):
-            return f"'image' names {image}, which is not under {self.config.images}"
+        if image is None or (fault := _path_fault(image)):
+            return None if image is None else fault
+        for one in image if isinstance(image, list) else [image]:
+            path = Path(self.config.images) / one
+            if self.config.check_images and path.name not in self._names(path.parent):
+                return f"'image' names {one}, which is not under {self.config.images}"
         return None
 
     def _names(self, folder: Path) -> set[str]:

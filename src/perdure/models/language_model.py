@@ -58,6 +58,8 @@ class LanguageModel(nn.Module):
     def __init__(self, model: Any, tokenizer: Any, *, max_length: int = 2048) -> None:
         super().__init__()
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
+        self.image_tokens: set[int] = set()
+        """Ids that stand for images or videos."""
 
     # -- examples, by subclasses ------------------------------------------------------------------------
 

@@ -211,6 +211,11 @@ def _fingerprint(data: Dataset) -> str:
     """sha256 over all conversations, questions and references, and the images' names."""
     digest = hashlib.sha256()
     for example in [*data.train, *data.test]:
-        said = {name: v.name if isinstance(v, Path) else v for name, v in example.inputs.items()}
+        said = {name: _named(value) for name, value in example.inputs.items()}
         digest.update(json.dumps([example.id, said, example.target], sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _named(value: Any) -> Any:
+    """An image by its file's name, several by theirs."""
+    return [_named(v) for v in value] if isinstance(value, list) else value.name if isinstance(value, Path) else value

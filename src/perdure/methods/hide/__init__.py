@@ -30,7 +30,7 @@ from perdure.families.instruction.tuning import tune
 from perdure.loading import ExampleBatches
 from perdure.methods.hide.slots import SlotLinear, moved_mean, route
 from perdure.models.clip import Clip
-from perdure.models.language_model import LanguageModel
+from perdure.models.language_model import LanguageModel, images_of
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -92,8 +92,8 @@ class Hide:
         return {**batch, **{name: torch.stack([item[name] for item in items]) for name in ours}}
 
     def _seen_by_clip(self, example: Example, training: bool) -> Batch:
-        """The question's text, cut at the tower's length, and its image (zeros where there is none)."""
-        image, size = example.inputs.get("image"), self.clip.transform.size
+        """The question's text, cut at the tower's length, and its first image (zeros where there is none)."""
+        image, size = next(iter(images_of(example.inputs)), None), self.clip.transform.size
         blank = torch.zeros(3, size, size, dtype=torch.uint8)
         text = question_of(example, training)
         return {
@@ -152,7 +152,7 @@ class Hide:
         return means[0], means[1]
 
     def _for_means(self, example: Example, _training: bool) -> Batch:
-        return {**self._seen_by_clip(example, True), "has_image": example.inputs.get("image") is not None}
+        return {**self._seen_by_clip(example, True), "has_image": bool(images_of(example.inputs))}
 
     def _ready(self) -> None:
         """All layers answer: fused where they are not in the last blocks."""

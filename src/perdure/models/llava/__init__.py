@@ -63,23 +63,24 @@ def load(config: Config) -> Llava:
         WeightsError: nothing there, or parts that do not fit.
         RecipeError: neither or both of `weights` and `llm`.
     """
+    return _made(config, with_weights=True)
+
+
+def without_weights(config: Config) -> Llava:
+    """The same without weights: its tokens can be looked at."""
+    return _made(config, with_weights=False)
+
+
+def _made(config: Config, *, with_weights: bool) -> Llava:
     for name, what in config.faults():
         raise RecipeError(what, where=f"llava.{name}")
-    dtype = getattr(torch, config.dtype)
+    how: dict[str, Any] = {"revision": config.revision, "legacy": config.legacy_tokenizer, "with_weights": with_weights}
+    how["dtype"] = getattr(torch, config.dtype)
     if config.weights is not None:
-        model, tokenizer = assemble.whole(
-            config.weights, revision=config.revision, dtype=dtype, legacy=config.legacy_tokenizer
-        )
+        model, tokenizer = assemble.whole(config.weights, **how)
     else:
         assert config.llm is not None
-        model, tokenizer = assemble.parts(
-            config.llm,
-            config.vision,
-            config.projector,
-            revision=config.revision,
-            dtype=dtype,
-            legacy=config.legacy_tokenizer,
-        )
+        model, tokenizer = assemble.parts(config.llm, config.vision, config.projector, **how)
     model.set_attn_implementation(config.attention)
     llava = Llava(model, tokenizer)
     seen = {"revision": config.revision} if config.weights else {}
@@ -100,6 +101,7 @@ class Llava(LanguageModel):
         super().__init__(model, tokenizer, max_length=max_length)
         config = model.config
         self.image_token: int = config.image_token_id
+        self.image_tokens = {self.image_token}
         rows = model.get_input_embeddings().weight.shape[0]
         # Rows from the image token on belong to no text: a softmax over them would change the loss.
         own = getattr(tokenizer, "vocab_size", rows)

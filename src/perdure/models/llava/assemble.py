@@ -30,8 +30,10 @@ PROJECTOR_NAMES = {
 """Names in LLaVA's own projector files -> in transformers' projector."""
 
 
-def whole(weights: str, *, revision: str | None, dtype: torch.dtype, legacy: bool | None) -> tuple[Any, Any]:
-    """A LlavaForConditionalGeneration and its tokenizer from a hub id or a folder.
+def whole(
+    weights: str, *, revision: str | None, dtype: torch.dtype, legacy: bool | None, with_weights: bool = True
+) -> tuple[Any, Any]:
+    """A LlavaForConditionalGeneration and its tokenizer from a hub id or a folder; without weights its shape alone.
 
     Raises WeightsError if there is none.
     """
@@ -40,9 +42,11 @@ def whole(weights: str, *, revision: str | None, dtype: torch.dtype, legacy: boo
     weights = place(weights)
     try:
         with quiet():
-            model = _filled(LlavaForConditionalGeneration, weights, revision=revision or "main", dtype=dtype)
+            model = _read(
+                LlavaForConditionalGeneration, weights, with_weights, revision=revision or "main", dtype=dtype
+            )
     except (OSError, ValueError) as error:
-        raise _unreadable("a LLaVA", weights, error) from None
+        raise unreadable("a LLaVA", weights, error) from None
     strategy = model.config.vision_feature_select_strategy
     refuse(strategy != "default", f"vision_feature_select_strategy is {strategy!r}", "'default' (patches)", weights)
     return model, load_tokenizer(weights, legacy=legacy)
@@ -56,6 +60,7 @@ def parts(
     revision: str | None,
     dtype: torch.dtype,
     legacy: bool | None,
+    with_weights: bool = True,
 ) -> tuple[Any, Any]:
     """A LlavaForConditionalGeneration of a causal language model, a CLIP tower and a projector file."""
     from transformers import AutoModelForCausalLM, CLIPVisionModel
@@ -63,16 +68,16 @@ def parts(
     llm, vision = place(llm), place(vision)
     try:
         with quiet():
-            decoder = _filled(AutoModelForCausalLM, llm, revision=revision or "main", dtype=dtype)
+            decoder = _read(AutoModelForCausalLM, llm, with_weights, revision=revision or "main", dtype=dtype)
     except (OSError, ValueError) as error:
-        raise _unreadable("a language model", llm, error) from None
+        raise unreadable("a language model", llm, error) from None
     try:
         with quiet():
-            tower = _filled(CLIPVisionModel, vision, dtype=dtype)
+            tower = _read(CLIPVisionModel, vision, with_weights, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise _unreadable("a CLIP", vision, error) from None
+        raise unreadable("a CLIP", vision, error) from None
     model = put_together(decoder, tower)
-    if projector is not None:
+    if projector is not None and with_weights:
         load_projector(model, read_projector(projector_file(projector)), where=projector)
     return model, load_tokenizer(llm, legacy=legacy)
 
@@ -143,7 +148,7 @@ def projector_file(name: str) -> Path:
     try:
         return Path(hf_hub_download("/".join(parts[:2]), parts[2]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise _unreadable("a projector", name, error) from None
+        raise unreadable("a projector", name, error) from None
 
 
 def read_projector(path: Path) -> dict[str, Tensor]:
@@ -193,7 +198,20 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _filled(kind: Any, weights: str, **settings: Any) -> Any:
+def _read(kind: Any, weights: str, with_weights: bool, *, dtype: torch.dtype, **settings: Any) -> Any:
+    """A pretrained model, or one without weights (on the device `meta`) that has its shape."""
+    if with_weights:
+        return filled(kind, weights, dtype=dtype, **settings)
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(weights, **settings)
+    with torch.device("meta"):
+        if hasattr(kind, "from_config"):
+            return kind.from_config(config)
+        return kind(getattr(config, "vision_config", config) if "Vision" in kind.__name__ else config)
+
+
+def filled(kind: Any, weights: str, **settings: Any) -> Any:
     """A pretrained model all of whose weights are in its files: what is missing would be left at random."""
     model, info = kind.from_pretrained(weights, output_loading_info=True, **settings)
     lacking = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
@@ -203,6 +221,6 @@ def _filled(kind: Any, weights: str, **settings: Any) -> Any:
     return model
 
 
-def _unreadable(what: str, where: str, error: BaseException) -> WeightsError:
+def unreadable(what: str, where: str, error: BaseException) -> WeightsError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return WeightsError(f"{what} cannot be read ({lines[0]})", where=where, expected="a hub id or a folder")

@@ -1,0 +1,110 @@
+"""A run of instruction tuning on a family other than LLaVA as a user has it: checked, run, asked, served, exported."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import perdure
+from perdure.cli import main
+from perdure.serving.app import Settings, make
+from tests import served, tiny_vlm
+
+RECIPE = """
+stream: {{name: instruction, root: {root}, tasks: [{{name: things}}, {{name: more}}]}}
+models: {{llm: {{name: vlm, weights: {weights}, dtype: float32}}}}
+method: {{name: sefe, tuning: {{rank: 2, alpha: 4, lr: 0.005, batch_size: 2, max_new_tokens: 6, generate_batch: 4}}}}
+evaluate: {{batch_size: 4}}
+run: {{device: cpu, out: {root}/runs}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, vlm_root):
+    """Two tasks in LLaVA's layout; every second record has two images."""
+    root = tmp_path_factory.mktemp("vlm_run")
+    for task in ("things", "more"):
+        folder = root / "annotations" / task
+        folder.mkdir(parents=True)
+        train, test = [], []
+        for i in range(4):
+            names = [f"{task}_{i}_{j}.png" for j in range(1 + i % 2)]
+            for j, name in enumerate(names):
+                Image.fromarray(tiny_vlm.picture(2 * i + j, 20 + i, 40)).save(root / name)
+            shown = names if len(names) > 1 else names[0]
+            said = [
+                ("human", "<image>" * len(names) + "\nWhat is it?"),
+                ("gpt", f"thing {i}, as long as it takes " * 4),
+            ]
+            said = [{"from": who, "value": text.strip(" ")} for who, text in said]
+            train.append({"id": i, "image": shown, "conversations": said})
+            test.append({"question_id": i, "image": shown, "text": "What is it?", "answer": f"thing {i}"})
+        (folder / "train.json").write_text(json.dumps(train))
+        (folder / "test.json").write_text(json.dumps(test))
+    file = root / "mine.yaml"
+    file.write_text(RECIPE.format(root=root, weights=tiny_vlm.folder(vlm_root, "internvl")))
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(recipe):
+    return perdure.run(recipe, quiet=True)[0].folder
+
+
+def command(capsys, *arguments):
+    with pytest.raises(SystemExit) as leaving:
+        main([str(argument) for argument in arguments])
+    return leaving.value.code, *capsys.readouterr()
+
+
+def test_what_is_learned_is_shown_within_eighty_columns(capsys, recipe, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = command(capsys, "check", recipe, "--tokens")
+    shown = out[out.index("\nthings, things/train/0/0: ") :].splitlines()
+    assert code == 0
+    assert all(len(line) <= 80 for line in shown)
+    assert "tokens, 12 of images, " in shown[1]
+    assert "  [image: 12 tokens]" in shown
+    marked = [line.removeprefix("> ") for line in shown[: shown.index("", 1)] if line.startswith("> ")]
+    assert "".join(marked) == ("thing 0, as long as it takes " * 4).strip() + "<|im_end|>"
+
+
+def test_it_names_a_recipe_without_a_language_model(capsys):
+    code, _, err = command(capsys, "check", "finetune/microworld", "--tokens")
+    assert code == 2
+    assert "reads no conversations" in err
+
+
+def test_run_is_asked_by_the_command_from_the_keyboard_and_over_http(capsys, recipe, run, monkeypatch):
+    picture = recipe.parent / "things_0_0.png"
+    code, out, _ = command(capsys, "predict", run, picture, "--ask", "What is it?", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["question"] == "What is it?"
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\nAnd why?\n\n"))
+    code, out, _ = command(capsys, "predict", run, picture, "--json")
+    typed = [json.loads(line) for line in out.splitlines()]
+    assert [one["question"] for one in typed] == ["What is it?", "And why?"]
+    assert typed[0]["answer"] == told["answer"]
+    with served.serving(make(run, Settings())) as client:
+        status, body = client.form(("file", picture.read_bytes()), ("ask", "What is it?"))
+        assert status == 200
+        assert body["predictions"][0]["answer"] == told["answer"]
+        status, body = client.json({"text": "What is two and two?"})
+        assert status == 200
+        assert "answer" in body["predictions"][0]
+
+
+@pytest.mark.slow
+def test_exports_lines_answer_where_perdure_is_not_there(capsys, recipe, run, tmp_path):
+    picture = recipe.parent / "things_0_0.png"
+    code, lines, _ = command(capsys, "export", run, tmp_path / "model")
+    assert code == 0
+    Image.open(picture).save(tmp_path / "picture.jpg")
+    _, out, _ = command(capsys, "predict", run, tmp_path / "picture.jpg", "--ask", "What is this?", "--json")
+    code = "import sys; sys.modules['perdure'] = None\n" + lines[lines.index("from PIL") :]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=tmp_path, check=True)
+    assert done.stdout.strip() == json.loads(out)["answer"]

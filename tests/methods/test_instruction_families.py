@@ -1,0 +1,136 @@
+"""Methods of instruction tuning on several families of image-text-to-text models: two tasks, stopped and resumed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from perdure.errors import Interrupted
+from perdure.loop import run, seed_everything
+from perdure.methods.lora_sequential import Config as SequentialConfig
+from perdure.methods.lora_sequential import LoraSequential
+from perdure.methods.sefe import Config as SefeConfig
+from perdure.methods.sefe import Sefe
+from perdure.models import vlm
+from perdure.runtime import Runtime
+from perdure.testing import check_method
+from tests import tiny_vlm
+from tests.every_method import MERGES
+
+FAMILIES = ("qwen2_vl", "qwen3_vl", "internvl", "llava_next", "smolvlm", "gemma3")
+TUNING = replace(tiny_vlm.TUNING, batch_size=2, epochs=2)
+
+
+def model(root, family, **settings):
+    return vlm.load(vlm.Config(weights=str(tiny_vlm.folder(root, family)), dtype="float32", **settings))
+
+
+def made(root, family, name, **settings):
+    llm = model(root, family, **settings)
+    if name == "sefe":
+        return Sefe(SefeConfig(tuning=TUNING, fraction=0.1, weight=100), llm=llm)
+    return LoraSequential(SequentialConfig(tuning=TUNING), llm=llm)
+
+
+def learned(method, out, *, stop_after=None):
+    """The method's state after two tasks; `stop_after`: losses until it is asked to stop."""
+    seed_everything(0)
+    runtime = Runtime(device="cpu", out=out, quiet=True)
+    penalties = []
+    own = method.loss
+
+    def loss(batch):
+        nonlocal stop_after
+        stop_after = None if stop_after is None else stop_after - 1
+        runtime.stop_requested = runtime.stop_requested or stop_after == 0
+        values = own(batch)
+        if isinstance(values, dict) and "penalty" in values:
+            penalties.append(values["penalty"].item())
+        return values
+
+    method.loss = loss
+    scores = run(method, tiny_vlm.tasks(), runtime=runtime)
+    return method, scores, penalties
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    return one == other
+
+
+@pytest.mark.parametrize("name", ["lora_sequential", "sefe"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_tasks_stopped_in_the_second_and_resumed_give_the_same_bits(vlm_root, tmp_path, family, name):
+    straight, scores, penalties = learned(made(vlm_root, family, name), tmp_path / "straight")
+    assert [(r["after"], r["asked"]) for r in scores.rows] == [(0, 0), (1, 0), (1, 1)]
+    if name == "sefe":
+        assert penalties[-1] > 0
+    with pytest.raises(Interrupted):
+        learned(made(vlm_root, family, name), tmp_path / "cut", stop_after=7)  # of eight steps, four a task
+    again, rows, _ = learned(made(vlm_root, family, name), tmp_path / "cut")
+    assert rows.rows == scores.rows
+    assert same(again.state_dict(), straight.state_dict())
+
+
+@pytest.mark.slow
+def test_all_that_every_method_must_keep(vlm_root):
+    tuned = {"tune": "language+projector"}
+    check_method(lambda: made(vlm_root, "gemma3", "sefe", **tuned), stream=tiny_vlm.tasks(), allow=MERGES)
+
+
+def test_accumulating_cuts_a_batch_by_examples(vlm_root):
+    """Patches of images lie in one dimension: parts of a batch take their own."""
+
+    def weights(accumulate):
+        tuning = replace(TUNING, dropout=0, mean="conversation", batch_size=4, accumulate=accumulate)
+        method = LoraSequential(SequentialConfig(tuning=tuning), llm=model(vlm_root, "qwen2_vl"))
+        runtime = Runtime(device="cpu", quiet=True)
+        runtime.task = 0
+        seed_everything(0)
+        method.learn(tiny_vlm.tasks().tasks[0], runtime)
+        return method.adapters.weights()
+
+    whole, parts = weights(1), weights(2)
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "smolvlm", "gemma3"])
+def test_export_is_a_folder_that_transformers_loads_and_that_answers_the_same(vlm_root, tmp_path, family):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    method, _, _ = learned(made(vlm_root, family, "sefe", tune="language+projector"), tmp_path / "run")
+    method.export(tmp_path / "model")
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    first = AutoModelForImageTextToText.from_pretrained(tiny_vlm.folder(vlm_root, family))
+    assert theirs.state_dict().keys() == first.state_dict().keys()
+    answer = method.predictor(None)
+    for asked in tiny_vlm.questions():
+        said = [{"type": "image", "image": image} for image in asked.inputs.get("image", [])]
+        said.append({"type": "text", "text": asked.inputs["text"]})
+        taken = processor.apply_chat_template(
+            [{"role": "user", "content": said}],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        )
+        tokens = theirs.generate(**taken)[0, taken["input_ids"].shape[1] :]
+        expected = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        assert answer(method.collate([method.preprocess(asked, False)])) == [expected]
+
+
+def test_a_tasks_update_is_a_peft_folder_for_the_plain_checkpoint(vlm_root, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    method, _, _ = learned(made(vlm_root, "smolvlm", "lora_sequential"), tmp_path)
+    base = AutoModelForImageTextToText.from_pretrained(tiny_vlm.folder(vlm_root, "smolvlm"))
+    both = PeftModel.from_pretrained(base, str(tmp_path / "adapters" / "01_task_0")).merge_and_unload()
+    both = PeftModel.from_pretrained(both, str(tmp_path / "adapters" / "02_task_1")).merge_and_unload().eval()
+    for name, weight in method.adapters.weights().items():
+        torch.testing.assert_close(both.get_submodule(method.adapters.names[name]).weight, weight)
