@@ -7,6 +7,7 @@ weights, a byte tokenizer and the family's processor and template, all made here
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,10 @@ import torch
 import transformers as hf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from perdure.families.instruction.settings import Tuning
 from perdure.types import Example, Examples, Stream, Task
+from tests import tiny_instruction
 
-TUNING = Tuning(
-    rank=2,
-    alpha=4,
-    dropout=0.1,
-    lr=5e-3,
-    projector_lr=1e-3,
-    batch_size=4,
-    max_length=512,
-    gradient_checkpointing=False,
-    max_new_tokens=4,
-    generate_batch=3,
-)
+TUNING = replace(tiny_instruction.TUNING, batch_size=4, generate_batch=3)
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 48,
