@@ -122,7 +122,8 @@ def _predict(
                 with predicting(method, runtime):
                     predictions = predict(batch)
                 chosen = [examples[i] for i in batch["position"].tolist()]
-                new = metrics.records(query.kind, predictions, chosen, query, task=label, own=own)
+                made = metrics.records(query.kind, predictions, chosen, query, task=label, own=own)
+                new = [row | {"group": e.group} if e.group else row for row, e in zip(made, chosen)]
                 part.append(new)
                 records += new
             progress.advance()

@@ -20,25 +20,28 @@ _ABSENT: dict[str, Any] = {"absent": True}
 
 
 def pack(examples: Sequence[Example]) -> dict[str, Any]:
-    """Ids, targets and inputs by column: paths stay paths, arrays of one shape become one tensor."""
+    """Ids, targets, inputs and groups by column: paths stay paths, arrays of one shape become one tensor."""
     items = list(examples)
     names = dict.fromkeys(name for example in items for name in example.inputs)
     return {
         "ids": [example.id for example in items],
         "targets": _column([example.target for example in items]),
         "inputs": {name: _column([example.inputs.get(name, _ABSENT) for example in items]) for name in names},
+        **({"groups": groups} if any(groups := [example.group for example in items]) else {}),
     }
 
 
 def unpack(packed: Mapping[str, Any]) -> list[Example]:
     """The Examples that `pack` was given."""
     targets = _uncolumn(packed["targets"])
+    groups = packed.get("groups") or [""] * len(packed["ids"])
     columns = {name: _uncolumn(column) for name, column in packed["inputs"].items()}
     return [
         Example(
             id=name,
             inputs={key: column[i] for key, column in columns.items() if column[i] is not _ABSENT},
             target=targets[i],
+            group=groups[i],
         )
         for i, name in enumerate(packed["ids"])
     ]

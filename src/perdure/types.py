@@ -7,7 +7,7 @@ metrics, and imports neither torch nor numpy, so that recipes can be checked in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, overload, runtime_checkable
 
 from pydantic import Field
@@ -78,6 +78,8 @@ class Example:
     """Raw inputs by name: ``{"image": Path | uint8 array [height, width, 3]}``, ``{"text": str}`` ..."""
     target: Any = None
     """The truth: a class label, a list of captions, an answer ..."""
+    group: str = ""
+    """Who or what it is of (a patient, a video), where several examples are: they are split and judged together."""
 
 
 class Examples(Sequence[Example]):
@@ -148,7 +150,7 @@ class _Prefixed:
 
     def __call__(self, index: int, target: Any) -> Example:
         made = self.make(index, target)
-        return Example(id=self.prefix + made.id, inputs=made.inputs, target=made.target)
+        return replace(made, id=self.prefix + made.id)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class _Listed:
 
     def __call__(self, index: int, target: Any) -> Example:
         item = self.items[index]
-        return item if item.target is target else Example(id=item.id, inputs=item.inputs, target=target)
+        return item if item.target is target else replace(item, target=target)
 
 
 NO_EXAMPLES = Examples.of([])

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
@@ -115,3 +116,72 @@ def test_a_gate_file_is_checked(tmp_path):
         file.write_text(text)
         with pytest.raises(PerdureError, match=r"gate\.yaml"):
             gate.read(file)
+
+
+# -- groups, several tests, cost ----------------------------------------------------------------------------
+
+
+def grouped(lost, n, size):
+    """`n` examples in groups of `size`, the first `lost` of which turn wrong."""
+    named = [str(i // size) for i in range(n)]
+    before, after = records(range(n), n), records(range(lost, n), n)
+    both = [[row | {"group": name} for row, name in zip(some, named)] for some in (before, after)]
+    return Asked(name="old", metric="accuracy", before=both[0], after=both[1], classes=("a", "b"))
+
+
+def test_examples_of_one_group_are_worth_less_than_as_many_of_their_own():
+    def rule(asked, **settings):
+        found = gate.judge(Gate(mean=None, **settings), earlier=[asked], new=LEARNED)["rules"]
+        return next(row for row in found if row["rule"] == "retention")
+
+    alone, together = rule(asked(10, 0, 400)), rule(grouped(10, 400, 10))
+    assert alone["difference"] == together["difference"] == -2.5
+    assert together["groups"] == 40 and together["low"] < alone["low"] - 1  # a whole patient was lost, of forty
+    assert together["p"] is None and "groups" not in alone
+    assert rule(grouped(0, 400, 1))["low"] == rule(asked(0, 0, 400))["low"]  # groups of one are no groups
+    assert rule(grouped(0, 400, 10))["low"] == rule(asked(0, 0, 40))["low"]  # nothing lost: what 40 examples prove
+    assert rule(grouped(0, 400, 100), retention=50.0)["outcome"] == "held"  # four groups tell nothing of others
+
+
+def test_the_design_effect_by_hand():
+    moved = np.array([-1.0, -1.0, 0.0, 0.0])  # two groups of two, one lost: deviations -1/2 and 1/2
+    # with groups: 2/1 ((-1)^2 + 1^2) = 4; without: 4/3 (4 / 4) = 4/3
+    assert paired.design_effect(moved, np.array([0, 0, 1, 1])) == pytest.approx(3.0)
+    assert paired.design_effect(moved, np.array([0, 1, 0, 1])) == 1.0  # one of each: as if each stood for itself
+    assert paired.design_effect(np.zeros(6), np.array([0, 0, 0, 1, 1, 1])) == 3.0
+    grades = [[0.5] * 60, [0.5 - 0.3 * (i < 6) for i in range(60)]]
+    in_groups, alone = (paired.compare(*grades, "x", groups=g) for g in ([str(i // 6) for i in range(60)], []))
+    assert in_groups.low < alone.low
+
+
+def test_no_one_group_may_lose_more_than_its_rule_says():
+    found = gate.judge(Gate(retention=50.0, mean=None, groups=20.0), earlier=[grouped(10, 100, 10)], new=LEARNED)
+    rows = {row["task"]: row["outcome"] for row in found["rules"] if row["rule"] == "groups"}
+    assert len(rows) == 10 and rows["old: 0"] == "failed" and {*rows.values()} == {"failed", "held"}
+    assert found["outcome"] == "failed"
+    plain = gate.judge(Gate(retention=50.0, mean=None, groups=20.0), earlier=[asked(1, 0, 100)], new=LEARNED)
+    assert not [row for row in plain["rules"] if row["rule"] == "groups"]  # nothing says what the groups are
+
+
+def test_one_loss_by_chance_among_many_tasks_is_held_and_not_failed():
+    assert paired.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and paired.holm([]) == []
+    alone = gate.judge(Gate(mean=None), earlier=[asked(8, 1, 200)], new=LEARNED)["rules"][0]
+    assert (alone["outcome"], round(alone["p"], 3)) == ("failed", 0.039) and "p_holm" not in alone
+    many = gate.judge(
+        Gate(mean=None), earlier=[asked(8, 1, 200), *[asked(0, 0, 200, str(i)) for i in range(9)]], new=LEARNED
+    )
+    first = many["rules"][0]
+    assert (first["outcome"], round(first["p_holm"], 2)) == ("held", 0.39) and first["p"] == alone["p"]
+
+
+def test_a_version_may_cost_no_more_than_is_said():
+    def judged(cost, **settings):
+        return gate.judge(Gate(**settings), earlier=[], new=LEARNED, cost=cost)
+
+    cost = {"bytes": [100, 160], "seconds": [0.01, 0.012]}
+    rows = {row["rule"]: row for row in judged(cost, size=1.5, seconds=1.3)["rules"]}
+    assert rows["size"]["outcome"] == "failed" and rows["size"]["times"] == 1.6
+    assert rows["seconds"]["outcome"] == "passed" and rows["seconds"]["times"] == 1.2
+    assert judged(cost)["outcome"] == "passed" and "grown 1.6 times" in judged(cost)["warnings"][0]
+    assert judged({}, seconds=1.3)["outcome"] == "held"  # nothing was measured
+    assert judged(cost)["cost"] == cost

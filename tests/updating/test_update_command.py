@@ -63,3 +63,47 @@ def test_what_is_wrong_in_the_arguments_is_one_message(made, perdure):
         code, out, err = perdure("update", *arguments)
         assert (code, out) == (2, "") and match in err, err
     assert perdure("rollback")[0] == 2 and perdure("promote", 9)[0] == 2
+
+
+def test_a_candidate_is_judged_again_by_other_rules_without_its_model(made, perdure, tmp_path, monkeypatch):
+    (tmp_path / "strict.yaml").write_text("retention: 0\nseconds: 1000\nsize: 10\n")
+    code, out, _ = perdure("update", "--data", made / "new", "--gate", tmp_path / "strict.yaml", "--quiet", "--json")
+    first = json.loads(out)
+    rules = {row["rule"]: row["outcome"] for row in first["gate"]["rules"]}
+    assert (
+        code == 3
+        and (rules["seconds"], rules["size"]) == ("passed", "passed")
+        and min(first["gate"]["cost"]["seconds"]) > 0
+    )
+    monkeypatch.setattr("perdure.recipe.build_method", lambda *_: pytest.fail("a model was asked"))
+    code, out, _ = perdure("versions", "--regate", tmp_path / "strict.yaml", "--json")
+    assert code == 3 and json.loads(out) == {key: first["gate"][key] for key in json.loads(out)}
+    wide = "retention: 100\nmean: 100\nlearned: false\nmin_learned: 0\nseconds: 0.000001\n"
+    (tmp_path / "wide.yaml").write_text(wide.partition("seconds")[0])
+    code, out, _ = perdure("versions", "--regate", tmp_path / "wide.yaml")
+    assert code == 0 and "version 3: passed. To use it: perdure promote" in out
+    (tmp_path / "slow.yaml").write_text(wide)
+    code, out, _ = perdure("versions", "--regate", tmp_path / "slow.yaml")
+    assert code == 3 and "times" in out
+    (tmp_path / "probe.yaml").write_text("probe: microworld\n")
+    code, _, err = perdure("versions", "--regate", tmp_path / "probe.yaml")
+    assert code == 2 and "no probe was asked of this version" in err
+
+
+def test_rows_of_one_group_stay_on_one_side_and_are_judged_together(made, perdure, tmp_path):
+    table = tmp_path / "week.csv"
+    files = sorted((made / "new").rglob("*.png"))
+    rows = [f"{file},{file.parent.name},{int(file.stem) // 2}" for file in files]
+    table.write_text("path,label,patient\n" + "\n".join(rows))
+    arguments = ("--group", "patient", "task.test_share=0.4", "--quiet", "--json", "--promote", "always")
+    code, out, err = perdure("update", "--data", table, *arguments)
+    assert code == 0, err
+    run = tmp_path / "run"
+    records = [json.loads(line) for line in (run / "versions" / "000003" / "predictions" / "2_2.jsonl").open()]
+    groups = {record["group"] for record in records}
+    assert 0 < len(groups) < 5 and len(records) == 4 * len(groups)  # two pictures of each class a patient
+    code, out, _ = perdure("update", "--data", pictures.folder(tmp_path / "later", "gnu", kind=2), "--quiet", "--json")
+    row = next(r for r in json.loads(out)["gate"]["rules"] if r["rule"] == "retention" and r["task"] == "week")
+    assert row["groups"] == len(groups)
+    code, _, err = perdure("update", "--data", table, "--group", "ward")
+    assert code == 2 and "there is no column 'ward'" in err

@@ -40,6 +40,9 @@ def command(
     teaches: Annotated[str, typer.Option("--as", help="classes (new, or more of known), or domain")] = "",
     rename: Annotated[list[str] | None, typer.Option("--rename", help="THEIRS=KNOWN, a class's name")] = None,
     gate: Annotated[Path | None, typer.Option("--gate", help="YAML of rules [the defaults]")] = None,
+    group: Annotated[
+        str, typer.Option("--group", help="column of --data: rows of one patient or video stay together")
+    ] = "",
     probe: Annotated[str, typer.Option("--probe", help="data that nobody trains on, asked before and after")] = "",
     promote: Annotated[str, typer.Option("--promote", help="auto, never or always")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="read the data and say what would be done")] = False,
@@ -58,7 +61,8 @@ def command(
         raise RecipeError("is missing", where="--data", expected="what is to be learned")
     from perdure import updating
 
-    asked: dict[str, Any] = {"test": test or None, "name": name, "teaches": teaches, "overrides": overrides or []}
+    overrides = [*(overrides or []), *([f"data.group_column={group}"] if group else [])]
+    asked: dict[str, Any] = {"test": test or None, "name": name, "teaches": teaches, "overrides": overrides}
     asked |= {"renames": _renames(rename or []), "gate": _gate(gate, probe)}
     if dry_run:
         with libraries_aside():
@@ -68,29 +72,32 @@ def command(
     with libraries_aside():
         version = updating.update(run, data, promote=promote, quiet=quiet, abandon=abandon, **asked)
     found = {**version.about, "promoted": version.current}
-    print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(verdict_lines(version)))
+    lines = [*verdict_lines(found["gate"]), _end(version)]
+    print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
     return 0 if version.current or found["gate"]["outcome"] == "passed" else REFUSED
 
 
-def verdict_lines(version: Version) -> list[str]:
+def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
     """What a gate found: a row a rule, then what got worse."""
-    verdict = version.about["gate"]
     rows = [["rule", "task", "n", "before", "after", "lost at most", "may lose", "outcome"]]
     for rule in verdict["rules"]:
         sure = f"{max(-rule['low'], 0):.2f}" if "low" in rule else ""
         numbers = [f"{rule[key]:.2f}" if rule.get(key) is not None else "" for key in ("before", "after")]
         margin = f"{rule['margin']:g}" if "low" in rule and rule["rule"] != "learned" else ""
         margin = f"at least {rule['margin']:g}" if rule["rule"] == "min_learned" else margin
+        if "times" in rule:
+            numbers, margin = ["", f"{rule['times']:.2f} times"], f"{rule['margin']:g} times"
         rows.append([rule["rule"], rule["task"], str(rule["n"]), *numbers, sure, margin, rule["outcome"]])
     lines = [*columns(rows, total=width()), ""]
     lines += [f"{name}: no test example was kept, so that nothing is known of it" for name in verdict["unknown"]]
+    lines += verdict.get("warnings", [])
     worse = [row for row in verdict["classes"] if row["before"] is not None and row["after"] < row["before"]]
     if worse:
         lines += ["got worse:", *columns([_class_row(row) for row in worse[:10]], indent="  ", total=width())]
     if verdict["turned_wrong"]:
         wrong = [[r["id"], r["task"], f"{r['before']} -> {r['after']}"] for r in verdict["turned_wrong"]]
         lines += ["turned wrong:", *columns(wrong, indent="  ", total=width())]
-    return [*lines, _end(version)]
+    return lines
 
 
 def _class_row(row: Mapping[str, Any]) -> list[str]:

@@ -130,6 +130,7 @@ def rows(config: Config, found: Mapping[str, Any] | None = None, *, unlabelled: 
                 question=text(cells.get("question")),
                 answer=text(cells.get("answer")),
                 split=text(cells.get("split")) or (split if len(found) > 1 else ""),
+                group=text(cells.get("group")),
             )
 
 
@@ -151,9 +152,10 @@ class Stored:
 def _roles(features: Mapping[str, Any], config: Config, datasets: Any) -> tuple[dict[str, str | None], list[str]]:
     """The column of each role, and the names of classes where the data set has them."""
     stated = {"image": config.image_column, "label": config.label_column, "text": config.text_column}
+    stated["group"] = config.group_column
     roles = {
         role: column(features, role, stated=stated.get(role, ""), where=config.path)
-        for role in ("image", "label", "text", "question", "answer", "split")
+        for role in ("image", "label", "text", "question", "answer", "split", "group")
     }
     for role, kind in (("image", datasets.Image), ("label", datasets.ClassLabel)):
         typed = next((name for name, feature in features.items() if isinstance(feature, kind)), None)

@@ -28,6 +28,7 @@ COLUMNS = {
     "question": ("question", "instruction", "prompt"),
     "answer": ("answer", "response", "output"),
     "split": ("split", "subset"),
+    "group": (),
 }
 """What a column is for -> what it may be called; the first that is there counts."""
 SPLITS = {
@@ -54,6 +55,9 @@ class Rows:
     """Share of each class that is the test set, where no row is for testing; 0: none, 1: everything."""
     split_seed: Seed = 0
     """Another seed gives another split; independent of the run's seed."""
+    group_column: str = ""
+    """Column that says who or what a row is of (a patient, a video): rows of one group stay on one side of the split,
+    and count together where versions are compared. Empty: every row stands for itself."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -71,6 +75,7 @@ class Row:
     question: str = ""
     answer: str = ""
     split: str = ""
+    group: str = ""
 
 
 def column(names: Iterable[str], role: str, *, stated: str = "", where: str = "") -> str | None:
@@ -115,7 +120,7 @@ def dataset(name: str, found: Sequence[Row], config: Rows, **facts: Any) -> Data
         raise DataError("there are no rows", where=name, expected="a row an image")
     rows = [replace(row, split=SPLITS.get(row.split.lower(), row.split)) for row in found]
     kind = _kind(rows, config, name)
-    faults = list(_faults(rows, kind))
+    faults = list(_faults(rows, kind, config))
     if kind == "caption":
         rows = _joined(rows)
     faults += _repeated(rows) if kind != "instruct" else []
@@ -152,9 +157,11 @@ def _kind(rows: Sequence[Row], config: Rows, name: str) -> Literal["classify", "
     raise DataError("no row has a class, a caption or a question", where=name, expected=f"a column of ({columns})")
 
 
-def _faults(rows: Sequence[Row], kind: str) -> Iterator[str]:
+def _faults(rows: Sequence[Row], kind: str, config: Rows) -> Iterator[str]:
     for row in rows:
         image = row.image
+        if config.group_column and not row.group:
+            yield f"{row.where}: no group"
         lacking = [
             *(["image"] if image is None and kind != "instruct" else []),
             *(["label"] if kind == "classify" and not row.label else []),
@@ -243,15 +250,30 @@ def _divided(rows: Sequence[Row], config: Rows, name: str) -> dict[str, list[int
         parts["test"], parts["train"] = parts["train"], []
     elif not parts["test"]:
         train = parts["train"]
-        kept, taken = split_by_share(
-            [rows[i].id for i in train], [rows[i].label for i in train], config.test_share, name, config.split_seed
-        )
+        if config.group_column:
+            kept, taken = _by_group([rows[i].group for i in train], config, name)
+        else:
+            kept, taken = split_by_share(
+                [rows[i].id for i in train], [rows[i].label for i in train], config.test_share, name, config.split_seed
+            )
         parts["train"], parts["test"] = [train[i] for i in kept], [train[i] for i in taken]
     return parts
 
 
+def _by_group(groups: Sequence[str], config: Rows, name: str) -> tuple[list[int], list[int]]:
+    """Positions of (kept, taken): a share of the groups is taken, and with each all of its rows."""
+    from perdure.data.class_folders import keyed_order
+
+    named = sorted(set(groups))
+    count = min(len(named) - 1, max(1, round(config.test_share * len(named)))) if config.test_share else 0
+    taken = {named[i] for i in keyed_order(named, name, config.split_seed)[:count]}
+    positions = range(len(groups))
+    return [i for i in positions if groups[i] not in taken], [i for i in positions if groups[i] in taken]
+
+
 def _classified(rows: Sequence[Row], label: Mapping[str, int], split: str) -> Examples:
-    return Examples(_Images([r.id for r in rows], [r.image for r in rows]), [label[r.label] for r in rows])
+    made = _Images([r.id for r in rows], [r.image for r in rows], [r.group for r in rows])
+    return Examples(made, [label[r.label] for r in rows])
 
 
 @dataclass(frozen=True)
@@ -260,13 +282,16 @@ class _Images:
 
     ids: list[str]
     images: list[Any]
+    groups: list[str]
 
     def __call__(self, index: int, target: Any) -> Example:
-        return Example(id=self.ids[index], inputs={"image": self.images[index]}, target=target)
+        image = {"image": self.images[index]}
+        return Example(id=self.ids[index], inputs=image, target=target, group=self.groups[index])
 
 
 def _captioned(rows: Sequence[Row], label: Mapping[str, int], split: str) -> Examples:
-    return Examples.of([Example(id=r.id, inputs={"image": r.image}, target=list(r.texts)) for r in rows])
+    made = [Example(id=r.id, inputs={"image": r.image}, target=list(r.texts), group=r.group) for r in rows]
+    return Examples.of(made)
 
 
 def _asked(rows: Sequence[Row], label: Mapping[str, int], split: str) -> Examples:
@@ -274,7 +299,8 @@ def _asked(rows: Sequence[Row], label: Mapping[str, int], split: str) -> Example
     from perdure.data import instruction
 
     make = instruction.conversation if split == "train" else instruction.question
-    return Examples.of([make(f"{split}/{i}/{r.id}", r.question, r.answer, r.image) for i, r in enumerate(rows)])
+    made = [make(f"{split}/{i}/{r.id}", r.question, r.answer, r.image) for i, r in enumerate(rows)]
+    return Examples.of([replace(example, group=r.group) for example, r in zip(made, rows)])
 
 
 def _fingerprint(rows: Iterable[Row]) -> str:

@@ -91,6 +91,7 @@ def rows(config: Config, *, unlabelled: bool = False) -> Iterator[Row]:
 
 def _roles(columns: Sequence[str], config: Config, path: Path, unlabelled: bool) -> dict[str, str | None]:
     stated = {"image": config.image_column, "label": config.label_column, "text": config.text_column}
+    stated["group"] = config.group_column
     found = {role: column(columns, role, stated=stated.get(role, ""), where=str(path)) for role in COLUMNS}
     if found["image"] is None and found["question"] is None:
         raise _missing("image", columns, path)
@@ -135,6 +136,7 @@ def _row(
         question=text(cells["question"]),
         answer=text(cells["answer"]),
         split=text(cells["split"]),
+        group=text(cells["group"]),
     )
 
 

@@ -100,7 +100,7 @@ def rows(config: Config, *, unlabelled: bool = False) -> Iterator[Row]:
     first: dict[str, Path] = {}
     for shard in files(config):
         split = re.split(r"[-_.\d]", shard.name, maxsplit=1)[0].lower()
-        for sample in _samples(shard):
+        for sample in _samples(shard, config.group_column):
             if sample.key in first:
                 other = first[sample.key]
                 where = f"{shard}, {sample.key}"
@@ -120,8 +120,8 @@ class _Sample:
     said: dict[str, Any] = field(default_factory=dict)
 
 
-def _samples(shard: Path) -> Iterator[_Sample]:
-    """Neighbouring members of one key."""
+def _samples(shard: Path, group: str) -> Iterator[_Sample]:
+    """Neighbouring members of one key. `group`: where a sample's JSON says its group."""
     size, sample = shard.stat().st_size, None
     for member, tar in _members(shard):
         folder, _, name = member.name.removeprefix("./").rpartition("/")
@@ -142,7 +142,7 @@ def _samples(shard: Path) -> Iterator[_Sample]:
         elif suffix in ("cls", "txt", "json"):
             opened = tar.extractfile(member)
             assert opened is not None
-            sample.said |= _said(suffix, opened.read(), f"{shard}, {member.name}")
+            sample.said |= _said(suffix, opened.read(), f"{shard}, {member.name}", group)
     if sample is not None:
         yield sample
 
@@ -160,7 +160,7 @@ def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
         raise DataError(f"is no whole tar ({error})", where=str(shard), todo="Copy it again.") from None
 
 
-def _said(suffix: str, data: bytes, where: str) -> dict[str, Any]:
+def _said(suffix: str, data: bytes, where: str, group: str) -> dict[str, Any]:
     try:
         content = data.decode("utf-8-sig").strip()
         if suffix != "json":
@@ -170,7 +170,8 @@ def _said(suffix: str, data: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"is no {'JSON' if suffix == 'json' else 'text in UTF-8'} ({error})", where=where) from None
     if not isinstance(found, dict):
         raise DataError("is no JSON object", where=where, expected='{"label": ..., "caption": ...}')
-    roles = {role: column(found, role) for role in COLUMNS if role != "image"}
+    roles = {role: column(found, role) for role in COLUMNS if role not in ("image", "group")}
+    roles["group"] = group if group in found else None
     return {role: found[name] for role, name in roles.items() if name is not None}
 
 
@@ -185,4 +186,5 @@ def _row(sample: _Sample, shard: Path, split: str) -> Row:
         question=text(said.get("question")),
         answer=text(said.get("answer")),
         split=text(said.get("split")) or split,
+        group=text(said.get("group")),
     )

@@ -10,7 +10,7 @@ in every later update.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -94,18 +94,20 @@ def build(config: Config) -> Stream:
 
 
 def _split(examples: Examples, share: float, key: tuple[Any, ...]) -> tuple[Examples, Examples]:
-    """(kept, taken): each example by a draw that hangs on what it holds. A class whose examples would all be taken
-    keeps one."""
+    """(kept, taken): each example by a draw that hangs on what it holds, each group by one that hangs on its name. A
+    class of which all would be taken keeps one."""
     if not share:
         return examples, examples.select([])
-    drawn = [key_seed(*key, contents.digest(example)) / 2**63 for example in examples]
+    own = [f"group {e.group}" if e.group else contents.digest(e) for e in examples]
+    drawn = [key_seed(*key, name) / 2**63 for name in own]
     taken = {i for i, value in enumerate(drawn) if value < share}
     groups: dict[Any, list[int]] = {}
     for i, target in enumerate(examples.targets):
         groups.setdefault(target if isinstance(target, int) else None, []).append(i)
     for members in groups.values():
         if taken.issuperset(members):
-            taken.discard(max(members, key=drawn.__getitem__))
+            stays = max(drawn[i] for i in members)
+            taken -= {i for i, value in enumerate(drawn) if value == stays}
     positions = range(len(examples))
     return examples.select([i for i in positions if i not in taken]), examples.select(sorted(taken))
 
@@ -135,11 +137,8 @@ def _question(example: Example) -> Example:
     asked = next(i for i, message in enumerate(turns) if message["from"] == "human")
     inputs = {key: value for key, value in example.inputs.items() if key != "conversations"}
     target = {"answer": turns[asked + 1]["value"], "scorer": "exact", "form": "any", "official": False}
-    return Example(
-        id=example.id,
-        inputs={**inputs, "text": turns[asked]["value"].replace("<image>", "").strip()},
-        target=target,
-    )
+    text = turns[asked]["value"].replace("<image>", "").strip()
+    return replace(example, inputs={**inputs, "text": text}, target=target)
 
 
 def _record(examples: Examples) -> dict[str, Any]:

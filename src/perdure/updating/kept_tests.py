@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,4 +105,4 @@ def _replaced(example: Example, new: Callable[[Path], Path]) -> Example:
             return {key: change(item) for key, item in value.items()}
         return [change(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return Example(id=example.id, inputs=change(dict(example.inputs)), target=example.target)
+    return replace(example, inputs=change(dict(example.inputs)))
