@@ -7,7 +7,8 @@ import pytest
 from perdure import recipe
 from perdure.cli import main
 from perdure.recipe import plan
-from perdure.testing.trial import first_steps, shortened
+from perdure.testing.miniature import shortened
+from perdure.testing.trial import first_steps
 from perdure.types import Example, Examples, Task
 
 DIGITS = ("stream.train_per_class=20", "stream.test_per_class=2", "run.device=cpu", "run.threads=1")
@@ -23,16 +24,16 @@ def task_of(targets, **facts):
 
 
 def test_all_classes_take_turns_in_a_shortened_task():
-    task = shortened(task_of([0, 0, 0, 0, 1, 1, 0, 1]), batches=2, batch_size=2)
+    task = shortened(task_of([0, 0, 0, 0, 1, 1, 0, 1]), count=4)
     assert [e.id for e in task.train] == ["0", "1", "4", "5"]
 
 
 def test_a_shortened_task_has_two_examples_of_a_class_at_least():
-    assert shortened(task_of([0, 0, 0, 1, 1, 1]), batches=1, batch_size=1).train.targets == [0, 0, 1, 1]
+    assert shortened(task_of([0, 0, 0, 1, 1, 1]), count=1).train.targets == [0, 0, 1, 1]
 
 
 def test_the_stream_s_own_batches_stay_whole():
-    task = shortened(task_of([0, 1, 1, 0, 0, 1], batches=[3, 2, 1]), batches=2, batch_size=99)
+    task = shortened(task_of([0, 1, 1, 0, 0, 1], batches=[3, 2, 1]), count=5)
     assert [e.id for e in task.train] == ["0", "1", "2", "3", "4"]
     assert task.facts["batches"] == [3, 2]
 
@@ -63,12 +64,12 @@ def test_the_steps_of_the_plan_are_those_of_a_run(tmp_path):
 def test_stages_end_after_the_steps_asked_for_and_the_first_losses_are_those_of_a_run():
     asked = loaded("sgd/digits", "method.batch_size=16")
     trial = first_steps(asked, recipe.build_stream(asked), 2)
-    (stage,) = trial.stages
-    assert stage.name == "train"
+    stage, last = trial.stages
+    assert (stage.name, stage.task, last.name, last.task) == ("train", 0, "train", 4)
     assert len(stage.losses) == len(stage.seconds) == 2
     net = recipe.build_method(asked, 0)[0].net
     assert stage.parameters == sum(p.numel() for p in net.parameters())
-    assert trial.examples == 32
+    assert trial.examples == {0: 32, 4: 32}
     again = first_steps(asked, recipe.build_stream(asked), 2)
     assert again.stages[0].losses == stage.losses
 
@@ -80,7 +81,7 @@ def test_every_stage_of_a_method_is_tried_and_nothing_is_written(tmp_path, capsy
         main(["check", "mg_clip/microworld", *DIGITS, "--steps", "2"])
     out = capsys.readouterr().out
     assert left.value.code == 0
-    rows = dict(re.findall(r"^(\w+) +([\d,]+) +[\d.]+ \(first [\d.]+\) +\S+ \S+$", out, re.MULTILINE))
+    rows = dict(re.findall(r"^0 +(\w+) +([\d,]+) +[\d.]+ \(first [\d.]+\) +\S+ \S+$", out, re.MULTILINE))
     assert list(rows) == ["probe", "lora", "visual"]
     assert int(rows["lora"].replace(",", "")) > 1000
     assert list(tmp_path.iterdir()) == []

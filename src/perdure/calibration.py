@@ -64,22 +64,24 @@ def calibrate(method: Any, stream: Stream, settings: Evaluation, *, runtime: Run
         None, and no file, where a task has no examples or all have too few, where the method has no logits or is
         another one at each test example, where no temperature is best, or where the run keeps nothing.
     """
-    tasks = [task for task in stream if task.kind == "classify"]
-    fixed = not any(getattr(method, name, False) for name in ("adapts", "carries_state", "encoder"))
     if runtime.out is None:
         return None
     (runtime.out / FILE).unlink(missing_ok=True)  # of a run that has gone on since
-    if not (fixed and has_logits(method)) or sum(len(task.validation) for task in tasks) < FEWEST:
+    shares = _asked(method, stream)
+    if not shares:
         return None
-    if not all(len(task.validation) for task in tasks):
-        return None  # as where a task was added and the others' data are gone: it would be fitted to that one alone
-    found = runtime.gather([_answers(method, stream, task, share, settings, runtime) for task, share in _shares(tasks)])
+    found = runtime.gather([_answers(method, stream, task, share, settings, runtime) for task, share in shares])
     fitted = fit([pair for pair in found if len(pair[1])])
     if fitted is not None:
         runtime.log("calibration", **fitted)
         if runtime.main:
             write_json(runtime.out / FILE, fitted)
     return fitted
+
+
+def examples(method: Any, stream: Stream) -> int:
+    """How many validation examples `calibrate` asks."""
+    return sum(len(share) for _, share in _asked(method, stream))
 
 
 def fit(answers: Sequence[tuple[Logits, Labels]]) -> dict[str, float] | None:
@@ -111,6 +113,17 @@ def fit(answers: Sequence[tuple[Logits, Labels]]) -> dict[str, float] | None:
         "nll_before": round(loss(0.0), 6),
         "nll_after": round(loss(best), 6),
     }
+
+
+def _asked(method: Any, stream: Stream) -> list[tuple[Task, list[int]]]:
+    """Tasks and positions of the validation examples that are asked; empty where no temperature is fitted."""
+    tasks = [task for task in stream if task.kind == "classify"]
+    fixed = not any(getattr(method, name, False) for name in ("adapts", "carries_state", "encoder"))
+    if not (fixed and has_logits(method)) or sum(len(task.validation) for task in tasks) < FEWEST:
+        return []
+    if not all(len(task.validation) for task in tasks):
+        return []  # as where a task was added and the others' data are gone: it would be fitted to that one alone
+    return _shares(tasks)
 
 
 def _shares(tasks: Sequence[Task]) -> list[tuple[Task, list[int]]]:

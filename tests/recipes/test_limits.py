@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from perdure import recipe
 from perdure.errors import PerdureError, RecipeError
 from perdure.files.yaml_limits import DEEPEST, MOST_BYTES, MOST_VALUES, plain_yaml
-from perdure.recipe import forecast
+from perdure.recipe import limits
 from perdure.settings import config
 
 GOOD = """stream: {name: class_incremental, data: digits, step: 5, train_per_class: 10, test_per_class: 5}
@@ -85,12 +85,12 @@ def test_a_rate_lies_within_float32(name, number):
     ],
 )
 def test_what_no_machine_holds_is_refused_by_arithmetic(override, said, monkeypatch):
-    monkeypatch.setattr(forecast.psutil, "virtual_memory", lambda: type("_", (), {"total": 2**35}))
+    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: type("_", (), {"total": 2**35}))
     assert said in refused(override)
 
 
 def test_weights_that_the_disk_has_no_room_for_are_refused(monkeypatch):
-    monkeypatch.setattr(forecast, "_free", lambda path: 2**20)
+    monkeypatch.setattr(limits, "_free", lambda path: 2**20)
     assert "a checkpoint needs at least" in refused("models.net.hidden=10000")
     loaded = recipe.load("q.yaml")
     recipe.check_fit(loaded, recipe.build_stream(loaded))
@@ -124,9 +124,9 @@ def test_a_forecast_of_a_network_is_the_size_of_its_weights(width, stages):
 
 
 def test_every_shipped_recipe_passes_the_forecast_of_memory(monkeypatch):
-    monkeypatch.setattr(forecast.psutil, "virtual_memory", lambda: type("_", (), {"total": 2**33}))
+    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: type("_", (), {"total": 2**33}))
     for name in ("er/digits", "dynamos/digits", "mg_clip/microworld", "sefe/microworld"):
-        forecast.require_room(recipe.load(name))
+        limits.require_room(recipe.load(name))
 
 
 # -- text ---------------------------------------------------------------------------------------------------

@@ -57,6 +57,26 @@ def columns(rows: Sequence[Sequence[str]], *, indent: str = "", total: int | Non
     return lines
 
 
+def duration(seconds: float) -> str:
+    """A time to be read at a glance: ``8.3 s``, ``42 min``, ``3 h 10 min``, ``4 days 2 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h"
+
+
+def text(said: str) -> list[str]:
+    """A sentence in lines of the terminal's width."""
+    total = width()
+    return [said] if total is None else textwrap.wrap(said, total)
+
+
 def _wrapped(head: str, text: str, indent: str, total: int | None) -> list[str]:
     if total is None or len(head) + len(text) <= total:
         return [(head + text).rstrip()]

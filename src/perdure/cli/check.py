@@ -10,17 +10,18 @@ import platform
 import shlex
 import shutil
 import subprocess
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from perdure.cli import _complete
-from perdure.cli._layout import columns, libraries_aside, width
+from perdure.cli._layout import columns, duration, libraries_aside, text, width
 
 if TYPE_CHECKING:
+    from perdure.recipe import Recipe
     from perdure.recipe.checked import Checked
+    from perdure.testing.forecast import Forecast
     from perdure.testing.tokens import Conversation
     from perdure.testing.trial import Trial
     from perdure.types import Task
@@ -32,6 +33,7 @@ perdure check my.yaml method.lr=1e-4
 perdure check mg_clip/cifar100 --no-data
 perdure check mg_clip/microworld --steps 3
 perdure check sefe/coin --tokens
+perdure check mg_clip/microworld --forecast
 perdure check --env
 """
 
@@ -50,45 +52,94 @@ def command(
     data: Annotated[bool, typer.Option("--data/--no-data", help="also read the data and list the tasks")] = True,
     steps: Annotated[int, typer.Option("--steps", min=0, max=10**6, help="train this many steps")] = 0,
     tokens: Annotated[bool, typer.Option("--tokens", help="show a conversation and what of it is learned")] = False,
+    forecast: Annotated[bool, typer.Option("--forecast", help="measure a little; say time, memory, disk")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="write the forecast as JSON alone")] = False,
 ) -> None:
     """Find all faults of a recipe; list its tasks.
 
-    Nothing is written. With --steps, the first task is tried with the real models: loss, seconds, memory. With
-    --tokens: what a language model reads of the first conversation of each task, and which of it is learned. With
-    --env: what this machine offers.
+    Nothing is written. With --steps, the first and the last task are tried with the real models: loss, seconds, memory.
+    With --forecast, what the whole run will cost here. With --tokens: what a language model reads of the first
+    conversation of each task, and which of it is learned. With --env: what this machine offers.
     """
     from perdure.errors import RecipeError
+
+    if as_json and (not forecast or steps or tokens):
+        raise RecipeError(
+            "goes with --forecast alone", where="--json", todo="Type: perdure check RECIPE --forecast --json"
+        )
 
     if env:
         print("\n".join(columns(environment(), total=width())))
     if recipe:
-        _check(recipe, overrides or [], data=data or tokens, steps=steps, tokens=tokens)
+        found = _check(recipe, overrides or [], data=data or tokens or forecast, quiet=as_json)
+        if tokens:
+            _show_tokens(found)
+        if steps:
+            _try(found, steps)
+        if forecast:
+            _forecast(found, as_json=as_json)
     elif not env:
         raise RecipeError("nothing to check", todo="Type: perdure check RECIPE, or perdure check --env")
 
 
-def _check(recipe: str, overrides: list[str], *, data: bool, steps: int, tokens: bool) -> None:
+def _check(recipe: str, overrides: list[str], *, data: bool, quiet: bool) -> Checked:
     from perdure.recipe.checked import check
 
     found = check(recipe, overrides, data=False)
-    print(found, flush=True)
+    if not quiet:
+        print(found, flush=True)
     if not data:
-        return
+        return found
     with libraries_aside():
         found = found.with_data()
-    print("\n".join(_plan(found)), flush=True)
-    if tokens:
-        from perdure.testing.tokens import conversations  # brings torch
+    if not quiet:
+        print("\n".join(_plan(found)), flush=True)
+    return found
 
-        with libraries_aside():
-            read = list(conversations(found.recipe, found.stream))
-        print("\n".join(line for one in read for line in ["", *_told(one)]))
-    if steps:
-        from perdure.testing.trial import first_steps  # brings torch
 
-        with libraries_aside():
-            trial = first_steps(found.recipe, found.stream, steps)
-        print("\n".join(["", *_tried(trial, steps)]))
+def _show_tokens(found: Checked) -> None:
+    from perdure.testing.tokens import conversations  # brings torch
+
+    with libraries_aside():
+        read = list(conversations(found.recipe, found.stream))
+    print("\n".join(line for one in read for line in ["", *_told(one)]))
+
+
+def _try(found: Checked, steps: int) -> None:
+    from perdure.testing.trial import first_steps  # brings torch
+
+    with libraries_aside():
+        trial = first_steps(found.recipe, found.stream, steps)
+    print("\n".join(["", *_tried(trial, steps)]))
+
+
+def _forecast(found: Checked, *, as_json: bool) -> None:
+    """What the run will cost; on standard output nothing else where JSON is asked for."""
+    import psutil
+
+    from perdure.files.text_files import to_json
+    from perdure.testing.forecast import forecast  # brings torch
+
+    with libraries_aside():
+        said = forecast(found.recipe, found.stream, began=psutil.Process().create_time())
+    print(to_json(said.to_json(), indent=1) if as_json else "\n".join(["", *_cost(said, found.recipe)]))
+
+
+def _cost(said: Forecast, asked: Recipe) -> list[str]:
+    """The forecast in a line, what is left, and what each figure stands on."""
+    from perdure.files.sizes import in_words
+
+    ends = f"{duration(said.low)} to {duration(said.high)}"
+    peak = ", ".join(f"{in_words(size)} peak {where}" for where, size in said.memory.items())
+    lines = text(f"≈ {duration(said.seconds)} ({ends}), {peak}, {in_words(said.disk)} disk, on {said.device}")
+    if len(asked.seeds) > 1:
+        lines += text(f"{len(asked.seeds)} runs, one for each seed: ≈ {duration(said.seconds * len(asked.seeds))}")
+    if said.left < said.seconds:
+        folder = asked.folder(asked.seeds[0])
+        lines += text(f"{folder} holds {said.done} of {said.tasks} tasks; left: ≈ {duration(said.left)}")
+    rows = [["part", "time", "basis"], *([part.name, duration(part.seconds), part.basis] for part in said.parts)]
+    rows += [[name, "", basis] for name, basis in said.basis.items()]
+    return [*lines, *columns(rows, total=width())]
 
 
 def _plan(found: Checked) -> list[str]:
@@ -106,15 +157,15 @@ def _plan(found: Checked) -> list[str]:
     lines = columns(rows, total=width())
     if pairs:
         said = " + ".join(f"{p.setting} ({p.epochs}) x train / {p.batch_size}" for p in pairs)
-        lines += _text(f"steps: {said}, for the task's own examples; what is kept of earlier tasks comes on top")
+        lines += text(f"steps: {said}, for the task's own examples; what is kept of earlier tasks comes on top")
         if words := sorted({p.epochs for p in pairs if isinstance(p.epochs, str)}):
-            lines += _text(f"{', '.join(words)}: the method sets the epochs when a task begins")
+            lines += text(f"{', '.join(words)}: the method sets the epochs when a task begins")
     data = loaded.stream.settings.get("data")
     root = data.get("root") if isinstance(data, dict) else None
     if root and any(isinstance(e.inputs.get("image"), Path) for task in found.stream for e in task.train[:1]):
-        lines += _text(f"images were not opened: perdure data check {shlex.quote(str(root))} looks through them")
+        lines += text(f"images were not opened: perdure data check {shlex.quote(str(root))} looks through them")
     folders = ", ".join(str(loaded.folder(seed)) for seed in loaded.seeds)
-    return [*lines, *_text(f"{len(loaded.seeds)} run{'s' if len(loaded.seeds) > 1 else ''}: {folders}")]
+    return [*lines, *text(f"{len(loaded.seeds)} run{'s' if len(loaded.seeds) > 1 else ''}: {folders}")]
 
 
 def _named(task: Task) -> str:
@@ -131,7 +182,7 @@ def _told(conversation: Conversation) -> list[str]:
 
     images = f", {conversation.of_images} of images" if conversation.of_images else ""
     counted = f"{conversation.tokens} tokens{images}, {conversation.learned} learned (lines with >)"
-    lines = _text(f"{conversation.task}, {conversation.name}: {counted}")
+    lines = text(f"{conversation.task}, {conversation.name}: {counted}")
     room = (width() or 80) - 2
     for part in conversation.parts:
         mark = "> " if part.learned else "  "
@@ -146,29 +197,25 @@ def _told(conversation: Conversation) -> list[str]:
 
 def _tried(trial: Trial, steps: int) -> list[str]:
     """What the first steps gave: parameters, losses, seconds, memory."""
+    tasks = " and ".join(f"task {index} ({n} examples)" for index, n in trial.examples.items())
     memory = ", ".join(f"{size / 2**30:.1f} GiB {where}" for where, size in trial.peak_memory.items())
     head = (
-        f"The first {steps} steps of each stage of the first task, with {trial.examples} examples, "
-        f"on {trial.device} in {trial.precision}; nothing is kept. Peak memory: {memory}."
+        f"The first {steps} steps of each stage of {tasks}, on {trial.device} in {trial.precision}; "
+        f"nothing is kept. Peak memory: {memory}."
     )
     if not trial.stages:
-        return [*_text(head), "The method learns without steps."]
-    rows = [["stage", "trained", "seconds a step", "loss"]]
+        return [*text(head), "The method learns without steps."]
+    rows = [["task", "stage", "trained", "seconds a step", "loss"]]
     for stage in trial.stages:
         losses = " ".join("-" if loss is None else f"{loss:.4g}" for loss in stage.losses)
-        rows.append([stage.name, f"{stage.parameters:,}", _seconds(stage.seconds), losses])
-    return [*_text(head), *columns(rows, total=width())]
+        rows.append([str(stage.task), stage.name, f"{stage.parameters:,}", _seconds(stage.seconds), losses])
+    return [*text(head), *columns(rows, total=width())]
 
 
 def _seconds(seconds: list[float]) -> str:
     """The mean after the first step, in which much is made ready."""
     later = seconds[1:] or seconds
     return f"{sum(later) / len(later):.3f} (first {seconds[0]:.3f})" if seconds else "no step"
-
-
-def _text(text: str) -> list[str]:
-    total = width()
-    return [text] if total is None else textwrap.wrap(text, total)
 
 
 PACKAGES = ("perdure", "torch", "torchvision", "transformers", "peft", "accelerate", "numpy", "scikit-learn")

@@ -110,7 +110,7 @@ def make(
 
     from perdure.errors import RecipeError
     from perdure.files.folders import require_folder
-    from perdure.recipe.forecast import bytes_needed, require_memory
+    from perdure.recipe.limits import bytes_needed, require_memory
     from perdure.settings import registry
     from perdure.settings.config import parse
 

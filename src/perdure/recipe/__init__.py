@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, cast
 
 from perdure import demands, metrics
 from perdure.errors import RecipeError
-from perdure.recipe.forecast import require_room, require_steps
 from perdure.recipe.heading import data_explained
+from perdure.recipe.limits import require_room, require_steps
 from perdure.recipe.section_names import unknown_sections
 from perdure.recipe.sections import Expect, Recipe, Run
 from perdure.recipe.source import NAMED_SECTIONS, Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
