@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from perdure import loop
+from perdure import loop, recording
 from perdure import recipe as recipes
 from perdure.files.text_files import to_json
 from perdure.recipe import Recipe
@@ -273,7 +273,15 @@ class Whole:
         )
         said = len(to_json(dict(self.stream.manifest))) + len(recipes.to_yaml(self.asked))
         rows = sum(len(self.plan(self.stream, t)) for t in range(len(self.stream)))
-        return self.saving(len(self.stream) - 1)[2] + steps * self.most.event_bytes + 2 * said + 600 * rows
+        versions = [t for t in range(len(self.stream) - 1) if self._leaves(t)]
+        states = sum(self.saving(t)[2] for t in (*versions, len(self.stream) - 1))
+        return states + steps * self.most.event_bytes + (2 + len(versions)) * said + 600 * rows
+
+    def _leaves(self, t: int) -> bool:
+        """Whether a task leaves a version whose state is kept; the last one's is the resume point."""
+        keep = self.asked.run.keep
+        learns = recording.leaves_versions(self.asked, recipes.Built(None, self.stream, {}))
+        return learns and (keep == "all" or t > len(self.stream) - 1 - keep)
 
     def _held(self) -> tuple[int, bool]:
         """Tasks that the run's folder holds, and whether it is finished."""
