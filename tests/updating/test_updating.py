@@ -116,6 +116,26 @@ def test_a_run_goes_on_in_a_folder_of_its_own(made, place):
         updating.fork(pictures.asked(made / "new", place, *other), place / "run", quiet=True)
 
 
+REST = [pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "er", "der", "agem", "agem_r")]
+
+
+@pytest.mark.parametrize("name", ["derpp", "gem", *REST])
+def test_a_head_grows_where_an_update_brings_more_classes_as_in_one_stream(made, tmp_path, name):
+    method = "method={name: NAME, batch_size: 4, lr: 0.05, epochs: 1}".replace("NAME", name)
+    asked = pictures.asked(made / "base", tmp_path, method, "models.net.classes=4")
+    shutil.copytree(api.execute(asked, quiet=True)[0].folder, tmp_path / "run")
+    update(tmp_path, made / "new")
+    found = update(tmp_path, made / "later")
+    assert found.number == 4 and len(found.classes) == 7
+    whole = recipe.load(found.folder / "recipe.yaml", [f"run.out={tmp_path / 'whole'}"])
+    api.execute(whole, quiet=True)
+    ours, theirs = state(found.folder), state(whole.folder(0))
+    assert ours["method"]["net"]["head.weight"].shape[0] == 7 and ours["rows"] == theirs["rows"]
+    assert_equal_state(ours["method"], theirs["method"], "another state")
+    (answer,) = predict(tmp_path / "run", made / "later" / "gnu" / "0.png", device="cpu", top=9)
+    assert len(answer["answers"]) == 7
+
+
 # -- what stands against it, before work --------------------------------------------------------------------
 
 
@@ -151,8 +171,17 @@ def test_settings_by_which_the_method_would_be_another_are_refused(made, place):
 
 
 def test_what_cannot_go_on_says_so_before_work(made, place, tmp_path):
-    nine = pictures.folder(tmp_path / "nine", "eel fox gnu hen owl", n=3)
-    refused(place, nine, r"a head of 8 outputs.*fixed when the run was made, and 9 classes", RecipeError)
+    asked = pictures.asked(made / "base", tmp_path, "method={name: ewc_online, epochs: 1}", "models.net.classes=4")
+    shutil.copytree(api.execute(asked, quiet=True)[0].folder, tmp_path / "fixed" / "run")
+    refused(
+        tmp_path / "fixed",
+        made / "new",
+        r"a head of 4 outputs.*fixed when the run was made, and 6 classes",
+        RecipeError,
+    )
+    merged = pictures.asked(made / "base", tmp_path, "models.net.classes=4", "merge.how=previous", "run.name=merged")
+    shutil.copytree(api.execute(merged, quiet=True)[0].folder, tmp_path / "merged" / "run")
+    refused(tmp_path / "merged", made / "new", "a head of 4 outputs", RecipeError)
     refused(place, made / "missing", "no such file or folder")
     (place / "run" / "card.json").unlink()
     refused(place, made / "new", "the run is not finished", CheckpointError)

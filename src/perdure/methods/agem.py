@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.families import rehearsal
-from perdure.families.rehearsal import settings
+from perdure.families.rehearsal import heads, settings
 from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
@@ -30,6 +30,7 @@ class Agem:
 
     Config = Config
     answers = frozenset({"classify"})
+    head_grows = frozenset({"net"})
     scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
@@ -51,7 +52,7 @@ class Agem:
                 count=self.config.minibatch_size,
             )
 
-        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns, grows=True)
         rehearsal.learn_along(gradient, data, self.net, self.config, runtime=runtime)
         for _ in runtime.steps("store", total=1, state={"memory": self.memory}):
             chosen = runtime.permutation(len(data.labels), "stored")[: self.config.batch_size].to(data.labels.device)
@@ -65,7 +66,7 @@ class Agem:
         return {"net": self.net.state_dict(), "memory": self.memory.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
+        heads.load(self.net, state["net"])
         self.memory.load_state_dict(state["memory"])
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.families import rehearsal
-from perdure.families.rehearsal import settings
+from perdure.families.rehearsal import heads, settings
 from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
@@ -30,6 +30,7 @@ class AgemR:
 
     Config = Config
     answers = frozenset({"classify"})
+    head_grows = frozenset({"net"})
     scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
@@ -53,7 +54,7 @@ class AgemR:
             self.memory.add({"image": images, "label": labels}, self.draws)
             return found
 
-        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns, grows=True)
         rehearsal.learn_along(gradient, data, self.net, self.config, runtime=runtime, keep={"memory": self.memory})
 
     def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
@@ -63,7 +64,7 @@ class AgemR:
         return {"net": self.net.state_dict(), "memory": self.memory.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
+        heads.load(self.net, state["net"])
         self.memory.load_state_dict(state["memory"])
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:

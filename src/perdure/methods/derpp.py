@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.families import rehearsal
-from perdure.families.rehearsal import settings
+from perdure.families.rehearsal import heads, settings
 from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
@@ -36,6 +36,7 @@ class Derpp:
 
     Config = Config
     answers = frozenset({"classify"})
+    head_grows = frozenset({"net"})
     scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
@@ -51,7 +52,8 @@ class Derpp:
             self.memory.add({"image": images, "label": labels, "logits": logits}, self.draws)
             return values
 
-        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns, grows=True)
+        self.memory.widen("logits", cast(Any, self.net).classes)
         rehearsal.learn(loss, data, self.net, self.config, runtime=runtime, keep={"memory": self.memory})
 
     def losses(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -63,7 +65,7 @@ class Derpp:
         logit_replay = self.memory.draw(c.minibatch_size, self.draws)
         if logit_replay is not None:
             outputs = self.net(self._view(logit_replay["image"]))
-            values["replayed_logits"] = F.mse_loss(outputs, logit_replay["logits"].to(outputs))
+            values["replayed_logits"] = heads.squared_error(outputs, logit_replay["logits"])
             label_replay = self.memory.draw(c.minibatch_size, self.draws)
             assert label_replay is not None
             outputs = self.net(self._view(label_replay["image"]))
@@ -82,7 +84,7 @@ class Derpp:
         return {"net": self.net.state_dict(), "memory": self.memory.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
+        heads.load(self.net, state["net"])
         self.memory.load_state_dict(state["memory"])
 
     def _view(self, images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.families import rehearsal
-from perdure.families.rehearsal import gradients, settings
+from perdure.families.rehearsal import gradients, heads, settings
 from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
@@ -38,6 +38,7 @@ class Gem:
 
     Config = Config
     answers = frozenset({"classify"})
+    head_grows = frozenset({"net"})
     scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
@@ -50,6 +51,7 @@ class Gem:
     preprocess = staticmethod(rehearsal.preprocess)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
+        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns, grows=True)
         parameters = list(self.net.parameters())
         past = self._past_tasks()
         # One matrix for all steps: making it anew costs as much as a small network's gradients.
@@ -62,7 +64,6 @@ class Gem:
             g = gradients.gradient(loss, parameters)
             return loss, project(g, memories, margin=self.config.margin) if past else g
 
-        data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns)
         rehearsal.learn_along(gradient, data, self.net, self.config, runtime=runtime)
         for _ in runtime.steps("store", total=1, state={"memory": self.memory}):
             self._store(data, runtime)
@@ -75,7 +76,7 @@ class Gem:
         return {"net": self.net.state_dict(), "memory": self.memory.state_dict(), "tasks": self.tasks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
+        heads.load(self.net, state["net"])
         self.memory.load_state_dict(state["memory"])
         self.tasks = int(state["tasks"])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.families import rehearsal
-from perdure.families.rehearsal import settings
+from perdure.families.rehearsal import heads, settings
 from perdure.families.rehearsal.buffer import Draws
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
@@ -29,6 +29,7 @@ class Sgd:
 
     Config = Config
     answers = frozenset({"classify"})
+    head_grows = frozenset({"net"})
     scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:
@@ -42,7 +43,7 @@ class Sgd:
             x = rehearsal.augmented(images, self.config.augment, self.draws, self.net)
             return {"loss": F.cross_entropy(self.net(x), labels)}
 
-        data = rehearsal.read(task, self.net, runtime)
+        data = rehearsal.read(task, self.net, runtime, grows=True)
         rehearsal.learn(loss, data, self.net, self.config, runtime=runtime)
 
     def merged(self, how: str) -> Mapping[str, Tensor]:
@@ -56,4 +57,4 @@ class Sgd:
         return {"net": self.net.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
+        heads.load(self.net, state["net"])

@@ -30,6 +30,7 @@ SECOND_STAGE = (
 class Config:
     """Settings of the gated network."""
 
+    head_grows = True
     classes: Annotated[int, Field(gt=0)] = 10
     """Outputs of the head: all classes of the stream."""
     width: Annotated[int, Field(gt=0)] = 32

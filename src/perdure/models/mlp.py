@@ -27,6 +27,7 @@ class Config:
     """Values of an image: channels x height x width."""
     hidden: Annotated[int, Field(gt=0)] = 100
     """Units of each hidden layer."""
+    head_grows = True
     classes: Annotated[int, Field(gt=0)] = 10
     """Outputs of the head: all classes of the stream."""
     seed: Seed | None = None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class Config:
     """Settings of ResNet-18."""
 
+    head_grows = True
     classes: Annotated[int, Field(gt=0)] = 10
     """Outputs of the head: all classes of the stream."""
     width: Annotated[int, Field(gt=0)] = 64

@@ -179,13 +179,22 @@ def check_fit(recipe: Recipe, stream: Any) -> None:
                 todo=f"Set models.{role}.dtype=float32; run.precision=bf16 or fp16 saves time on a GPU.",
             )
         outputs = getattr(settings, "classes", None)  # by this name a model says how many outputs its head has
-        if isinstance(outputs, int) and outputs < classes:
+        if isinstance(outputs, int) and outputs < classes and not head_grows(recipe, role):
             raise RecipeError(
                 f"a head of {outputs} outputs",
                 where=f"models.{role}.classes",
                 expected=f"{classes} or more: the stream {recipe.stream.name} has {classes} classes",
                 todo=f"Set models.{role}.classes={classes}.",
             )
+
+
+def head_grows(recipe: Recipe, role: str) -> bool:
+    """Whether a model gets outputs for classes that came after the run was made: if the model can, the method does so,
+    and no weights of before are merged with it. A run's own classes have their outputs from its beginning."""
+    named = recipe.models[role]
+    able = getattr(registry.settings("models", named.name), "head_grows", False)
+    does = role in registry.describe("methods", recipe.method.name).head_grows
+    return bool(able and does and recipe.stream.name == "chained" and recipe.merge.how == "none")
 
 
 def resolved(recipe: Recipe) -> dict[str, Setting]:

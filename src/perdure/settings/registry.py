@@ -52,6 +52,8 @@ class Description:
     """Those of `roles` that have a default."""
     one_role_of: tuple[str, ...] = ()
     """Optional roles of which exactly one is given."""
+    head_grows: tuple[str, ...] = ()
+    """Roles whose network a method gives more outputs where a later task of a run in use brings more classes."""
     not_updatable: str = ""
     """Why what a method has learned cannot be updated with a later task; empty: it can."""
     new_labels_only: str = ""
@@ -118,7 +120,7 @@ def describe(place: Place, name: str) -> Description:
         return head
     method = _method_class(_source(place, name), name)
     roles, optional = _roles(method)
-    named = {key: _kinds(method, key) for key in ("answers", "needs_task_name", "one_role_of")}
+    named = {key: _kinds(method, key) for key in ("answers", "needs_task_name", "one_role_of", "head_grows")}
     said = {key: " ".join(_kinds(method, key)) for key in ("not_updatable", "new_labels_only")}
     return replace(head, **named, **said, roles=roles, optional_roles=optional)
 

@@ -72,6 +72,7 @@ def append(known: Stream, more: Stream) -> Stream:
             index=index,
             name=name,
             metrics=same,
+            facts={**task.facts, "appended": True},
             **{split: getattr(task, split).prefixed(f"u{index}/") for split in ("train", "validation", "test")},
         )
         if task.kind == "classify" and known.shared_candidates:

@@ -150,7 +150,7 @@ def require_fit(asked: Recipe, stream: Stream) -> None:
     classes = len(appending.classes_of(stream))
     for role, named in asked.models.items():
         outputs = getattr(_settings(named), "classes", None)
-        if isinstance(outputs, int) and outputs < classes:
+        if isinstance(outputs, int) and outputs < classes and not recipe.head_grows(asked, role):
             raise RecipeError(
                 f"a head of {outputs} outputs, which was fixed when the run was made, and {classes} classes",
                 where=f"models.{role}.classes",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from perdure.errors import DataError, RecipeError, TrainingError
 from perdure.families.rehearsal import augment as augmentation
-from perdure.families.rehearsal import gradients
+from perdure.families.rehearsal import gradients, heads
 from perdure.families.rehearsal.augment import Augment
 from perdure.families.rehearsal.buffer import Draws, Memory
 from perdure.images import open_image
@@ -64,11 +64,19 @@ def preprocess(example: Example, training: bool) -> Batch:
     return {"image": image, "label": -1 if example.target is None else int(example.target)}
 
 
-def read(task: Task, net: nn.Module, runtime: Runtime, *, stored: Mapping[str, Tensor] | None = None) -> Images:
+def read(
+    task: Task,
+    net: nn.Module,
+    runtime: Runtime,
+    *,
+    stored: Mapping[str, Tensor] | None = None,
+    grows: bool = False,
+) -> Images:
     """All training images of a task, decoded once.
 
     Args:
         stored: columns of images of earlier tasks, to which these will be added.
+        grows: give the network outputs for classes of a task that came after the run was made (`heads.grow`).
 
     Raises:
         DataError: images of unequal sizes, or of another size than the stored ones, or a label that the network
@@ -86,6 +94,9 @@ def read(task: Task, net: nn.Module, runtime: Runtime, *, stored: Mapping[str, T
     if stored:
         _require_one_size([stored["image"], parts[0]["image"]], where=f"{where}, after the images of earlier tasks")
     labels = torch.cat([part["label"] for part in parts])
+    needed = task.offset + len(task.candidates)
+    if grows and task.facts.get("appended") and needed > cast(Any, net).classes:
+        heads.grow(net, needed, runtime)
     check_labels(labels, classes=cast(Any, net).classes, where=where)
     cuts = task.facts.get("batches")
     return Images(

@@ -86,6 +86,13 @@ class Memory:
         self.columns, self.written = {}, torch.zeros(self.capacity, dtype=torch.bool)
         self._write(list(range(count)), list(range(count)), columns)
 
+    def widen(self, name: str, width: int) -> None:
+        """More numbers a sample in a column ``[capacity, numbers]``: minus infinity in what is stored already."""
+        column = self.columns.get(name)
+        if column is not None and column.shape[1] < width:
+            nothing = column.new_full((len(column), width - column.shape[1]), float("-inf"))
+            self.columns[name] = torch.cat([column, nothing], dim=1)
+
     def draw(self, count: int, draws: Draws, *, of: str = "replay") -> Columns | None:
         """Up to `count` samples without repetition; None if there is none."""
         slots = self._drawable()
