@@ -9,7 +9,7 @@ import contextlib
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from perdure.run_folder import lock, run_files, versions
 from perdure.runtime import Runtime
 from perdure.runtime.placing import place
 from perdure.streams import appending
-from perdure.types import Query
+from perdure.types import Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,19 @@ class Finished:
     """False in all processes of a run but one."""
 
 
-def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> Result:
+Watch = Callable[[int, Scores], bool]
+"""Asked after each task but the last, when it is saved: whether to stop the run there."""
+
+
+def execute(
+    asked: Recipe, *, again: bool = False, quiet: bool = False, watch: Watch | None = None, study: Any = None
+) -> Result:
     """Run a recipe, once for each seed; go on with whatever is under way in its folders.
 
     Args:
         again: make finished and unfinished runs anew.
+        watch: who may stop it between tasks, beside the user.
+        study: JSON-ready: of which sweep the run is a part, for its card.
 
     Raises:
         RecipeError: a folder holds a run of a recipe with other settings; they are named.
@@ -63,7 +71,7 @@ def execute(asked: Recipe, *, again: bool = False, quiet: bool = False) -> Resul
             f"seed {one.run.seed} ({i} of {len(jobs)})" if len(jobs) > 1 else "" for i, (one, _) in enumerate(jobs, 1)
         ]
         return Result(
-            _execute_one(one, folder, finished[folder], (name, more), quiet=quiet)
+            _execute_one(one, folder, finished[folder], (name, more), quiet=quiet, watch=watch, study=study)
             for (one, folder), name, more in zip(jobs, named, after)
         )
 
@@ -225,7 +233,7 @@ def reopen(run: str | Path, *, device: str = "auto") -> Opened:
 
 
 def _execute_one(
-    asked: Recipe, folder: Path, finished: Scores | None, place: tuple[str, int], *, quiet: bool
+    asked: Recipe, folder: Path, finished: Scores | None, place: tuple[str, int], *, quiet: bool, **part: Any
 ) -> Finished:
     runtime = make_runtime(asked, folder, quiet=quiet)
     if finished is not None:
@@ -233,15 +241,25 @@ def _execute_one(
             runtime.say(f"{folder}: {said}")
         return Finished(folder=folder, scores=finished, fresh=False, main=runtime.main)
     runtime.of_runs, runtime.runs_after = place
-    scores = go_through(asked, recipe.build(asked, asked.run.seed), runtime, folder, leaves=True)
+    scores = go_through(asked, recipe.build(asked, asked.run.seed), runtime, folder, leaves=True, **part)
     return Finished(folder=folder, scores=scores, fresh=True, main=runtime.main)
 
 
-def go_through(asked: Recipe, built: Built, runtime: Runtime, folder: Path, *, leaves: bool = False) -> Scores:
+def go_through(
+    asked: Recipe,
+    built: Built,
+    runtime: Runtime,
+    folder: Path,
+    *,
+    leaves: bool = False,
+    watch: Watch | None = None,
+    study: Any = None,
+) -> Scores:
     """Learn and test what is not done yet in a run's folder, with all that the folder says of it.
 
     Args:
         leaves: each task leaves a version (`perdure.run_folder.leaving`).
+        watch, study: see `execute`.
 
     Raises:
         RecipeError: the folder holds a run on other data.
@@ -261,12 +279,22 @@ def go_through(asked: Recipe, built: Built, runtime: Runtime, folder: Path, *, l
         given: dict[str, Any] = {"evaluation": asked.evaluate, "runtime": runtime}
         if leaves and len(built.stream) > 1:
             recording.say_sizes(asked, built, runtime, folder)
-            given["left"] = lambda task, scores: recording.leave(asked, built, task, scores, runtime, folder)
+            leave = lambda task, scores: recording.leave(asked, built, task, scores, runtime, folder)  # noqa: E731
+            given["left"] = leave if watch is None else _watched(leave, watch, runtime)
         scores = loop.run(built.method, built.stream, **given)
     if runtime.main:
-        write_json(folder / "card.json", recording.card(asked, built, scores, runtime, folder))
+        card = recording.card(asked, built, scores, runtime, folder)
+        write_json(folder / "card.json", card if study is None else card | {"study": study})
     runtime.wait()
     return scores
+
+
+def _watched(leave: loop.Left, watch: Watch, runtime: Runtime) -> loop.Left:
+    def left(task: Task, scores: Scores) -> None:
+        leave(task, scores)
+        runtime.stop_requested = runtime.stop_requested or watch(task.index, scores)
+
+    return left
 
 
 def make_runtime(asked: Recipe, folder: Path | None, *, quiet: bool = False) -> Runtime:

@@ -14,6 +14,20 @@ import typer
 from perdure.cli import _complete
 
 
+class Table(StrEnum):
+    """Tables that are printed instead of a report."""
+
+    wide = "wide"
+
+
+class Format(StrEnum):
+    """How a table is written."""
+
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+
+
 class Spread(StrEnum):
     """What stands behind ±."""
 
@@ -25,6 +39,7 @@ EXAMPLES = """
 perdure report runs/mg_clip-microworld
 perdure report runs/mg_clip-cifar100 runs/rapf-cifar100 --out comparison
 perdure report runs/tda-microworld runs/tent-microworld --spread sd --out comparison
+perdure report runs/er-digits-sweep --table wide --metrics average,forgetting --format latex
 """
 
 
@@ -37,14 +52,25 @@ def command(
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for the report [the first RUN]")] = None,
     spread: Annotated[
-        Spread, typer.Option("--spread", help="behind ± in tables of test sets: standard deviation or 95 % interval")
+        Spread, typer.Option("--spread", help="behind ± in wide tables: standard deviation or 95 % interval")
     ] = Spread.ci,
+    table: Annotated[
+        Table | None, typer.Option("--table", help="a paper's table alone: methods down, metrics and streams across")
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option("--metrics", help="of the table: average,last,forgetting,ece [average,last]")
+    ] = "",
+    form: Annotated[Format, typer.Option("--format", help="of the table")] = Format.markdown,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print the paths only")] = False,
 ) -> None:
     """One HTML page that opens offline, and the same as Markdown, CSV and JSON.
 
-    Runs that differ in their seed only are merged; others are compared, seed by seed.
+    Runs that differ in their seed only are merged; others are compared, seed by seed. With --table the table is printed
+    and nothing else is made; published rows stand below ours with their source.
     """
+    if table is not None:
+        _print_table(runs, metrics, form, spread, out)
+        return
     from perdure.cli._layout import libraries_aside, tables_of
     from perdure.reporting import find_runs, report_below
 
@@ -54,3 +80,22 @@ def command(
         print(tables_of(find_runs(runs), paths["report.md"]))
     for path in paths.values():
         print(path)
+
+
+def _print_table(runs: list[Path], metrics: str, form: Format, spread: Spread, out: Path | None) -> None:
+    """On standard output, or as a file of a folder."""
+    from perdure.files.folders import require_folder
+    from perdure.files.written_whole import write_text
+    from perdure.reporting import find_runs, load, wide
+
+    if out is not None:
+        require_folder(out, setting="--out")
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    made = wide.wide([load.read(folder) for folder in dict.fromkeys(find_runs(runs))], names)
+    text = wide.written(made, form.value, spread.value)
+    if out is None:
+        print(text, end="")
+        return
+    file = out / f"table.{wide.SUFFIXES[form.value]}"
+    write_text(file, text)
+    print(file)

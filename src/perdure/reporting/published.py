@@ -55,15 +55,16 @@ def published(group: Group) -> list[Published]:
     for item in group.runs[0].recipe.get("expect") or []:
         if not (isinstance(item, Mapping) and isinstance(item.get("value"), int | float) and "metric" in item):
             continue  # a recipe that was edited by hand
-        number = _match(str(item["metric"]), group)
+        number = match(str(item["metric"]), group)
         ours = None if number is None or group.runs[0].unfinished else group.summaries[number]
         told = {key: str(item.get(key) or "") for key in ("source", "note")}
         found.append(Published(name=str(item["metric"]), value=item["value"], number=number, ours=ours, **told))
     return found
 
 
-def _match(name: str, group: Group) -> Number | None:
-    """The row that `name` means; `..._of_tasks` falls back to the weighed form where both are the same."""
+def match(name: str, group: Group) -> Number | None:
+    """The group's number that `name` means, None if it has none like it; `..._of_tasks` falls back to the weighed form
+    where both are the same."""
     plain = re.sub(r"[\s_-]+", " ", name.lower()).strip()
     numbers = list(group.summaries)
     for number in numbers:

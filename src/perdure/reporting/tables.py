@@ -269,6 +269,30 @@ def warnings(together: Sequence[Group]) -> list[str]:
         said += [f"{run.name}: {note}." for run in group.runs for note in run.notes]
     if len({tuple(run.tasks) for run in runs}) > 1:
         said.append("The runs do not have the same tasks.")
+    return [*said, *studies(together)]
+
+
+def studies(together: Sequence[Group]) -> list[str]:
+    """How settings were chosen, where the runs are part of a sweep, and that they were not, where they are many."""
+    said, tested = [], False
+    for group in together:
+        about = group.runs[0].card.get("study")
+        about = about if isinstance(about, Mapping) else {}
+        if isinstance(choice := about.get("choice"), Mapping):
+            seeds = ", ".join(map(str, choice.get("seeds", ())))
+            by = "validation examples" if choice.get("by") == "validation" else "validation examples of the first task"
+            tried = f"{choice.get('tried')} settings" + (" that Optuna proposed" if choice.get("search") else "")
+            said.append(
+                f"{group.label}: chosen among {tried} by {choice.get('metric')} {choice.get('value', math.nan):.2f} on "
+                f"{by}, seeds {seeds}; no run shown took part."
+            )
+        several = isinstance(count := about.get("settings"), int) and count > 1
+        tested = tested or (several and about.get("phase") == "grid")
+    if tested:
+        said.append(
+            "Several settings of a method were compared on test examples: the best of them looks better than it is. "
+            "perdure sweep --select chooses by validation examples."
+        )
     return said
 
 
