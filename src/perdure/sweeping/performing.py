@@ -22,16 +22,24 @@ from perdure.sweeping import jobs
 from perdure.sweeping.jobs import Job, Outcome
 from perdure.sweeping.record import reached
 
+LOOK_EVERY = 5.0
+"""Seconds between looks at a folder that is held."""
 
-def perform(job: Job) -> Outcome:
+
+def perform(job: Job, *, patience: float = 0.0) -> Outcome:
     """Run a job, or go on with it; its outcome is kept in the sweep's folder, too.
+
+    Args:
+        patience: seconds to wait for a folder that another process holds: a dead one on another host lets go of it
+            when it has given no sign of life for a while.
 
     Raises:
         whatever is a fault of ours; all that a user can mend becomes an outcome.
     """
     began = time.monotonic()
     with _in(Path(job.here)), _as_of_its_own():
-        outcome = _outcome(job)
+        while (outcome := _outcome(job)).state == "busy" and time.monotonic() - began < patience:
+            time.sleep(LOOK_EVERY)
         whole = replace(
             outcome, seconds=round(time.monotonic() - began, 3), where=f"{socket.gethostname()}, process {os.getpid()}"
         )
