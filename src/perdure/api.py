@@ -279,8 +279,9 @@ def go_through(
         given: dict[str, Any] = {"evaluation": asked.evaluate, "runtime": runtime}
         if leaves and len(built.stream) > 1:
             recording.say_sizes(asked, built, runtime, folder)
-            leave = lambda task, scores: recording.leave(asked, built, task, scores, runtime, folder)  # noqa: E731
-            given["left"] = leave if watch is None else _watched(leave, watch, runtime)
+            given["left"] = lambda task, scores: recording.leave(asked, built, task, scores, runtime, folder)
+        if watch is not None:
+            given["left"] = _watched(given.get("left"), watch, runtime)
         scores = loop.run(built.method, built.stream, **given)
     if runtime.main:
         card = recording.card(asked, built, scores, runtime, folder)
@@ -289,9 +290,10 @@ def go_through(
     return scores
 
 
-def _watched(leave: loop.Left, watch: Watch, runtime: Runtime) -> loop.Left:
+def _watched(leave: loop.Left | None, watch: Watch, runtime: Runtime) -> loop.Left:
     def left(task: Task, scores: Scores) -> None:
-        leave(task, scores)
+        if leave is not None:
+            leave(task, scores)
         runtime.stop_requested = runtime.stop_requested or watch(task.index, scores)
 
     return left
