@@ -49,8 +49,10 @@ def test_ray_begins_again_on_another_node_what_a_dead_one_had(tmp_path, monkeypa
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    plan = small.study(tmp_path, settings={"method.epochs": 300, "run.save_every": 0.5}, seeds=(0, 1))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    plan = small.study(tmp_path, settings={"method.epochs": 100, "run.save_every": 0.5}, seeds=(0, 1))
+    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": soon}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         node = cluster.add_node(num_cpus=1)
         killed = []
