@@ -22,7 +22,7 @@ TUNING = replace(tiny_vlm.TUNING, batch_size=2, epochs=2)
 
 
 def model(root, family, **settings):
-    return vlm.load(vlm.Config(weights=str(tiny_vlm.folder(root, family)), dtype="float32", **settings))
+    return vlm.load(vlm.Config(weights=str(tiny_vlm.folder(root, family)), **{"dtype": "float32", **settings}))
 
 
 def made(root, family, name, **settings):
@@ -73,6 +73,26 @@ def test_two_tasks_stopped_in_the_second_and_resumed_give_the_same_bits(vlm_root
     again, rows, _ = learned(made(vlm_root, family, name), tmp_path / "cut")
     assert rows.rows == scores.rows
     assert same(again.state_dict(), straight.state_dict())
+
+
+def test_half_precision_weights_are_left_alone_and_what_is_trained_is_float32(vlm_root, tmp_path):
+    settings = {"dtype": "bfloat16", "tune": "language+projector"}
+    straight, scores, _ = learned(made(vlm_root, "gemma3", "sefe", **settings), tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        learned(made(vlm_root, "gemma3", "sefe", **settings), tmp_path / "cut", stop_after=7)
+    again, rows, _ = learned(made(vlm_root, "gemma3", "sefe", **settings), tmp_path / "cut")
+    state = straight.state_dict()
+    assert rows.rows == scores.rows
+    assert same(again.state_dict(), state)
+    assert state["weights"] == {}
+    trained = [*state["projector"].values(), *(t for pair in state["stacked"].values() for t in pair.values())]
+    assert {t.dtype for t in trained} == {torch.float32}
+    first = model(vlm_root, "gemma3", **settings).projector_state()
+    assert all(not torch.equal(first[name].float(), t) for name, t in state["projector"].items())
+    straight.export(tmp_path / "model")
+    assert {t.dtype for t in vlm.load(vlm.Config(weights=str(tmp_path / "model"))).state_dict().values()} == {
+        torch.bfloat16
+    }
 
 
 @pytest.mark.slow

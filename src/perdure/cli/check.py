@@ -229,6 +229,7 @@ EXTRAS = {
     "onnx": "onnxruntime",
     "openclip": "open_clip_torch",
     "smolvlm": "num2words",
+    "quantize": "bitsandbytes",
     "track": "tensorboard",
 }
 

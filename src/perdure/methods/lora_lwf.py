@@ -87,14 +87,19 @@ class LoraLwf:
 
     def export(self, folder: Path) -> str:
         """The merged model, for plain transformers."""
-        return export(self.llm, folder, self.config.tuning)
+        return export(self.adapters, folder, self.config.tuning)
 
     def state_dict(self) -> dict[str, Any]:
         projector = self.llm.projector_state()
-        return {"weights": self.adapters.weights(), "projector": projector, "tasks": self.tasks}
+        return {
+            "weights": self.adapters.weights(),
+            "stacked": self.adapters.stacked(),
+            "projector": projector,
+            "tasks": self.tasks,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.adapters.load_weights(state["weights"])
+        self.adapters.load(state["weights"], state.get("stacked", {}))
         self.llm.load_projector(state["projector"])
         self.tasks = state["tasks"]
 

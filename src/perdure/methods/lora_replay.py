@@ -73,16 +73,17 @@ class LoraReplay:
 
     def export(self, folder: Path) -> str:
         """The merged model, for plain transformers."""
-        return export(self.llm, folder, self.config.tuning)
+        return export(self.adapters, folder, self.config.tuning)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "weights": self.adapters.weights(),
+            "stacked": self.adapters.stacked(),
             "projector": self.llm.projector_state(),
             "kept": kept_examples.pack(self.kept),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.adapters.load_weights(state["weights"])
+        self.adapters.load(state["weights"], state.get("stacked", {}))
         self.llm.load_projector(state["projector"])
         self.kept = kept_examples.unpack(state["kept"])

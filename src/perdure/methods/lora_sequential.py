@@ -77,16 +77,17 @@ class LoraSequential:
 
     def export(self, folder: Path) -> str:
         """The merged model; of an update that goes on, also its PEFT folder."""
-        return export(self.llm, folder, self.config.tuning, update=None if self.config.merge else self.adapters)
+        return export(self.adapters, folder, self.config.tuning, goes_on=not self.config.merge)
 
     def state_dict(self) -> dict[str, Any]:
         own = self.adapters.weights() if self.config.merge else self.adapters.parameters()
-        return {"own": own, "projector": self.llm.projector_state(), "begun": self.begun}
+        stacked = self.adapters.stacked() if self.config.merge else {}
+        return {"own": own, "stacked": stacked, "projector": self.llm.projector_state(), "begun": self.begun}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.begun = state["begun"]
         if self.config.merge:
-            self.adapters.load_weights(state["own"])
+            self.adapters.load(state["own"], state.get("stacked", {}))
         elif self.begun:
             self.adapters.load_factors(state["own"])
         self.llm.load_projector(state["projector"])

@@ -73,7 +73,7 @@ class Multitask:
 
     def export(self, folder: Path) -> str:
         """The model with its update, for plain transformers, and the update as a PEFT folder."""
-        return export(self.llm, folder, self.config.tuning, update=self.adapters)
+        return export(self.adapters, folder, self.config.tuning, goes_on=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {

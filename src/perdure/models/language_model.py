@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -52,14 +53,28 @@ class LanguageModel(nn.Module):
     """In a sharded run `sharding.place` places it, for a stage says which weights are trained and stay whole."""
     trains_projector = True
     """Whether the projector is trained with the updates; if not, it is part of no state."""
-    merges_exactly = True
-    """Whether an update may be added to the weights: not where they are quantized."""
 
     def __init__(self, model: Any, tokenizer: Any, *, max_length: int = 2048) -> None:
         super().__init__()
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
         self.image_tokens: set[int] = set()
         """Ids that stand for images or videos."""
+
+    def prepare(self, *, max_length: int, projector: bool) -> None:
+        """Freeze all, and make a projector that will be trained float32 among weights of other types.
+
+        Args:
+            max_length: tokens of a training conversation.
+            projector: whether it is trained, where `trains_projector`.
+        """
+        self.max_length, self.trains_projector = max_length, self.trains_projector and projector
+        self.requires_grad_(False).eval()
+        for part in self.projector_parts.values() if self.trains_projector else ():
+            for module in part if isinstance(part, nn.ModuleList) else [part]:
+                if any(p.dtype != torch.float32 for p in module.parameters()):
+                    module.float()
+                    module.register_forward_pre_hook(_widened)
+                    module.register_forward_hook(partial(_narrowed, dtype=self.dtype))
 
     # -- examples, by subclasses ------------------------------------------------------------------------
 
@@ -87,6 +102,10 @@ class LanguageModel(nn.Module):
             alike: the layers are the same for all questions, so that what questions begin with may be read once.
         """
         raise NotImplementedError
+
+    def save_weights(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write the network with these weights, as transformers does."""
+        self.model.save_pretrained(str(folder), state_dict=dict(state))
 
     def save_processor(self, folder: Path) -> bool:
         """Write tokenizer and processor; whether plain transformers can ask with them."""
@@ -238,6 +257,14 @@ class LanguageModel(nn.Module):
             expected="a question that leaves room for its answer",
             todo="Shorten it, or raise `max_length`.",
         )
+
+
+def _widened(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)
+
+
+def _narrowed(_: nn.Module, __: tuple[Any, ...], out: Tensor, *, dtype: torch.dtype) -> Tensor:
+    return out.to(dtype)
 
 
 def images_of(inputs: Mapping[str, Any]) -> list[Any]:

@@ -1,6 +1,7 @@
 """Low-rank updates on every linear layer of a language model but its head, as PEFT layers.
 
-Knows how they are attached, started, merged, switched off and saved as a PEFT folder. Does not know losses or tasks.
+Knows how they are attached, started, merged or stacked, switched off and saved as a PEFT folder. Does not know losses
+or tasks.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from perdure.errors import CheckpointError, RecipeError
+from perdure.families.instruction import stacked
 from perdure.families.instruction.settings import Tuning
 from perdure.layers import lora
 from perdure.layers.low_rank import fresh_a, merged
@@ -35,8 +39,16 @@ class Matrix:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The frozen weight, ``[outputs, inputs]``."""
+        """The frozen weight, ``[outputs, inputs]``; packed where it is quantized."""
         return self.layer.base_layer.weight
+
+    @property
+    def quantized(self) -> bool:
+        return not self.weight.is_floating_point()
+
+    def dense(self) -> Tensor:
+        """The frozen weight as numbers, ``[outputs, inputs]``."""
+        return dequantize_module_weight(self.layer.base_layer) if self.quantized else whole(self.weight)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -60,7 +72,6 @@ class Adapters:
     def __init__(self, llm: LanguageModel, tuning: Tuning) -> None:
         self.llm = llm
         self.scale = tuning.alpha / tuning.rank
-        llm.max_length = tuning.max_length
         self.names = llm.linear_names()
         """Name in the language model -> in the whole model."""
         self.config = lora.inject(
@@ -73,7 +84,23 @@ class Adapters:
         )
         self.matrices = {own: Matrix(llm.model.get_submodule(name)) for own, name in self.names.items()}
         """By name in the language model: ``layers.0.self_attn.q_proj``."""
-        llm.requires_grad_(False).eval()
+        for m in self.matrices.values():  # steps are too small for half precision
+            m.a.data, m.b.data = m.a.data.float(), m.b.data.float()
+        self.stacks = tuning.past == "stacked" or (
+            tuning.past == "auto" and any(m.weight.dtype != torch.float32 for m in self.matrices.values())
+        )
+        """Whether earlier updates are kept beside the weights."""
+        if not self.stacks and any(m.quantized for m in self.matrices.values()):
+            raise RecipeError(
+                "updates cannot be merged into quantized weights: rounding would lose them",
+                where="method.tuning.past",
+                expected="auto or stacked",
+            )
+        if self.stacks:
+            for m in self.matrices.values():
+                outputs, inputs = m.shape
+                stacked.prepare(m.layer.base_layer, inputs=inputs, outputs=outputs, device=m.a.device)
+        llm.prepare(max_length=tuning.max_length, projector=tuning.projector_lr != 0)
         self.enable(False)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -114,29 +141,62 @@ class Adapters:
         return lora.without_lora(self.llm.model)
 
     def merge(self, *, dtype: torch.dtype = torch.float32) -> None:
-        """Add the updates to the weights, and switch them off."""
+        """Make the updates part of what is frozen, in the weights or beside them, and switch them off.
+
+        Args:
+            dtype: in which they are added to the weights.
+        """
         with torch.no_grad():
             for m in self.matrices.values():
-                put(m.weight, merged(whole(m.weight), m.a, m.b, scale=self.scale, dtype=dtype))
+                if self.stacks:
+                    stacked.append(m.layer.base_layer, m.a, self.scale * m.b)
+                else:
+                    put(m.weight, merged(whole(m.weight), m.a, m.b, scale=self.scale, dtype=dtype))
                 m.b.zero_()
         self.enable(False)
 
     def added(self) -> dict[str, Tensor]:
-        """The weights with the updates added, by name in the whole model; nothing changes."""
-        return {
-            f"{self.names[name]}.base_layer.weight": merged(whole(m.weight), m.a, m.b, scale=self.scale)
-            for name, m in self.matrices.items()
-        }
+        """The weights with all updates added in float32 and rounded once, by name in the whole model; nothing changes.
+
+        What is quantized becomes numbers first: the updates were learned beside those, not beside the first weights.
+        """
+        return {f"{self.names[name]}.base_layer.weight": self._added(m) for name, m in self.matrices.items()}
+
+    @torch.no_grad()
+    def _added(self, m: Matrix) -> Tensor:
+        dense = m.dense()
+        wide = merged(dense.float(), m.a, m.b, scale=self.scale)
+        if self.stacks:
+            a, b = stacked.factors(m.layer.base_layer)
+            wide = wide + b @ a
+        return wide.to(self.llm.dtype)
 
     def weights(self) -> dict[str, Tensor]:
-        """The dense weights under the updates, by name."""
-        return {name: whole(m.weight).data for name, m in self.matrices.items()}
+        """The dense weights under the updates, by name; empty where earlier updates are beside them, unchanged."""
+        return {} if self.stacks else {name: whole(m.weight).data for name, m in self.matrices.items()}
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """What `weights` gave."""
+    def stacked(self) -> dict[str, dict[str, Tensor]]:
+        """Factors of earlier updates beside the weights, by name; empty where they are merged."""
+        pairs = {name: stacked.factors(m.layer.base_layer) for name, m in self.matrices.items()} if self.stacks else {}
+        return {name: {"a": a, "b": b} for name, (a, b) in pairs.items()}
+
+    def load(self, weights: Mapping[str, Tensor], past: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """What `weights` and `stacked` gave.
+
+        Raises:
+            CheckpointError: updates were merged there and are stacked here, or the other way.
+        """
+        if bool(weights if self.stacks else past):
+            raise CheckpointError(
+                f"earlier updates are {'merged' if self.stacks else 'stacked'} in this state",
+                todo=f"Set method.tuning.past={'merged' if self.stacks else 'stacked'}, as it was made.",
+            )
         with torch.no_grad():
             for name, m in self.matrices.items():
-                put(m.weight, weights[name])
+                if self.stacks:
+                    stacked.put(m.layer.base_layer, past[name]["a"], past[name]["b"])
+                else:
+                    put(m.weight, weights[name])
 
     def save_task(self, task: Task, runtime: Runtime) -> None:
         """The update of a task, in the run's folder ``adapters/01_name``."""

@@ -16,26 +16,31 @@ from perdure.models.language_model import LanguageModel
 from perdure.models.llava import assemble
 
 
-def export(llm: LanguageModel, folder: Path, tuning: Tuning, *, update: Adapters | None = None) -> str:
-    """Write the model as a folder; an `update` that is not merged yet is added to the weights, and also written as a
-    PEFT folder ``adapter/``.
+def export(adapters: Adapters, folder: Path, tuning: Tuning, *, goes_on: bool = False) -> str:
+    """Write the model as a folder, all updates added to its weights.
+
+    Args:
+        goes_on: the present update is not merged yet; it is also written as a PEFT folder ``adapter/``.
 
     Returns:
         The Python lines that load it and ask it a question.
     """
+    llm = adapters.llm
     folder.mkdir(parents=True, exist_ok=True)
     with assemble.quiet():
-        llm.model.save_pretrained(str(folder), state_dict=_weights(llm, update))
+        llm.save_weights(folder, _weights(adapters, add=goes_on or adapters.stacks))
     _generation(llm, tuning).save_pretrained(str(folder))
-    if update is not None:
-        update.save(folder / "adapter")
+    if goes_on:
+        adapters.save(folder / "adapter")
     return _asks(folder) if llm.save_processor(folder) else _loads(llm, folder)
 
 
-def _weights(llm: LanguageModel, update: Adapters | None) -> dict[str, Tensor]:
-    """All weights under the names that they have without updates."""
-    state = {name: tensor for name, tensor in llm.model.state_dict().items() if ".lora_" not in name}
-    state |= update.added() if update is not None else {}
+def _weights(adapters: Adapters, *, add: bool) -> dict[str, Tensor]:
+    """All weights under the names that they have without updates; `add`: with those that are not in them yet."""
+    state = {name: tensor for name, tensor in adapters.llm.model.state_dict().items() if ".lora_" not in name}
+    state |= adapters.added() if add else {}
+    parts = tuple(f"{name}." for name in adapters.llm.projector_parts)
+    state |= {name: t.to(adapters.llm.dtype) for name, t in state.items() if name.startswith(parts)}
     return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
 
 

@@ -1,4 +1,4 @@
-"""Settings that all methods which tune a LLaVA by low-rank updates share: the recipe of LLaVA-1.5 and SEFE.
+"""Settings that all methods which tune a language model by low-rank updates share: the recipe of LLaVA-1.5 and SEFE.
 
 Knows numbers only; imports no torch, so that recipes can be checked quickly.
 """
@@ -45,6 +45,9 @@ class Tuning:
     """Tokens of a conversation, the image's included."""
     group_by_length: bool = True
     """Batches of one modality and of like lengths."""
+    past: Literal["auto", "merged", "stacked"] = "auto"
+    """Updates of earlier tasks: added to the weights, or kept as factors beside them, so that nothing is lost to the
+    weights' type. auto: merged into float32 weights, stacked beside half-precision and quantized ones."""
     gradient_checkpointing: bool = True
     """Recompute the layers' activations in the backward pass: less memory, a third more time."""
     max_new_tokens: Annotated[int, Field(gt=0)] = 1024

@@ -37,9 +37,7 @@ def tune(
 ) -> list[float]:
     """Minimize `loss` over `parameters` and the projector; the loss of every step."""
     batches = conversation_batches(llm, examples, tuning, runtime=runtime, stage=stage)
-    groups = [Group(parameters=parameters)]
-    if tuning.projector_lr != 0:
-        groups.append(Group(parameters=llm.projector_parameters(), lr=tuning.projector_lr))
+    groups = [Group(parameters=parameters), Group(parameters=llm.projector_parameters(), lr=tuning.projector_lr)]
     place(llm, llm.blocks, runtime=runtime)
     with training_mode(llm, tuning):
         return fit(
@@ -75,7 +73,7 @@ class training_mode:
 
     def __enter__(self) -> None:
         self.llm.language_model.train()
-        self.llm.projector.requires_grad_(self.llm.trains_projector and self.tuning.projector_lr != 0)
+        self.llm.projector.requires_grad_(self.llm.trains_projector)
         self.llm.checkpoint_activations(self.tuning.gradient_checkpointing)
 
     def __exit__(self, *exception: object) -> None:

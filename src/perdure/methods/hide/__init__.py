@@ -65,9 +65,8 @@ class Hide:
 
     def __init__(self, config: Config, *, llm: LanguageModel, clip: Clip) -> None:
         self.config, self.llm, self.clip = config, llm, clip.requires_grad_(False)
-        llm.max_length = config.tuning.max_length
-        llm.requires_grad_(False)
         tuning = config.tuning
+        llm.prepare(max_length=tuning.max_length, projector=tuning.projector_lr != 0)
         self.layers = replace_linear(
             llm, lambda base: SlotLinear(base, scale=tuning.alpha / tuning.rank, dropout=tuning.dropout)
         )

@@ -52,9 +52,8 @@ class Moelora:
 
     def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
-        llm.max_length = config.tuning.max_length
-        llm.requires_grad_(False)
         tuning = config.tuning
+        llm.prepare(max_length=tuning.max_length, projector=tuning.projector_lr != 0)
         shape = {"experts": config.experts, "rank": tuning.rank, "alpha": tuning.alpha, "dropout": tuning.dropout}
         self.layers = replace_linear(llm, lambda base: MixtureLinear(base, **shape))
         """Mixtures by name in the language model."""

@@ -11,7 +11,7 @@ Knows the updates' key elements and their penalty. Does not know data sets or sc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,7 +49,12 @@ class Config:
     element_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which updates are ranked; the published runs used bfloat16."""
     merge_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Type in which an update is added to its weight; the published script used float16."""
+    """Type in which an update is added to its weight; the published script used float16. Another than float32 merges
+    into half-precision weights too (`tuning.past`)."""
+
+    def faults(self):
+        if self.merge_dtype != "float32" and self.tuning.past == "stacked":
+            yield "merge_dtype", "nothing is merged with tuning.past=stacked"
 
 
 class Sefe:
@@ -60,7 +65,8 @@ class Sefe:
 
     def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
-        self.adapters = Adapters(llm, config.tuning)
+        rounds = config.merge_dtype != "float32" and config.tuning.past == "auto"  # as the published script does
+        self.adapters = Adapters(llm, replace(config.tuning, past="merged") if rounds else config.tuning)
         self.elements: dict[str, Elements] = {}
         """Of all tasks learned, by matrix."""
         self._shared: tuple[tuple[int, ...], Tensor, tuple[Tensor, ...]] | None = None
@@ -123,17 +129,18 @@ class Sefe:
 
     def export(self, folder: Path) -> str:
         """The merged model, for plain transformers."""
-        return export(self.llm, folder, self.config.tuning)
+        return export(self.adapters, folder, self.config.tuning)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "weights": self.adapters.weights(),
+            "stacked": self.adapters.stacked(),
             "projector": self.llm.projector_state(),
             "elements": {name: e.state_dict() for name, e in self.elements.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.adapters.load_weights(state["weights"])
+        self.adapters.load(state["weights"], state.get("stacked", {}))
         self.llm.load_projector(state["projector"])
         self.elements = {name: Elements.from_state(e) for name, e in state["elements"].items()}
         self._check_elements()

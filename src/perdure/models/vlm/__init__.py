@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from perdure.errors import UnreadableExample
 from perdure.images import open_image
 from perdure.models.language_model import IGNORE, AnswerLimits, LanguageModel, images_of
-from perdure.models.vlm import batches, checkpoint
+from perdure.models.vlm import batches, checkpoint, quantized
 from perdure.models.vlm.conversation import TOKENWISE, Conversations
 from perdure.types import Batch, Example
 
@@ -49,6 +49,9 @@ class Config:
     """A Jinja file instead of the checkpoint's template."""
     system: str = ""
     """A system message before each conversation; empty: what the template says by itself."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Weights of the language model in 8 or 4 bits (QLoRA), by bitsandbytes: `pip install "perdure[quantize]"`. Updates
+    of earlier tasks are kept beside them, never merged."""
     max_pixels: Annotated[int, Field(ge=1)] | None = None
     """Most pixels of an image, to which larger ones are scaled (Qwen-VL; a token has 28 x 28 of them, in Qwen3-VL 32 x
     32); none: the checkpoint's own limit, of up to 16,000 tokens."""
@@ -63,7 +66,7 @@ def load(config: Config) -> Vlm:
     Raises:
         WeightsError: nothing there, or a type of model that does not fit.
         RecipeError: its template cannot be learned from.
-        MissingExtra: its processor needs a package.
+        MissingExtra: its processor or `quantize` needs a package.
     """
     return _made(config, with_weights=True)
 
@@ -80,11 +83,12 @@ def _made(config: Config, *, with_weights: bool) -> Vlm:
         name, revision, template=config.chat_template, max_pixels=config.max_pixels, max_tiles=config.max_tiles
     )
     Conversations(processor, name=name, system=config.system)  # what does not fit is said before weights are read
+    model = checkpoint.empty_model(settings)
     if with_weights:
         dtype = getattr(torch, config.dtype)
-        model = checkpoint.model_of(name, revision, dtype=dtype, attention=config.attention)
-    else:
-        model = checkpoint.empty_model(settings)
+        how = {} if config.quantize == "none" else quantized.settings(config.quantize, model, dtype)
+        model = checkpoint.model_of(name, revision, dtype=dtype, attention=config.attention, **how)
+        quantized.readable(model)
     return Vlm(model, processor, name=name, tune=config.tune, system=config.system)
 
 
@@ -182,9 +186,7 @@ class Vlm(LanguageModel):
 
     @property
     def language_model(self) -> nn.Module:
-        inner = self.model.model
-        found = next((getattr(inner, n) for n in ("language_model", "text_model") if hasattr(inner, n)), None)
-        return self.model.get_decoder() if found is None else found
+        return checkpoint.decoder(self.model)
 
     @property
     def projector_parts(self) -> dict[str, nn.Module]:
@@ -210,6 +212,12 @@ class Vlm(LanguageModel):
         """Ids that stand for images, and rows of the vocabulary that are no token's."""
         rows = self.model.get_input_embeddings().weight.shape[0]
         return sorted({*self.image_tokens, *range(len(self.tokenizer), rows)})
+
+    def save_weights(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        if getattr(self.model, "quantization_method", None) is None:
+            super().save_weights(folder, state)
+        else:
+            quantized.save(self.model, folder, state)
 
     def save_processor(self, folder: Path) -> bool:
         """The processor; and, from a checkpoint's folder, the files that older programs look for."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from perdure.errors import MissingExtra, RecipeError, WeightsError
 from perdure.files.text_files import read_text
@@ -122,6 +123,13 @@ def empty_model(config: Any) -> Any:
 
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
+
+
+def decoder(model: Any) -> nn.Module:
+    """The language model within, without its head."""
+    inner = model.model
+    found = next((getattr(inner, name) for name in ("language_model", "text_model") if hasattr(inner, name)), None)
+    return model.get_decoder() if found is None else found
 
 
 def first_line(error: BaseException) -> str:
