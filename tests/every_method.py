@@ -224,6 +224,7 @@ _ALL = (
     _instruction("moelora", experts=2, **_TUNING),
     _instruction("multitask", **_TUNING),
     _instruction("hide", **_TUNING),
+    _instruction("lora_router", **_TUNING),
     _instruction("olora", norm_weight=0.01, **_TUNING),
     _instruction("sefe", fraction=0.1, **_TUNING),
     _audio_visual("zero_shot_av"),

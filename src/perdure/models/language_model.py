@@ -120,7 +120,11 @@ class LanguageModel(nn.Module):
     # -- answers ----------------------------------------------------------------------------------------
 
     def answerer(
-        self, limits: AnswerLimits, *, before: Callable[[Batch, Tensor], None] | None = None
+        self,
+        limits: AnswerLimits,
+        *,
+        before: Callable[[Batch, Tensor], None] | None = None,
+        group: Callable[[Batch], Tensor] | None = None,
     ) -> Callable[[Batch], list[str]]:
         """A function of a batch of questions: greedy answers, in the batch's order.
 
@@ -130,6 +134,7 @@ class LanguageModel(nn.Module):
         Args:
             before: called with the batch and the rows that are answered next, where layers differ from question to
                 question; then nothing is shared between them.
+            group: a number for each question, int64: only those of one number are answered together.
         """
         ask = self._asking(limits, alike=before is None)
         gather(self.blocks)
@@ -140,7 +145,11 @@ class LanguageModel(nn.Module):
             lengths = batch["attention_mask"].sum(1)
             order = lengths.argsort(stable=True)
             answers = [""] * len(order)
-            for part in order.split(limits.generate_batch):
+            parts = [order]
+            if group is not None:
+                groups = group(batch).to(order.device)[order]
+                parts = [order[groups == number] for number in groups.unique()]
+            for part in [rows for one in parts for rows in one.split(limits.generate_batch)]:
                 if before is not None:
                     before(batch, part)
                 for i, text in zip(part.tolist(), ask(batch, part, int(lengths[part].max()))):

@@ -198,6 +198,11 @@ class Adapters:
                 else:
                     put(m.weight, weights[name])
 
+    @property
+    def base(self) -> str:
+        """Hub id or folder of the model beneath."""
+        return str(getattr(self.llm.model.config, "_name_or_path", "") or "")
+
     def save_task(self, task: Task, runtime: Runtime) -> None:
         """The update of a task, in the run's folder ``adapters/01_name``."""
         if runtime.out is not None and runtime.main:
@@ -212,8 +217,7 @@ class Adapters:
         for path, module in parts.items():
             tensors |= {f"{path}.{name}": tensor for name, tensor in module.state_dict().items()}
         saved = [path.removeprefix("model.") for path in parts]
-        base = str(getattr(self.llm.model.config, "_name_or_path", "") or "")
-        lora.write_folder(folder, self.config, tensors, base=base, modules_to_save=saved or None)
+        lora.write_folder(folder, self.config, tensors, base=self.base, modules_to_save=saved or None)
 
 
 def replace_linear(llm: LanguageModel, make: Callable[[nn.Linear], L]) -> dict[str, L]:

@@ -22,15 +22,14 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from perdure import training
 from perdure.errors import RecipeError
+from perdure.families.instruction import seen_by_clip
 from perdure.families.instruction.adapters import replace_linear
 from perdure.families.instruction.settings import Tuning
 from perdure.families.instruction.tuning import tune
-from perdure.loading import ExampleBatches
 from perdure.methods.hide.slots import SlotLinear, moved_mean, route
 from perdure.models.clip import Clip
-from perdure.models.language_model import LanguageModel, images_of
+from perdure.models.language_model import LanguageModel
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
@@ -83,22 +82,10 @@ class Hide:
     # -- examples ---------------------------------------------------------------------------------------
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return {**self.llm.preprocess(example, training), **self._seen_by_clip(example, training)}
+        return {**self.llm.preprocess(example, training), **seen_by_clip.seen(self.clip, example, training)}
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
-        ours = ("route_ids", "route_image")
-        batch = self.llm.collate([{n: v for n, v in item.items() if n not in ours} for item in items])
-        return {**batch, **{name: torch.stack([item[name] for item in items]) for name in ours}}
-
-    def _seen_by_clip(self, example: Example, training: bool) -> Batch:
-        """The question's text, cut at the tower's length, and its first image (zeros where there is none)."""
-        image, size = next(iter(images_of(example.inputs)), None), self.clip.transform.size
-        blank = torch.zeros(3, size, size, dtype=torch.uint8)
-        text = question_of(example, training)
-        return {
-            "route_ids": self.clip.tokenize([text], truncate="keep-eot")[0],
-            "route_image": blank if image is None else self.clip.transform.pixels(image),
-        }
+        return seen_by_clip.collate(self.llm, items)
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Projected image features and the text tower's own, float32, not normalized."""
@@ -128,30 +115,19 @@ class Hide:
 
     def _means(self, task: Task, runtime: Runtime) -> tuple[Tensor, Tensor]:
         """Means over the task's questions, those without an image left out of the image's."""
-        batches = ExampleBatches(
-            task.train,
-            self._for_means,
-            batch_size=64,
-            runtime=runtime,
-            stage="means",
-            training=False,
-        )
 
         def encode(batch: Batch) -> dict[str, Tensor]:
             images, texts = self._features(batch)
-            return {"image": images, "text": texts, "has_image": batch["has_image"]}
+            return {"image": images, "text": texts}
 
-        found = training.features(encode, batches, runtime=runtime)
-        found["image"] = found["image"][found["has_image"].bool()]
+        found = seen_by_clip.features(self.clip, task.train, encode, runtime=runtime, stage="means")
+        found["image"] = found["image"][found["has_image"]]
         means = []
         for kind in ("image", "text"):
             start = 0.1 * runtime.normal((found[kind].shape[1],), "mean", kind)
             count = 1 if self.config.official_means else 0
             means.append(moved_mean(start, count, found[kind])[0] if count + len(found[kind]) else 0 * start)
         return means[0], means[1]
-
-    def _for_means(self, example: Example, _training: bool) -> Batch:
-        return {**self._seen_by_clip(example, True), "has_image": bool(images_of(example.inputs))}
 
     def _ready(self) -> None:
         """All layers answer: fused where they are not in the last blocks."""
@@ -168,7 +144,7 @@ class Hide:
             return self.llm.answerer(self.config.tuning)
 
         def before(batch: Batch, rows: Tensor) -> None:
-            weights = self._weights({name: value[rows] for name, value in batch.items() if name in _ROUTED})
+            weights = self._weights({name: value[rows] for name, value in batch.items() if name in seen_by_clip.SEEN})
             for layer in top:
                 layer.weights = weights
 
@@ -245,15 +221,3 @@ class Hide:
     def facts(self) -> dict[str, Any]:
         """Numbers kept for the tasks, for the result card."""
         return {"extra_parameters": sum(p.numel() for p in self.parameters().values())}
-
-
-_ROUTED = ("route_ids", "route_image", "has_image")
-
-
-def question_of(example: Example, training: bool) -> str:
-    """The first question without the image's placeholder."""
-    inputs = example.inputs
-    text = (
-        next((t["value"] for t in inputs["conversations"] if t["from"] == "human"), "") if training else inputs["text"]
-    )
-    return str(text).replace("<image>", "").strip()
