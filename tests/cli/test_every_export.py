@@ -48,7 +48,7 @@ FITTING = {
     "clipcap": ("stream.names=[plain]", "method.epochs=1"),
     "capdec": ("stream.names=[plain]", "method.epochs=1"),
     "moelora": ("method.experts=2",),
-    "hide": ("models.clip={name: clip, weights: micro-clip}",),
+    **dict.fromkeys(("hide", "lora_router"), ("models.clip={name: clip, weights: micro-clip}",)),
 }
 
 
@@ -188,7 +188,7 @@ def test_the_lines_of_transformers_models_run_without_perdure_and_answer_as_the_
     done = subprocess.run([sys.executable, folder / "ask.py", answers], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads(answers.read_text())
-    instructed = [m for m in OF_ROLE["llm"] if m not in ("moelora", "hide")]
+    instructed = [m for m in OF_ROLE["llm"] if m not in ("moelora", "hide", "lora_router")]
     assert {m: theirs[m].strip() for m in instructed} == {m: answer(exported(m)[0], folder) for m in instructed}
     for method in OF_ROLE["clip"]:
         said, ours = eval(theirs[method]), classified(exported(method)[0], folder)

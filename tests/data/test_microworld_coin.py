@@ -45,7 +45,7 @@ def records(tree, task, split):
 
 def test_the_real_stream_reads_all_eight_tasks_in_order(tree):
     stream = instruction.build(instruction.Config(root=tree))
-    assert [task.name for task in stream] == [name for name, _ in instruction.COIN]
+    assert [task.name for task in stream] == [name for name, *_ in instruction.BENCHMARKS["CoIN"]]
     assert {len(task.train) for task in stream} == {40}
     assert {len(task.test) for task in stream} == {12}
 

@@ -30,7 +30,7 @@ def task_files(root, name, *, train=4, test=2, file="train.json", answer="A"):
 @pytest.fixture
 def coin(tmp_path):
     """All eight tasks, each with the few files that the reader wants."""
-    for name, _ in instruction.COIN:
+    for name, *_ in instruction.BENCHMARKS["CoIN"]:
         task_files(tmp_path, name)
     (tmp_path / "TextVQA").mkdir()
     (tmp_path / "TextVQA" / "TextVQA_0.5.1_val.json").write_text(
@@ -41,8 +41,10 @@ def coin(tmp_path):
 
 def test_coin_has_its_eight_tasks_in_order_each_with_its_scorer(coin):
     stream = instruction.build(Config(root=coin))
-    assert [task.name for task in stream] == [name for name, _ in instruction.COIN]
-    assert [task.test[0].target["scorer"] for task in stream] == [s for _, s in instruction.COIN]
+    assert [task.name for task in stream] == [name for name, *_ in instruction.BENCHMARKS["CoIN"]]
+    assert [task.test[0].target["scorer"] for task in stream] == [
+        scorer for _, scorer, _ in instruction.BENCHMARKS["CoIN"]
+    ]
     assert stream.tasks[1].test[0].target["answer"] == ["A"] * 10
     assert all(stream.query(t, after=7).task is None and t.kind == "instruct" for t in stream)
 

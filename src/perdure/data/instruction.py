@@ -19,11 +19,30 @@ from typing import Any, Literal
 from perdure.errors import DataError
 from perdure.files.text_files import read_json
 from perdure.metrics.answer_format import TASK_FORMS
+from perdure.metrics.stream_scorers import science_target
 from perdure.metrics.vqa import parse_box, true_box
-from perdure.metrics.vqa_files import read_annotations
+from perdure.metrics.vqa_files import caption_references, read_annotations
 from perdure.types import NO_EXAMPLES, Dataset, Example, Examples
 
-Scorer = Literal["scienceqa", "textvqa", "imagenet", "gqa", "vizwiz", "grounding", "vqav2", "ocrvqa", "exact"]
+Scorer = Literal[
+    "scienceqa",
+    "textvqa",
+    "imagenet",
+    "gqa",
+    "vizwiz",
+    "grounding",
+    "vqav2",
+    "ocrvqa",
+    "exact",
+    "equal",
+    "contains",
+    "contains_word",
+    "science",
+    "loose_letter",
+    "squeezed",
+    "ocrbench",
+    "caption",
+]
 Form = Literal["letter", "yes_no", "phrase", "title", "box", "explanation", "any"]
 SEPARATORS = (" ASSISTANT: ", "</s>")
 """Texts of the conversation template: an answer that holds one cannot be told from what follows it."""
@@ -42,9 +61,11 @@ class Config:
     """Test questions."""
     images: Path = Path(".")
     """Folder that the records' image paths start from."""
+    test_images: Path | None = None
+    """The same for test records; none: `images`."""
     answers: Path | None = None
-    """Reference answers where the test file has none or other ones: TextVQA's or GQA's question file, or the
-    ScienceQA folder with `problems.json` and `pid_splits.json`."""
+    """Reference answers where the test file has none or other ones: TextVQA's or GQA's question file, the
+    ScienceQA folder with `problems.json` and `pid_splits.json`, or captions in COCO's form."""
     scorer: Scorer = "exact"
     """How an answer is compared with its reference."""
     form: Form | None = None
@@ -143,6 +164,8 @@ class _Reader:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.images = config.images
+        """Folder of the present file's images."""
         self.left_out = 0
         self._listed: dict[Path, set[str]] = {}
 
@@ -152,13 +175,21 @@ class _Reader:
 
     def questions(self, path: Path) -> Examples:
         config = self.config
-        answers = read_annotations(config.answers, config.scorer) if config.answers else None
+        answers = self._answers(config.answers, path) if config.answers else None
+        self.images = config.test_images or config.images
         seen: set[str] = set()
 
         def fault(record: Any) -> str | None:
             return _question_fault(record, config.scorer, answers, seen)
 
         return self._examples(path, lambda record, i: self._question(record, answers), fault)
+
+    def _answers(self, answers: Path, questions: Path) -> Mapping[str, Any]:
+        if self.config.scorer != "caption":
+            return read_annotations(answers, self.config.scorer)
+        records = read_json(Path(questions))
+        names = [str(r["question_id"]) for r in records if isinstance(r, Mapping) and "question_id" in r]
+        return caption_references(Path(answers), names)
 
     def _examples(
         self,
@@ -209,7 +240,7 @@ class _Reader:
         return Example(id=name, inputs={"text": text, **self._image(record)}, target=target)
 
     def _image(self, record: Mapping[str, Any]) -> dict[str, Path | list[Path]]:
-        image, root = record.get("image"), Path(self.config.images)
+        image, root = record.get("image"), Path(self.images)
         if isinstance(image, list):
             return {"image": [root / one for one in image]}
         return {} if image is None else {"image": root / image}
@@ -219,9 +250,9 @@ class _Reader:
         if image is None or (fault := _path_fault(image)):
             return None if image is None else fault
         for one in image if isinstance(image, list) else [image]:
-            path = Path(self.config.images) / one
+            path = Path(self.images) / one
             if self.config.check_images and path.name not in self._names(path.parent):
-                return f"'image' names {one}, which is not under {self.config.images}"
+                return f"'image' names {one}, which is not under {self.images}"
         return None
 
     def _names(self, folder: Path) -> set[str]:
@@ -261,6 +292,13 @@ def _reference(record: Mapping[str, Any], scorer: str, answers: Mapping[str, Any
     if scorer == "scienceqa":
         choices = count_choices(record["text"])
         return {"letter": record["answer"], "choices": choices} if choices else record["answer"]
+    if scorer == "science":
+        image = record.get("image") or ""
+        return science_target(record["answer"], image if isinstance(image, str) else image[0], record["text"])
+    if scorer == "ocrbench":
+        return {"answers": record["answer"], "type": str(record.get("answer_type", ""))}
+    if scorer == "caption" and isinstance(record["answer"], str):
+        return [record["answer"]]
     return record["answer"]
 
 

@@ -91,5 +91,13 @@ TASK_FORMS = {
     "vqav2": "phrase",
     "ocrvqa": "title",
     "exact": "any",
+    "equal": "any",
+    "contains": "any",
+    "contains_word": "phrase",
+    "science": "any",
+    "loose_letter": "letter",
+    "squeezed": "any",
+    "ocrbench": "any",
+    "caption": "any",
 }
-"""The form that each CoIN task's test questions ask for (OCR-VQA's answers are titles of books)."""
+"""The form that a scorer's test questions ask for (OCR-VQA's answers are titles of books)."""

@@ -1,4 +1,4 @@
-"""Answers to questions about images: the eight scorers of the CoIN benchmark.
+"""Answers to questions about images: the eight scorers of the CoIN benchmark, and a table of all scorers.
 
 Knows how one generated text is compared with one target. Knows no files (`vqa_files` joins saved predictions
 with annotations) and no models. A record has ``id``, ``prediction`` (text, or None where there is none) and
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from perdure.errors import DataError
+from perdure.metrics import stream_scorers as streams
 from perdure.metrics.vqa_text import normalize_answer
 
 Record = Mapping[str, Any]
@@ -291,6 +292,14 @@ VALUES: dict[str, Callable[[str, Any, bool], float]] = {
     "vqav2": lambda p, t, official: exact_value(p, t),
     "ocrvqa": lambda p, t, official: ocr_vqa_value(p, t, official=official),
     "exact": lambda p, t, official: plain_value(p, t),
+    "equal": lambda p, t, official: streams.equal_value(p, t),
+    "contains": lambda p, t, official: streams.contains_value(p, t, official=official),
+    "contains_word": lambda p, t, official: streams.contains_word_value(p, t, official=official),
+    "science": lambda p, t, official: streams.science_value(p, t, official=official),
+    "loose_letter": lambda p, t, official: streams.loose_letter_value(p, t),
+    "squeezed": lambda p, t, official: streams.squeezed_value(p, t),
+    "ocrbench": lambda p, t, official: streams.ocr_value(p, t),
+    "caption": lambda p, t, official: streams.caption_value(p, t),
 }
 """The value of one record by scorer: ``(prediction, target, official) -> [0, 1]``."""
 
@@ -298,8 +307,9 @@ SCORERS: dict[str, Callable[[Sequence[Record], bool], Scores]] = {
     **{name: _mean_scorer(name) for name in VALUES},
     "scienceqa": science_qa,
     "gqa": gqa,
+    "caption": streams.captions,
 }
-"""The eight scorers of CoIN by task, and `exact` for other tasks."""
+"""The eight scorers of CoIN by task, `exact` for tasks of one's own, and those of `stream_scorers`."""
 
 
 def _known(scorer: str) -> Callable[[Sequence[Record], bool], Scores]:

@@ -45,6 +45,40 @@ def read_annotations(path: str | Path, scorer: str) -> dict[str, Any]:
     return _by_id([(r, f"{path}, record {i}") for i, r in enumerate(rows)])
 
 
+def caption_references(path: Path, questions: Sequence[str]) -> dict[str, list[str]]:
+    """Reference captions of questions, from a file in COCO's form (``images``, ``annotations``).
+
+    Captions belong to the question whose id is the image's; where the ids are others, the i-th question to the image
+    with the i-th smallest number, as the published code pairs them.
+
+    Raises:
+        DataError: another form, or as many images as questions neither by id nor by number.
+    """
+    content = read_json(path)
+    rows = content.get("annotations") if isinstance(content, Mapping) else None
+    sound = isinstance(rows, list) and all(
+        isinstance(r, Mapping) and isinstance(r.get("caption"), str) and "image_id" in r for r in rows
+    )
+    if not sound:
+        raise DataError(
+            "these are no captions", where=str(path), expected='{"annotations": [{"image_id", "caption"}, ...]}'
+        )
+    found: dict[str, list[str]] = {}
+    for row in rows or ():
+        found.setdefault(str(row["image_id"]), []).append(row["caption"])
+    if set(questions) <= set(found):
+        return {name: found[name] for name in questions}
+    if len(found) != len(questions):
+        raise DataError(
+            f"captions of {len(found)} images", where=str(path), expected=f"{len(questions)}, one for each question"
+        )
+    return dict(zip(questions, (found[i] for i in sorted(found, key=_number))))
+
+
+def _number(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdecimal() else (0, name)
+
+
 def join(
     predictions: Sequence[Mapping[str, Any]],
     targets: Mapping[str, Any],

@@ -1,4 +1,4 @@
-"""Instruction data sets one after another: the eight CoIN tasks in their order, or any list of your own files.
+"""Instruction data sets one after another: the tasks of CoIN, UCIT or MLLM-CL in their order, or your own files.
 
 Knows which files make a task, in which order tasks come, and how each is scored. Does not know records (that is
 `perdure.data.instruction`), images or models. No task is named at test time.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,17 +22,45 @@ from perdure.settings.config import Named, Seed
 from perdure.streams.selection import at_most
 from perdure.types import NO_EXAMPLES, Dataset, Examples, Stream, Task
 
-COIN: tuple[tuple[str, Scorer], ...] = (
-    ("ScienceQA", "scienceqa"),
-    ("TextVQA", "textvqa"),
-    ("ImageNet", "imagenet"),
-    ("GQA", "gqa"),
-    ("VizWiz", "vizwiz"),
-    ("Grounding", "grounding"),
-    ("VQAv2", "vqav2"),
-    ("OCRVQA", "ocrvqa"),
-)
-"""CoIN's tasks in their order, each with its scorer."""
+BENCHMARKS: dict[str, tuple[tuple[str, Scorer, Form | None], ...]] = {
+    "CoIN": (
+        ("ScienceQA", "scienceqa", None),
+        ("TextVQA", "textvqa", None),
+        ("ImageNet", "imagenet", None),
+        ("GQA", "gqa", None),
+        ("VizWiz", "vizwiz", None),
+        ("Grounding", "grounding", None),
+        ("VQAv2", "vqav2", None),
+        ("OCRVQA", "ocrvqa", None),
+    ),
+    "UCIT": (
+        ("ImageNet-R", "equal", "phrase"),
+        ("ArxivQA", "equal", "letter"),
+        ("VizWiz-caption", "caption", None),
+        ("IconQA", "equal", None),
+        ("CLEVR-Math", "equal", "phrase"),
+        ("Flickr30k", "caption", None),
+    ),
+    "MLLM-DCL": (
+        ("RS", "contains_word", None),
+        ("Med", "contains", None),
+        ("AD", "contains_word", None),
+        ("Sci", "science", None),
+        ("Fin", "loose_letter", None),
+    ),
+    "MLLM-ACL": (
+        ("OCR", "ocrbench", None),
+        ("Math", "exact", None),
+        ("VP", "squeezed", None),
+        ("APP", "exact", None),
+    ),
+}
+"""Tasks of each benchmark in their order, with scorer and form. Math and APP (interfaces) are published with a language
+model and a server as judges: here their answers are compared as they are."""
+TRAIN = ("train_4w.json", "train_brief_4w.json", "train.json")
+TEST = ("test_3000.json", "test.json")
+CAPTIONS = ("val_coco_type_3000.json", "test_coco_type.json")
+"""Names of a task's files in these repositories, the likeliest first."""
 ANSWERS = {
     "scienceqa": "ScienceQA",
     "textvqa": "TextVQA/TextVQA_0.5.1_val.json",
@@ -55,6 +84,8 @@ class TaskFiles:
     """Reference answers, if the test file has none."""
     images: Path | None = None
     """Folder that image paths start from; none: the stream's root."""
+    test_images: Path | None = None
+    """The same for test records; none: `images`."""
     scorer: Scorer = "exact"
     """How an answer is compared with its reference."""
     form: Form | None = None
@@ -68,9 +99,12 @@ class Config:
     """Settings of a stream of instruction tasks."""
 
     root: Path = Path("data/CoIN")
-    """Folder with `annotations/<task>/train.json` and `test.json`; image paths start here."""
+    """Folder with `annotations/<task>/train.json` and `test.json`; image paths start here. Of other benchmarks: as it
+    comes from its hub repository."""
+    benchmark: Literal["CoIN", "UCIT", "MLLM-DCL", "MLLM-ACL"] = "CoIN"
+    """Whose tasks, files and scorers, where `tasks` is empty."""
     tasks: tuple[TaskFiles, ...] = ()
-    """Your own tasks in order; empty: CoIN's eight."""
+    """Your own tasks in order; empty: those of `benchmark`."""
     order: tuple[str, ...] = ()
     """Names of the tasks to take, in this order; empty: all as they come."""
     train: str = "train.json"
@@ -91,7 +125,7 @@ class Config:
     """See whether every image file is there before any work starts."""
 
     def faults(self):
-        names = [t.name for t in self.tasks] or [name for name, _ in COIN]
+        names = [t.name for t in self.tasks] or [name for name, *_ in BENCHMARKS[self.benchmark]]
         if len(set(names)) != len(names):
             yield "tasks", "the same name twice"
         for name in self.order:
@@ -134,11 +168,37 @@ def build(config: Config) -> Stream:
 
 
 def _ordered(config: Config) -> list[TaskFiles]:
-    tasks = list(config.tasks) or [TaskFiles(name=name, scorer=scorer) for name, scorer in COIN]
+    tasks = list(config.tasks) or [_listed(config, *task) for task in BENCHMARKS[config.benchmark]]
     if not config.order:
         return tasks
     by_name = {task.name: task for task in tasks}
     return [by_name[name] for name in config.order]
+
+
+def _listed(config: Config, name: str, scorer: Scorer, form: Form | None) -> TaskFiles:
+    """A task of the benchmark, with its files as they are called there."""
+    if config.benchmark == "CoIN":
+        return TaskFiles(name=name, scorer=scorer, form=form)
+    folder = config.root / name
+    apart = config.root / f"{name}_test"  # MLLM-ACL tests on other data than it learns from
+    tested = apart if config.benchmark == "MLLM-ACL" else folder
+    images = config.root / "datasets" if config.benchmark == "UCIT" else folder
+    own = TRAIN if config.train == "train.json" else (config.train,)
+    return TaskFiles(
+        name=name,
+        train=_first(folder, own),
+        test=_first(tested, TEST),
+        answers=_first(folder, CAPTIONS) if scorer == "caption" else None,
+        images=images,
+        test_images=None if tested == folder else tested,
+        scorer=scorer,
+        form=form,
+    )
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path:
+    """The first of these files that is there; else the last, which a reader then says is missing."""
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[-1])
 
 
 def _read(task: TaskFiles, config: Config) -> Dataset:
@@ -146,7 +206,7 @@ def _read(task: TaskFiles, config: Config) -> Dataset:
         return _require_questions(task.data.build(), task.name)
     folder = config.root / "annotations" / task.name
     answers = task.answers
-    if answers is None and not config.tasks and task.scorer in ANSWERS:
+    if answers is None and not config.tasks and config.benchmark == "CoIN" and task.scorer in ANSWERS:
         standard = config.root / ANSWERS[task.scorer]
         exists = (standard / "problems.json").is_file() if standard.is_dir() else standard.is_file()
         if not exists and task.scorer == "textvqa":
@@ -158,6 +218,7 @@ def _read(task: TaskFiles, config: Config) -> Dataset:
             train=task.train or folder / config.train,
             test=task.test or folder / "test.json",
             images=task.images or config.root,
+            test_images=task.test_images,
             answers=answers,
             scorer=task.scorer,
             form=task.form,
@@ -189,6 +250,7 @@ def _multitask(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
 def _manifest(config: Config, chosen: list[TaskFiles], datasets: list[Dataset]) -> dict[str, Any]:
     return {
         "stream": "instruction",
+        **({} if config.tasks or config.benchmark == "CoIN" else {"benchmark": config.benchmark}),
         "train_file": config.train,
         "seed": config.seed,
         "official": config.official,
