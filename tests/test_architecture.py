@@ -33,7 +33,7 @@ recipe
 device_memory recording resuming
 testing
 api
-auditing exports prediction updating sweeping
+exports prediction updating sweeping
 serving
 cli
 __main__

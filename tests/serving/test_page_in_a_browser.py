@@ -1,9 +1,11 @@
 """The page of `perdure serve` in a real browser: a picture dropped, versions compared, a correction kept."""
 
+import os
 import shutil
 
 import pytest
 
+from perdure.run_folder import versions
 from perdure.serving.app import Settings, make
 from tests.served import picture, serving
 
@@ -47,4 +49,33 @@ def test_a_dropped_picture_is_answered_compared_and_corrected(run, browser):
         page.get_by_text("this is not an image").first.wait_for()
         assert all(url.startswith((f"http://127.0.0.1:{client.port}/", "blob:")) for url in asked)
         assert not [line for line in said if "favicon" not in line]
+        page.close()
+
+
+def test_a_version_is_chosen_compared_and_promoted_with_the_token(run, browser):
+    token = "a-token-of-16-letters"
+    with serving(make(run, Settings(token=token, promote=True, every=0.05))) as client:
+        page = browser.new_page(viewport={"width": 1000, "height": 700})
+        asked = []
+        page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept(token)))
+        page.goto(f"http://127.0.0.1:{client.port}/")
+        page.get_by_role("status").filter(has_text="version 1 answers").wait_for()
+        page.set_input_files("#files", [{"name": "a.png", "mimeType": "image/png", "buffer": picture(0, (200, 160))}])
+        page.get_by_role("heading", name="version 1").wait_for()
+        assert page.get_by_role("button", name="Promote").count() == 0  # version 1 is promoted
+        page.select_option("#version", "2")
+        page.get_by_role("heading", name="version 2").wait_for()
+        page.select_option("#other", "1")
+        page.get_by_role("heading", name="version 1").wait_for()
+        assert page.get_by_role("button", name="Promote").count() == 0
+        page.select_option("#other", "2")
+        page.select_option("#version", "")
+        page.get_by_role("button", name="Promote version 2").click()
+        page.get_by_role("status").filter(has_text="version 2 answers").wait_for()
+        assert versions.current(run) == 2 and page.get_by_role("button", name="Promote").count() == 0
+        assert asked == ["This server asks for a token:", "Shall version 2 answer everybody from now on?"]
+        if folder := os.environ.get("PERDURE_SCREENSHOTS"):
+            page.select_option("#other", "1")
+            page.get_by_role("heading", name="version 1").wait_for()
+            page.screenshot(path=f"{folder}/page.png")
         page.close()

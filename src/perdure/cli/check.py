@@ -230,7 +230,6 @@ EXTRAS = {
     "openclip": "open_clip_torch",
     "smolvlm": "num2words",
     "quantize": "bitsandbytes",
-    "audit": "ImageHash",
     "track": "tensorboard",
 }
 

@@ -33,6 +33,7 @@ Swap = Annotated[
     typer.Option("--swap", help="load a new version beside the old one, or after it is gone"),
 ]
 Stateful = Annotated[bool, typer.Option("--stateful", help="allow answers that depend on earlier requests")]
+Shadow = Annotated[str, typer.Option("--shadow", help="ask candidate, or version N, beside; answers are compared")]
 Hosts = Annotated[list[str] | None, typer.Option("--allow-host", help="a further name of this server")]
 
 
@@ -50,10 +51,12 @@ def command(
     swap: Swap = "beside",
     inbox: Annotated[bool, typer.Option("--inbox", help="take feedback: write RUN/inbox")] = False,
     stateful: Stateful = False,
+    shadow: Shadow = "",
+    allow_promote: Annotated[bool, typer.Option("--allow-promote", help="who has the token may promote")] = False,
     token_file: Annotated[Path | None, typer.Option("--token-file", help="file with a token to ask for")] = None,
     allow_host: Hosts = None,
 ) -> None:
-    """Answer over HTTP: POST /predict, GET /health, /versions and /metrics, and a page at /.
+    """Answer over HTTP: POST /predict and /v1/chat/completions, GET /health, /versions, /metrics, and a page at /.
 
     Listens at this machine alone unless --host says otherwise. Nothing is sent anywhere. A version that is promoted
     meanwhile takes over between two batches; one that cannot be used is named in /health, and the old one goes on.
@@ -62,6 +65,7 @@ def command(
 
     serving.require()
     token = _token(token_file)
+    _require_sound(shadow, promotes=allow_promote, token=token)
     with libraries_aside():
         from perdure.serving.app import Settings
         from perdure.serving.asked import Limits
@@ -74,6 +78,8 @@ def command(
         drain=swap == "drain",
         stateful=stateful,
         inbox=inbox,
+        promote=allow_promote,
+        shadow=shadow,
         token=token,
         hosts=(*Settings.hosts, *_names(host), *(allow_host or ())),
         limits=Limits(megabytes=max_mb, megapixels=max_megapixels),
@@ -81,6 +87,16 @@ def command(
     if not _loopback(host) and not token:
         print(f"{host}: whoever reaches this machine may ask; --token-file asks for a token", file=sys.stderr)
     serving.serve(run, settings, host=host, port=port)
+
+
+def _require_sound(shadow: str, *, promotes: bool, token: str) -> None:
+    from perdure.errors import RecipeError
+
+    if promotes and not token:
+        raise RecipeError("anyone could promote", where="--allow-promote", expected="a token", todo="Add --token-file.")
+
+    if shadow not in ("", "candidate") and not shadow.isdecimal():
+        raise RecipeError(f"is {shadow!r}", where="--shadow", expected="candidate, or a version's number")
 
 
 def _token(file: Path | None) -> str:

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from perdure.errors import DataError, PerdureError
+from perdure.errors import BusyError, DataError, PerdureError
 from perdure.prediction import Loaded
-from perdure.run_folder import versions
+from perdure.run_folder import promoting, versions
 from perdure.serving import asked as asking
+from perdure.serving import chat
 from perdure.serving.asked import Asked, Limits
 from perdure.serving.batching import FAULTS, Batcher, Full, Job
 from perdure.serving.following import Served
@@ -55,6 +58,10 @@ class Settings:
     stateful: bool = False
     inbox: bool = False
     """Take feedback."""
+    promote: bool = False
+    """Let who has the token promote versions."""
+    shadow: str = ""
+    """A version that is asked beside the one that answers: ``candidate``, or a number. Its answers are compared."""
     token: str = ""
     """What a request must bring as ``Authorization: Bearer``; empty: nothing."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -81,6 +88,9 @@ def make(address: str | Path, settings: Settings) -> Starlette:
         Route("/", service.page),
         Route("/predict", service.measured_as("/predict", service.predict), methods=["POST"]),
         Route("/feedback", service.measured_as("/feedback", service.feedback), methods=["POST"]),
+        Route("/v1/chat/completions", service.measured_as("/v1/chat/completions", service.chat), methods=["POST"]),
+        Route("/v1/models", service.models),
+        Route("/versions/{number}/promote", service.promote, methods=["POST"]),
         Route("/health", service.health),
         Route("/versions", service.versions),
         Route("/metrics", service.metrics),
@@ -112,7 +122,9 @@ class Service:
             drain=settings.drain,
             stateful=settings.stateful,
             changed=self.figures.answers,
+            shadow=settings.shadow,
         )
+        self.name = _name(self.served.run)
         self.inbox = Inbox(self.served.run) if settings.inbox else None
 
     def close(self) -> None:
@@ -132,6 +144,50 @@ class Service:
         rows = await self._answers(model, jobs, asked)
         body = {"version": model.version, "kind": model.kind, "predictions": rows}
         return JSONResponse(body, headers={VERSION_HEADER: str(model.version)})
+
+    async def chat(self, request: Request) -> Response:
+        """An answer to one question, in OpenAI's form."""
+        self._admit(request)
+        asked = await chat.read(request, self.settings.limits)
+        model = await self._model(self._wanted(asked.model))
+        if model.kind != "instruct":
+            raise chat.Refused(404, f"this run answers with {WITH[model.kind]}: ask /predict", param="model")
+        both = Asked([asked.input])
+        await run_in_threadpool(asking.look, both, self.settings.limits)
+        (row,) = await self._answers(model, self._submit(model, both), both)
+        if "error" in row:
+            raise chat.Refused(400, row["error"], param="messages")
+        tokenizer = getattr(getattr(model.opened.method, "llm", None), "tokenizer", None)
+        answer, ending = chat.cut(row["answer"], asked.most, tokenizer)
+        named, headers = f"{self.name}{versions.AT}{model.version}", {VERSION_HEADER: str(model.version)}
+        if asked.stream:
+            events = chat.events(answer, ending, model=named)
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        return JSONResponse(chat.completion(answer, ending, model=named), headers=headers)
+
+    async def models(self, request: Request) -> Response:
+        """The run, and each of its versions that can be asked, as OpenAI lists models."""
+        self._admit(request)
+        found = await run_in_threadpool(versions.listed, self.served.run) if self.settings.keep else []
+        names = [self.name, *(f"{self.name}{versions.AT}{v.number}" for v in found if v.state.is_file())]
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "perdure"} for name in names]
+        return JSONResponse({"object": "list", "data": rows})
+
+    async def promote(self, request: Request) -> Response:
+        """Promote a version; it answers as soon as it is loaded and tried."""
+        self._admit(request)
+        if not self.settings.promote:
+            raise HTTPException(404, "versions are not promoted here; start it with --allow-promote")
+        wanted = request.path_params["number"]
+        if not wanted.isdecimal() or len(wanted) > 8:
+            raise HTTPException(400, "the version is no number")
+        try:
+            done = await run_in_threadpool(promoting.promote, self.served.run, int(wanted), by="perdure serve")
+        except BusyError as error:
+            raise HTTPException(409, error.what) from None
+        except PerdureError as error:
+            raise HTTPException(404 if "no version" in error.what else 409, error.what) from None
+        return JSONResponse({"promoted": done.number})
 
     async def feedback(self, request: Request) -> Response:
         """Keep an image with the class that it is said to be of."""
@@ -182,8 +238,9 @@ class Service:
         about = (
             {} if model is None else {"kind": model.kind, "classes": list(model.classes), "tasks": list(model.tasks)}
         )
-        also = {"others": self.settings.keep > 0, "feedback": self.inbox is not None}
-        return JSONResponse({"run": _name(self.served.run), "versions": listed, **about, **also})
+        also = {"others": self.settings.keep > 0, "feedback": self.inbox is not None, "promote": self.settings.promote}
+        also["shadow"] = None if self.served.shadow is None else self.served.shadow.version
+        return JSONResponse({"run": self.name, "versions": listed, **about, **also})
 
     async def metrics(self, _: Request) -> Response:
         return Response(self.figures.text(), media_type=TYPE)
@@ -270,7 +327,43 @@ class Service:
         wrong = sum("error" in row for row in rows)
         self.figures.refused.inc(wrong)
         self.figures.inputs.labels(str(model.version)).inc(len(rows) - wrong)
+        if model is self.served.model:
+            self._ask_beside(waiting, [row for row in rows if "error" not in row])
         return rows
+
+    def _ask_beside(self, jobs: Sequence[Job], rows: Sequence[dict[str, Any]]) -> None:
+        """Ask the version in the shadow the same, when nothing else waits; nobody waits for it."""
+        shadow = self.served.shadow
+        if shadow is None or len(jobs) != len(rows):
+            return
+        again = [replace(job, model=shadow, future=Future()) for job in jobs]
+        for job, row in zip(again, rows):
+            job.future.add_done_callback(partial(self._compare, shadow.version, row))
+        taken = self.batcher.submit_idle(again)
+        if len(again) > taken:
+            self.figures.beside(shadow.version, "skipped", len(again) - taken)
+
+    def _compare(self, version: int, row: dict[str, Any], found: Future[dict[str, Any]]) -> None:
+        if found.cancelled() or found.exception() is not None or "error" in found.result():
+            self.figures.beside(version, "error")
+            return
+        self.figures.beside(version, "same" if _said(found.result()) == _said(row) else "other")
+
+    def _wanted(self, name: str) -> str:
+        """The version that a model's name stands for."""
+        own, _, number = name.partition(versions.AT)
+        if name and own not in (self.name, "perdure"):
+            raise chat.Refused(404, f"there is no model {name[:80]!r}", param="model", code="model_not_found")
+        return number
+
+
+WITH = {"classify": "classes", "caption": "captions"}
+"""What runs answer with that nothing is asked of."""
+
+
+def _said(row: dict[str, Any]) -> Any:
+    """What an answer says, without how sure it is."""
+    return row["answers"][0]["class"] if "answers" in row else row.get("answer", row.get("caption"))
 
 
 def _name(run: Path) -> str:
@@ -285,6 +378,9 @@ def _lacking(kind: str, one: asking.Input) -> str:
     return "" if one.image is not None else "there is no image"
 
 
-def _refused(_: Request, error: Exception) -> Response:
+def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if request.url.path.startswith("/v1/"):
+        body = chat.Refused.of(error).body
+        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
     return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)

@@ -95,6 +95,41 @@ async def read(request: Request, limits: Limits) -> Asked:
     return asked
 
 
+async def read_json(request: Request, limits: Limits) -> Any:
+    """A request's body as JSON.
+
+    Raises:
+        HTTPException: 400 malformed, 408 too slow, 413 too large, 415 another type.
+    """
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "expected application/json")
+    try:
+        async with asyncio.timeout(limits.seconds):
+            return _parsed(await _body(request, limits))
+    except TimeoutError:
+        raise HTTPException(408, f"the upload took more than {limits.seconds:g} seconds") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the client left") from None
+
+
+def decoded(one: dict[str, Any], shared: Any = "") -> Input:
+    """An input of a JSON body: ``image`` as base64 or a data URL, ``text``.
+
+    Raises:
+        HTTPException: 400 no base64, 413 too long a text.
+    """
+    image, text = one.get("image"), _text(one.get("text", shared))
+    if image is None:
+        return Input(text=text)
+    if not isinstance(image, str):
+        raise HTTPException(400, "an image is no base64 text")
+    said = image.partition(",")[2] if image.startswith("data:") else image
+    try:
+        return Input(image=base64.b64decode(said, validate=True), text=text)
+    except (binascii.Error, ValueError):
+        raise HTTPException(400, "an image is no base64 (addresses and paths are not followed)") from None
+
+
 def look(asked: Asked, limits: Limits) -> None:
     """Mark the inputs that are no image, by their headers; no pixel is decoded.
 
@@ -166,11 +201,15 @@ class _closing:
         await self.form.close()
 
 
-def _json(body: bytes, limits: Limits) -> Asked:
+def _parsed(body: bytes) -> Any:
     try:
-        content = parse_json(body.decode("utf-8-sig"), where="body")
+        return parse_json(body.decode("utf-8-sig"), where="body")
     except (UnicodeDecodeError, DataError) as error:
         raise HTTPException(400, f"the body is no JSON ({getattr(error, 'what', error)})") from None
+
+
+def _json(body: bytes, limits: Limits) -> Asked:
+    content = _parsed(body)
     if not isinstance(content, dict):
         raise HTTPException(400, 'expected {"inputs": [{"image": base64, "text": ...}]}')
     listed = content.get("inputs", [{k: content[k] for k in ("image", "text") if k in content}])
@@ -179,22 +218,9 @@ def _json(body: bytes, limits: Limits) -> Asked:
     if len(listed) > limits.inputs:
         raise HTTPException(413, f"{len(listed)} inputs; at most {limits.inputs} a request")
     shared = content.get("ask", "")
-    asked = Asked([_decoded(one, shared) for one in listed])
+    asked = Asked([decoded(one, shared) for one in listed])
     _options(asked, {k: content[k] for k in ("top", "task", "label") if k in content}, limits)
     return asked
-
-
-def _decoded(one: dict[str, Any], shared: Any) -> Input:
-    image, text = one.get("image"), _text(one.get("text", shared))
-    if image is None:
-        return Input(text=text)
-    if not isinstance(image, str):
-        raise HTTPException(400, "an image is no base64 text")
-    said = image.partition(",")[2] if image.startswith("data:") else image
-    try:
-        return Input(image=base64.b64decode(said, validate=True), text=text)
-    except (binascii.Error, ValueError):
-        raise HTTPException(400, "an image is no base64 (addresses and paths are not followed)") from None
 
 
 def _text(value: Any) -> str:

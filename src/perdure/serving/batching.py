@@ -86,6 +86,7 @@ class Batcher:
         self.most, self.wait, self.queue, self.queue_bytes, self.seen = most, wait, queue, queue_bytes, seen
         self._jobs: deque[Job] = deque()
         self._bytes = 0
+        self._idle: deque[Job] = deque()
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -115,6 +116,14 @@ class Batcher:
             self._jobs.extend(jobs)
             self._bytes += size
             self._changed.notify()
+
+    def submit_idle(self, jobs: Sequence[Job]) -> int:
+        """Queue jobs that are answered only while no other waits; as many as there is room for. Their number."""
+        with self._changed:
+            taken = list(jobs)[: max(self.most - len(self._idle), 0)]
+            self._idle.extend(taken)
+            self._changed.notify()
+        return len(taken)
 
     @contextlib.contextmanager
     def arriving(self) -> Iterator[None]:
@@ -147,17 +156,19 @@ class Batcher:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._errands or self._closing)
-                if not (self._jobs or self._errands):
+                self._changed.wait_for(lambda: self._jobs or self._errands or self._idle or self._closing)
+                if not (self._jobs or self._errands) and (self._closing or not self._idle):
                     return
                 errand = self._errands.popleft() if self._errands else None
-                batch = [] if errand else self._collect()
+                idle = not errand and not self._jobs
+                batch = [] if errand else [self._idle.popleft()] if idle else self._collect()
             if errand:
                 _run(*errand)
             elif batch:
                 began = time.monotonic()
                 self._answer(batch)
-                self.seen(len(batch), time.monotonic() - began)
+                if not idle:
+                    self.seen(len(batch), time.monotonic() - began)
 
     def _collect(self) -> list[Job]:
         """The first job and those that may share its batch; waits for more. The condition is held."""

@@ -22,6 +22,7 @@ from perdure.evaluate import read_records
 from perdure.prediction import Loaded, load
 from perdure.run_folder import versions
 from perdure.run_folder.versions import Version
+from perdure.serving import sharing
 from perdure.serving.batching import FAULTS, Batcher
 from perdure.types import Example
 from perdure.updating import kept_tests
@@ -41,6 +42,7 @@ class Served:
         keep: other versions that may be asked for, and are kept loaded; 0: none.
         stateful: allow methods whose answers depend on earlier requests.
         changed: called with each number that begins to answer.
+        shadow: a version that is asked beside, ``candidate`` or a number; empty: none.
     """
 
     def __init__(
@@ -54,21 +56,29 @@ class Served:
         drain: bool = False,
         stateful: bool = False,
         changed: Callable[[int], None] = lambda number: None,
+        shadow: str = "",
     ) -> None:
         self.run, wanted = versions.split(address)
         self.follows = wanted in ("", "current")
         self.batcher, self.device, self.keep, self.every, self.drain = batcher, device, keep, every, drain
         self.stateful, self.changed = stateful, changed
+        self.model: Loaded | None = None
         self.refused: dict[str, Any] = {}
         """The newest version that could not be used: ``{"version", "why"}``."""
         self._others: dict[int, Loaded] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._seen = self._mark()  # before the pointer is read: a move meanwhile is seen later
-        self.model: Loaded | None = self._ready(versions.resolve(address).number)
+        self.model = self._ready(versions.resolve(address).number)
         self.changed(self.model.version)
+        self.wanted_shadow = shadow
+        self.shadow: Loaded | None = None
+        """The version that is asked beside the one that answers, if there is one."""
+        self._not_beside: set[int | None] = set()
+        """Versions that could not be."""
+        self.see_shadow()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
-        if self.follows:
+        if self.follows or shadow:
             self._thread.start()
 
     def close(self) -> None:
@@ -108,15 +118,45 @@ class Served:
             what = f"with {loaded.opened.recipe.method.name} an answer depends on the requests before it"
             raise RecipeError(what, where=str(self.run), todo="Add --stateful if that is meant.")
         version = versions.resolve(f"{self.run}{versions.AT}{number}")
+        if self.model is not None:
+            self.batcher.between_batches(lambda: self._share(loaded)).result()
         self.batcher.between_batches(lambda: try_out(loaded, version)).result()
         return loaded
+
+    def _share(self, loaded: Loaded) -> None:
+        """What a version has in common with the one that answers is in memory once."""
+        if self.model is not None:
+            shared = sharing.share(loaded.opened.method, self.model.opened.method)
+            log.info("version %d shares %.1f MiB with version %d", loaded.version, shared / 2**20, self.model.version)
 
     def _follow(self) -> None:
         """Look at the pointer now and then; a file's number and time also tell a change on network folders."""
         while not self._ended.wait(self.every):
-            if (mark := self._mark()) != self._seen:
+            if self.follows and (mark := self._mark()) != self._seen:
                 self._seen = mark
                 self.refresh()
+            self.see_shadow()
+
+    def see_shadow(self) -> None:
+        """Load the version that is to be asked beside, if it is another than before; none where it cannot be used."""
+        number = self._shadow_number()
+        if number == (self.shadow.version if self.shadow else None) or number in self._not_beside:
+            return
+        self.shadow = None
+        try:
+            self.shadow = None if number is None else self._ready(number)
+        except FAULTS as error:
+            self._not_beside.add(number)
+            log.error("version %s cannot be asked beside: %s", number, error)
+
+    def _shadow_number(self) -> int | None:
+        if not self.wanted_shadow or self.model is None:
+            return None
+        try:
+            number = versions.resolve(f"{self.run}{versions.AT}{self.wanted_shadow}").number
+        except PerdureError:  # no candidate now
+            return None
+        return None if number == self.model.version else number
 
     def refresh(self) -> None:
         """Change to the promoted version, if it is another; keep the old one if the new one cannot be used."""

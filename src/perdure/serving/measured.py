@@ -35,6 +35,9 @@ class Measured:
             "perdure_batch_seconds", "Decoding and answering of a batch", buckets=SECONDS, registry=registry
         )
         Gauge("perdure_queue_inputs", "Inputs that wait", registry=registry).set_function(queued)
+        self.shadow = Counter(
+            "perdure_shadow_inputs", "Inputs asked of another version too", ["version", "answer"], registry=registry
+        )
         self.version = Gauge("perdure_version", "The version that answers", registry=registry)
         self.changes = Counter("perdure_version_changes", "Changes of the version that answers", registry=registry)
 
@@ -45,6 +48,10 @@ class Measured:
     def request(self, path: str, status: int, seconds: float) -> None:
         self.requests.labels(path, str(status)).inc()
         self.seconds.labels(path).observe(seconds)
+
+    def beside(self, version: int, answer: str, count: int = 1) -> None:
+        """What a version that is asked beside said: ``same``, ``other``, ``error``, or ``skipped`` for want of time."""
+        self.shadow.labels(str(version), answer).inc(count)
 
     def answers(self, version: int) -> None:
         """Another version answers from now on."""
