@@ -50,7 +50,7 @@ def tiny(tmp_path_factory) -> Callable[[Named], Any]:
             return tiny_vit.fresh_vit(depth=6)
         if named.name == "clap":
             return tiny_audio_visual.clap()
-        if named.name == "llava":
+        if named.name in ("llava", "vlm"):
             return tiny_instruction.tiny_llava()
         assert named.name == "captioner", f"no tiny model of the family {named.name}"
         llm = tiny_captioner.tiny_llm(tmp_path_factory.mktemp("llm"))
