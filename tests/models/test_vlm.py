@@ -282,3 +282,17 @@ def test_first_message_of_the_assistant_is_left_out(vlm_root):
     said = [{"from": "gpt", "value": "Hello."}, *tiny_vlm.examples()[3].inputs["conversations"]]
     item = model.preprocess(Example(id="e", inputs={"conversations": said}), True)
     assert learned_text(model, item) == "four<|im_end|>"
+
+
+def test_weights_are_counted_from_their_files_heads_before_they_are_read(vlm_root, tmp_path):
+    weights = str(tiny_vlm.folder(vlm_root, "gemma3"))
+    model = loaded(vlm_root, "gemma3")
+    whole = sum(p.numel() for p in model.model.parameters())
+    assert vlm.Config(weights=weights, dtype="float32").bytes_needed() == 4 * whole
+    assert vlm.Config(weights=weights).bytes_needed() == 2 * whole
+    inside = sum(model.language_model.get_submodule(n).weight.numel() for n in model.linear_names())
+    packed = vlm.Config(weights=weights, quantize="nf4").bytes_needed()
+    assert packed == pytest.approx(2 * whole - 1.48 * inside, abs=1)
+    assert vlm.Config(weights="nobody/nothing").bytes_needed() == 0
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    assert vlm.Config(weights=str(tmp_path)).bytes_needed() == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,9 +32,9 @@ def require_room(recipe: Recipe) -> None:
     Raises:
         RecipeError: it names the section, and how much is lacking.
     """
-    for where, needed in _needed(recipe):
+    for where, needed in _needed(recipe, bytes_needed):
         require_memory(where, needed)
-    written = sum(needed for where, needed in _needed(recipe) if where.startswith("models."))
+    written = sum(needed for where, needed in _needed(recipe, bytes_written) if where.startswith("models."))
     free = _free(recipe.run.out)
     if written > free:
         raise RecipeError(
@@ -79,24 +79,29 @@ def bytes_needed(settings: Any) -> int:
     return int(settings.bytes_needed()) if hasattr(settings, "bytes_needed") else 0
 
 
-def _needed(recipe: Recipe) -> Iterator[tuple[str, int]]:
+def bytes_written(settings: Any) -> int:
+    """What a checkpoint holds of a thing, where its `Config` says so; else all of it."""
+    return int(settings.bytes_written()) if hasattr(settings, "bytes_written") else bytes_needed(settings)
+
+
+def _needed(recipe: Recipe, count: Callable[[Any], int]) -> Iterator[tuple[str, int]]:
     """(dotted name, bytes) of all that the recipe names, things within things too."""
     models = ((f"models.{role}", each) for role, each in recipe.models.items())
     named = [("stream", recipe.stream), ("method", recipe.method), *models]
     for where, each in named:
-        yield from _of(where, each)
+        yield from _of(where, each, count)
 
 
-def _of(where: str, named: Named) -> Iterator[tuple[str, int]]:
+def _of(where: str, named: Named, count: Callable[[Any], int]) -> Iterator[tuple[str, int]]:
     settings: Any = config.parse(
         registry.settings(cast(registry.Place, named.place), named.name), named.settings, where=where
     )
-    yield where, bytes_needed(settings)
+    yield where, count(settings)
     for key in config.field_types(type(settings)):
         value = getattr(settings, key)
         for inner in value if isinstance(value, tuple) else (value,):
             if isinstance(inner, Named):
-                yield from _of(f"{where}.{key}", inner)
+                yield from _of(f"{where}.{key}", inner, count)
 
 
 def _years(steps: int) -> str:

@@ -59,6 +59,24 @@ class Config:
     """Most tiles of an image, where it is cut into such (InternVL, LLaVA-NeXT, LLaVA-OneVision, Idefics3, SmolVLM);
     none: the checkpoint's own."""
 
+    def bytes_needed(self) -> int:
+        """Of the weights alone, where they are on this machine: 4 and 8 bits with their scales."""
+        from math import prod
+
+        from perdure.files.tensor_files import shapes
+
+        wide = 4.0 if self.dtype == "float32" else 2.0
+        packed = {"none": wide, "int8": 1.01, "nf4": 0.52}[self.quantize]
+        total = 0.0
+        for name, shape in shapes(self.weights, revision=self.revision).items():
+            inside = len(shape) == 2 and ".layers." in name and "vis" not in name
+            total += prod(shape) * (packed if inside else wide)
+        return int(total)
+
+    def bytes_written(self) -> int:
+        """Checkpoints hold the weights only where updates are merged into them, in float32."""
+        return self.bytes_needed() if self.dtype == "float32" else 0
+
 
 def load(config: Config) -> Vlm:
     """The model that `config` names, frozen, in evaluation mode, on the CPU.
