@@ -58,7 +58,8 @@ def evaluate(
     name = f"{after}_{task.index}"
     part = _Part(runtime, name if settings.save_predictions else None, stream=method if carries else None)
     done = part.read()
-    order = _order(len(examples), task, settings, runtime)[part.gone :]
+    order = _order(len(examples), task, settings, runtime)
+    order = [order[i] for i in asked(method, task, settings)][part.gone :]
     todo = [i for i in order if carries or not done or examples[i].id not in done]
     own = _predict(method, predict, examples.select(todo), query, settings, runtime, part, task)
     fresh = {record["id"]: record for record in runtime.gather(own)}
@@ -66,9 +67,45 @@ def evaluate(
     if len(examples) and not found:
         raise DataError("no example could be read", where=f"task '{task.name}', split {settings.split}")
     part.finish(found)
-    inferred = ["task_accuracy"] if any("inferred" in record for record in found) else []
+    return measured(task, settings, found), len(found)
+
+
+def measured(task: Task, settings: Evaluation, records: Sequence[Record]) -> dict[str, Any]:
+    """Metric name -> value, of all the records of a test: those of the task, those asked for beside them."""
+    inferred = ["task_accuracy"] if any("inferred" in record for record in records) else []
     names = dict.fromkeys([*task.metrics, *settings.metrics, *inferred])
-    return {registry.label(metric): metrics.compute(metric, found) for metric in names}, len(found)
+    return {registry.label(metric): metrics.compute(metric, records) for metric in names}
+
+
+def asked(method: Any, task: Task, settings: Evaluation) -> range:
+    """Places, in the order of asking, of the examples that a test asks: all, or those of its shard.
+
+    Shards are cut between batches, which therefore hold what they hold in one process.
+
+    Raises:
+        RecipeError: the method carries state from one test set to the next.
+    """
+    count = len(getattr(task, settings.split))
+    if not settings.shard:
+        return range(count)
+    number, parts = map(int, settings.shard.split("/"))
+    if getattr(method, "carries_state", False):
+        require_anew(getattr(method, "config", None))
+        return range(count) if task.index % parts == number - 1 else range(0)
+    size = getattr(method, "test_batch", settings.batch_size) or max(count, 1)
+    batches = -(-count // size)
+    first, last = ((number - 1 + i) * batches // parts * size for i in (0, 1))
+    return range(min(first, count), min(last, count))
+
+
+def require_anew(config: Any) -> None:
+    """RecipeError if a method of these settings, which carries state, does not begin anew with each test set."""
+    if getattr(config, "continual", True):
+        raise RecipeError(
+            "the method carries what it adapts from test set to test set, so that no part can be asked by itself",
+            where="evaluate.shard",
+            expected="a method that answers each example by itself, or begins anew with each set (continual: false)",
+        )
 
 
 def _own_labels(task: Task, query: Query, examples: Examples) -> range:

@@ -16,6 +16,7 @@ from perdure import checkpoint, demands
 from perdure.calibration import calibrate
 from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate, predicting
+from perdure.evaluate import asked as places
 from perdure.files.written_whole import write_json
 from perdure.keys import key_seed
 from perdure.metrics import continual
@@ -190,7 +191,7 @@ def _test(
 ) -> None:
     predictors: dict[Query, Any] = {}
     for task in asked:
-        if not len(getattr(task, evaluation.split)):  # of an update, whose earlier tasks kept no tests
+        if not places(method, task, evaluation):  # of an update, whose earlier tasks kept no tests; of a shard
             continue
         query = stream.query(task, after=after)
         if query not in predictors or getattr(method, "carries_state", False):  # each test set begins anew

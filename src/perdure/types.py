@@ -53,6 +53,13 @@ class Evaluation:
     """Keep a record of each test example in `predictions/`."""
     metrics: tuple[str, ...] = ()
     """Measured beside those of each task: names of `perdure list metrics`, or files (`./mine.py`)."""
+    shard: Annotated[str, Field(pattern=r"^(\d+/\d+)?$")] = ""
+    """Ask only one of so many parts, `2/8`: of each test set whole batches; of a method that begins anew with each set
+    and carries state within it, whole sets. `perdure sweep --shards 8` runs all parts and puts them together."""
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if self.shard and not 1 <= int(self.shard.partition("/")[0]) <= int(self.shard.partition("/")[2]):
+            yield "shard", f"expected a part from 1 on and the number of parts, as in 2/8, found {self.shard}"
 
 
 @dataclass(frozen=True, kw_only=True)

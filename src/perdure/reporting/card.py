@@ -75,7 +75,7 @@ def make_card(
         **_costs(device, wall_seconds, peak_memory),
         "versions": versions(),
         "git": {"perdure": _state_at_start(), "folder": git_state(repository) if repository else None},
-        "accuracy_matrix": _matrix(scores),
+        "accuracy_matrix": matrix(scores),
     }
 
 
@@ -153,7 +153,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _matrix(scores: Mapping[str, Any]) -> dict[str, Any]:
+def matrix(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The headline's cells ``[after][asked]``, before rounding; `initial` is the row before the first task."""
     metric = scores["headline"]
     values, counts = continual.cells(scores["rows"], len(scores["tasks"]), metric)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from perdure.errors import MissingExtra, RecipeError
 from perdure.files.folders import require_folder
 from perdure.recipe import Recipe
 from perdure.sweeping import cells as runs
-from perdure.sweeping import choosing, record
+from perdure.sweeping import choosing, record, shards
 from perdure.sweeping.cells import Arm, Cell, Faults
 from perdure.sweeping.study import Study
 
@@ -93,7 +94,8 @@ def plan(study: Study, places: Mapping[str, str], *, data: bool = True) -> Plan:
     cells = [] if study.search else [c for arm in arms for one in settings for c in _cells(arm, one, study, folder)]
     checked = cells or [c for arm in arms for c in _cells(arm, _lowest(study), study, folder)]
     faults.of(lambda: require_folder(folder, setting="run.out"))
-    streams = runs.require(checked, faults, data=data)
+    cut = partial(shards.require, count=study.shards) if study.shards > 1 else None
+    streams = runs.require(checked, faults, data=data or study.shards > 1, also=cut)
     metric = _metric(study, streams, faults) if study.select != "none" else ""
     faults.settle()
     return Plan(study=study, name=name, folder=folder, arms=arms, cells=cells, first=first, metric=metric)
@@ -111,7 +113,8 @@ def _cells(arm: Arm, settings: Mapping[str, Any], study: Study, folder: Path) ->
     asked = runs.loaded(arm, settings, study, choosing.overrides(study))
     name = runs.named(arm, settings, study.grid)
     phase: runs.Phase = "grid" if study.select == "none" else "search"
-    placed = runs.placed(asked, folder, phase, name)
+    # Shards see each image once; a feature made in another batch may differ in its last digit.
+    placed = runs.placed(asked, folder, phase, name, share=study.shards == 1)
     return runs.of_seeds(arm, settings, placed, name, tasks=choosing.tasks(study), phase=phase)
 
 

@@ -23,7 +23,7 @@ from perdure.recipe.text import flow
 from perdure.settings import registry
 from perdure.sweeping.study import Range, Study
 
-Phase = Literal["grid", "search", "chosen"]
+Phase = Literal["grid", "search", "chosen", "shards"]
 LONGEST = 120
 """Characters of a cell's folder; of a longer name the end is a digest."""
 
@@ -55,7 +55,7 @@ class Cell:
     trial: int | None = None
     """Number of a search's trial, which may be ended between tasks."""
     phase: Phase = "grid"
-    """Of a sweep that chooses: `search` for one, then the runs of what was `chosen`."""
+    """Of a sweep that chooses: `search` for one, then the runs of what was `chosen`. `shards` are parts of a run."""
 
     @property
     def seed(self) -> int:
@@ -161,10 +161,14 @@ def named(arm: Arm, settings: Mapping[str, Any], keys: Iterable[str]) -> str:
     return f"{whole[: LONGEST - 11]}-{digest}"
 
 
-def placed(asked: Recipe, folder: Path, phase: Phase, name: str) -> Recipe:
-    """A recipe whose runs lie in a sweep's folder, where they share frozen features."""
+def placed(asked: Recipe, folder: Path, phase: Phase, name: str, *, share: bool = True) -> Recipe:
+    """A recipe whose runs lie in a sweep's folder.
+
+    Args:
+        share: frozen features, which are made once for all runs.
+    """
     run = replace(asked.run, out=(folder / below(phase, "x")).parent, name=name)
-    return replace(asked, run=run if run.features else replace(run, features=folder / "features"))
+    return replace(asked, run=replace(run, features=folder / "features") if share and not run.features else run)
 
 
 def of_seeds(
@@ -177,12 +181,15 @@ def of_seeds(
     ]
 
 
-def require(cells: Sequence[Cell], faults: Faults, *, data: bool = True) -> list[Any]:
+def require(
+    cells: Sequence[Cell], faults: Faults, *, data: bool = True, also: Callable[[Recipe, Any], None] | None = None
+) -> list[Any]:
     """Note all that keeps a cell from being run: its data, what its method cannot answer, a folder that holds another
     run, or that nothing can be written to.
 
     Args:
         data: read the data, once for each stream.
+        also: asserts more of a recipe and its stream.
 
     Returns:
         The streams that could be built.
@@ -201,6 +208,8 @@ def require(cells: Sequence[Cell], faults: Faults, *, data: bool = True) -> list
             streams.append((cell.recipe.stream, stream))
         if stream is not None:
             faults.of(lambda cell=cell, stream=stream: recipes.check_fit(cell.recipe, stream))
+            if also is not None:
+                faults.of(lambda cell=cell, stream=stream: also(cell.recipe, stream))
     return [stream for _, stream in streams if stream is not None]
 
 

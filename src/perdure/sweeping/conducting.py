@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from perdure.errors import Interrupted
-from perdure.sweeping import Plan, choosing, final_cells, jobs, record, searching
+from perdure.errors import Interrupted, PerdureError
+from perdure.sweeping import Plan, choosing, final_cells, jobs, record, searching, shards
 from perdure.sweeping.cells import Cell
 from perdure.sweeping.executors import Executor, Place
+from perdure.sweeping.jobs import Outcome
 from perdure.sweeping.tally import Tally, Tell, about, begin, take
 
 
@@ -31,7 +32,10 @@ def conduct(plan: Plan, place: Place | Executor, tell: Tell, *, leave: bool = Fa
     record.note(plan.folder, plan.name, plan.study, plan.cells)
     executor = make(place, plan.folder) if isinstance(place, Place) else place
     with executor, _stopping(tally):
-        _through(plan.cells, executor, tally, tell, leave=leave)
+        if plan.study.shards > 1:
+            _in_shards(plan, executor, tally, tell, leave=leave)
+        else:
+            _through(plan.cells, executor, tally, tell, leave=leave)
         if leave:
             return tally
         if plan.study.search:
@@ -81,6 +85,27 @@ def _through(cells: Sequence[Cell], executor: Executor, tally: Tally, tell: Tell
         take(executor, tally, tell)
         if tally.stopping and not executor.busy:
             return
+
+
+def _in_shards(plan: Plan, executor: Executor, tally: Tally, tell: Tell, *, leave: bool) -> None:
+    """The parts of all runs, each run put together when all of its parts are finished."""
+    whole = begin(plan.cells, tally)
+    parts = {cell.key: shards.cells(cell, plan.study.shards) for cell in whole}
+    _through([part for those in parts.values() for part in those], executor, tally, tell, leave=leave)
+    for cell in whole if not leave else ():
+        states = [tally.outcomes[p.key].state if p.key in tally.outcomes else "stopped" for p in parts[cell.key]]
+        if set(states) != {"finished"}:
+            if not tally.stopping:
+                said = f"{states.count('finished')} of {len(states)} shards are finished"
+                tally.outcomes[cell.key] = Outcome(state="failed", said=said)
+            continue
+        try:
+            shards.merge(cell, parts[cell.key])
+            tally.outcomes[cell.key] = Outcome(state="finished")
+        except PerdureError as error:
+            tally.outcomes[cell.key] = Outcome(state="failed", said=str(error))
+        jobs.keep(plan.folder, cell.key, tally.outcomes[cell.key])
+        tell(tally, cell.key, tally.outcomes[cell.key])
 
 
 def _choose(plan: Plan, tally: Tally) -> None:
