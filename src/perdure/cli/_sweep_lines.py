@@ -30,10 +30,8 @@ SHOWN = 8
 """Runs at work that are listed live."""
 
 
-def outlook(plan: Plan, place: Place, *, listed: bool) -> list[str]:
+def outlook(plan: Plan, place: Place, *, listed: bool, measure: bool) -> list[str]:
     """How many runs, what is finished, what they will cost, where they lie."""
-    from perdure.sweeping.costs import cost
-
     study, todo = plan.study, plan.todo
     each = (
         f"{len(plan.arms)} recipe{'s' * (len(plan.arms) > 1)} and methods" if len(plan.arms) > 1 else plan.arms[0].name
@@ -46,12 +44,32 @@ def outlook(plan: Plan, place: Place, *, listed: bool) -> list[str]:
         by = f"one setting is chosen by {plan.metric} on {study.select.replace('-', ' ')} examples"
         by = by.replace("first task examples", "validation examples of the first task")
         lines.append(f"{by}, and run on fresh seeds; no test example is asked before")
-    lines.append(cost(plan, place))
+    lines += _cost(plan, place, measure=measure)
     lines.append(f"in {plan.folder}, {shutil.disk_usage(_above(plan.folder)).free / 2**30:.0f} GiB free")
     if listed:
         rows = [[cell.key, "finished" if cell not in todo else ""] for cell in plan.cells]
         lines += columns(rows, indent="  ", total=width())
     return [line for line in lines if line]
+
+
+def _cost(plan: Plan, place: Place, *, measure: bool) -> list[str]:
+    """Hours, disk and memory of what is to do; of each recipe and method, where they differ."""
+    from perdure.cli._layout import duration
+    from perdure.files.sizes import in_words
+    from perdure.sweeping.costs import cost
+
+    if not plan.todo and not plan.study.search:
+        return []
+    found = cost(plan, measure=measure) if plan.todo else None
+    if found is None:
+        return ["their time and disk are not known (--forecast measures one run of each)"]
+    at_once = max(place.jobs or len(place.gpus) or 1, 1)
+    each = ", ".join(f"{arm} {duration(seconds)}" for arm, seconds in found.each.items())
+    memory = f", {in_words(found.memory)} of memory each" if found.memory else ""
+    return [
+        f"about {duration(found.seconds / at_once)}, {in_words(found.disk)} of disk{memory}, {found.basis}",
+        *([f"a run: {each}"] if len(found.each) > 1 else []),
+    ]
 
 
 class Live:

@@ -66,11 +66,13 @@ def command(
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="runs at once")] = 0,
     gpus: Annotated[str, typer.Option("--gpus", help="0,1: a run sees one of these")] = "",
     gpu_share: Annotated[float | None, typer.Option("--gpu-share", min=0, help="of a GPU for a run (ray)")] = None,
-    address: Annotated[str, typer.Option("--address", help="of a cluster (ray)")] = "",
     slurm: Annotated[list[str] | None, typer.Option("--slurm", help="option of sbatch, key=value")] = None,
     leave: Annotated[bool, typer.Option("--leave", help="do not wait for the queue (slurm)")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check all runs and list them")] = False,
+    forecast: Annotated[
+        bool | None, typer.Option("--forecast/--no-forecast", help="measure what it will cost [where it asks]")
+    ] = None,
     data: Annotated[bool, typer.Option("--data/--no-data", help="also read the data to check them")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="status as JSON")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
@@ -80,16 +82,21 @@ def command(
     The same command again goes on: finished runs are skipped, stopped ones resumed. Exit code 0: all finished.
     1: some run failed, the others went on. 2: wrong input. 130: stopped.
     """
+    if words[0] == "status":
+        return _status(words[1:], as_json=as_json)
     given = {"seeds": seeds, "fresh": fresh, "methods": methods, "select": select, "metric": metric, "name": name}
     given |= {"search": search, "shards": shards}
-    if words[0] == "status":
-        from perdure.cli._sweep_lines import status
-
-        print(status(words[1:], as_json=as_json))
-        return 0
     gpu = {"gpus": _listed(gpus), "gpu_share": gpu_share}
-    place = {"kind": on.value, "jobs": jobs, **gpu, "address": address, "options": _options(slurm or [], on)}
-    return _sweep(words, grid or [], given, place, ask=not yes, dry_run=dry_run, data=data, leave=leave, quiet=quiet)
+    place = {"kind": on.value, "jobs": jobs, **gpu, "options": _options(slurm or [], on)}
+    how = {"ask": not yes, "dry_run": dry_run, "measure": not yes and not dry_run if forecast is None else forecast}
+    return _sweep(words, grid or [], given, place, how, data=data, leave=leave, quiet=quiet)
+
+
+def _status(words: list[str], *, as_json: bool) -> int:
+    from perdure.cli._sweep_lines import status
+
+    print(status(words, as_json=as_json))
+    return 0
 
 
 def _sweep(
@@ -97,9 +104,8 @@ def _sweep(
     grid: list[str],
     given: dict[str, Any],
     at: dict[str, Any],
+    how: dict[str, bool],
     *,
-    ask: bool,
-    dry_run: bool,
     data: bool,
     leave: bool,
     quiet: bool,
@@ -113,7 +119,7 @@ def _sweep(
     place = Place(**at)
     with libraries_aside():
         plan = sweeping.plan(study, places, data=data)
-    if not _agreed(plan, place, ask=ask, dry_run=dry_run) or dry_run:
+    if not _agreed(plan, place, **how) or how["dry_run"]:
         return 0
     return _conduct(plan, place, leave=leave, quiet=quiet)
 
@@ -152,16 +158,18 @@ def _settings(stated: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def _agreed(plan: Plan, place: Place, *, ask: bool, dry_run: bool) -> bool:
+def _agreed(plan: Plan, place: Place, *, ask: bool, dry_run: bool, measure: bool) -> bool:
     """Say what it comes to, and ask."""
     from perdure.cli._sweep_lines import outlook
     from perdure.errors import RecipeError
 
-    print("\n".join(outlook(plan, place, listed=dry_run)), file=sys.stdout if dry_run else sys.stderr)
-    if dry_run or not ask or not (plan.todo or plan.later):
-        return True
-    if not sys.stdin.isatty():
+    asks = ask and not dry_run and bool(plan.todo or plan.later)
+    if asks and not sys.stdin.isatty():
         raise RecipeError("nobody can be asked whether to begin", where="sweep", todo="Add --yes.")
+    lines = outlook(plan, place, listed=dry_run, measure=measure)
+    print("\n".join(lines), file=sys.stdout if dry_run else sys.stderr)
+    if not asks:
+        return True
     print("Begin? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

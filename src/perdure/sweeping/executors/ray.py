@@ -118,4 +118,6 @@ def _connect(ray: Any, address: str) -> None:
         )
     except (ConnectionError, ValueError, RuntimeError) as refused:
         said = str(refused).strip().split("\n")[0]
-        raise RecipeError(said, where="--address", expected="a Ray cluster", todo="Type: ray status") from None
+        raise RecipeError(
+            said, where="--on ray", expected="a Ray cluster (RAY_ADDRESS)", todo="Type: ray status"
+        ) from None
