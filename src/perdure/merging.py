@@ -5,13 +5,15 @@ theta_0 are the weights at the task's start. Marczak et al., MagMax, ECCV 2024: 
 unmerged; what is used is ``theta_0 + a m``, and m takes each number from the task vector ``theta_t - theta_0`` in which
 it is largest, the later one if equal.
 
+Low-rank updates that stay factors are merged as the products that they are (`layers.merging.between_products`).
+
 Knows named parameters and what a method does; the arithmetic is in `perdure.layers.merging`. Does not know how a
 method learns. Only weights that are trained are merged; buffers stay those of the trained model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,19 +64,28 @@ class Merged:
             )
         live = self._live()
         _put(live, self.trained)
-        before = _copies(live)
+        before, products = _copies(live), self._products()
         self.method.learn(task, runtime)
-        after = _copies(live)
+        after, learned = _copies(live), self._products()
         if self.settings.how == "magmax":
             change = merging.task_vector(self.base, after)
             self.vector, self.trained = merging.largest(self.vector or None, change), after
-        start = before if self.settings.how == "previous" else self.base
+        previous = self.settings.how == "previous"
+        start = before if previous else self.base
+
+        def use(weight: float) -> None:
+            _put(live, self._mixed(start, after, weight))
+            if learned:
+                first = {name: products[name] if previous else _nothing(pair) for name, pair in learned.items()}
+                mixed = {n: merging.between_products(first[n], pair, weight) for n, pair in learned.items()}
+                self.method.put_products(mixed)
+
         if auto:
             self.past.append(self._remembered(task))
-            self.weight = self._chosen(start, after, runtime)
+            self.weight = self._chosen(use, runtime)
         else:
             self.weight = float(self.settings.weight)
-        _put(live, self._mixed(start, after, self.weight))
+        use(self.weight)
         runtime.log("merge", how=self.settings.how, weight=self.weight)
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,7 +117,7 @@ class Merged:
         """
         how = self.settings.how
         found = self.method.merged(how) if hasattr(self.method, "merged") else {}
-        if not found:
+        if not found and not (how != "magmax" and getattr(self.method, "products", dict)()):
             raise RecipeError(
                 f"{type(self.method).__name__} has no weights that {how} merges, with these settings",
                 where="merge.how",
@@ -114,6 +125,11 @@ class Merged:
                 todo="Set method.trains=all where the method has it, or merge.how=none.",
             )
         return found
+
+    def _products(self) -> dict[str, merging.Factors]:
+        """Low-rank updates that are merged as products, on the CPU."""
+        found = self.method.products() if hasattr(self.method, "products") else {}
+        return {n: (a.detach().to("cpu", copy=True), b.detach().to("cpu", copy=True)) for n, (a, b) in found.items()}
 
     def _mixed(self, start: Weights, after: Weights, weight: float) -> Weights:
         if self.settings.how == "magmax":
@@ -134,11 +150,11 @@ class Merged:
             validation=some,
         )
 
-    def _chosen(self, start: Weights, after: Weights, runtime: Runtime) -> float:
+    def _chosen(self, use: Callable[[float], None], runtime: Runtime) -> float:
         """The weight with the best mean over tasks on their validation examples; the largest of equal ones."""
         found = {}
         for weight in WEIGHTS:
-            _put(self._live(), self._mixed(start, after, weight))
+            use(weight)
             found[weight] = sum(self._measured(task, runtime) for task in self.past) / len(self.past)
         runtime.log("merge weights", means=list(found.values()))
         return max(found, key=lambda weight: (found[weight], weight))
@@ -152,6 +168,12 @@ class Merged:
             predict = self.method.predictor(query)
         values, _ = evaluate(self.method, predict, task, query, settings, runtime=runtime, after=len(self.past))
         return float(next(iter(values.values())) or 0.0)
+
+
+def _nothing(pair: merging.Factors) -> merging.Factors:
+    """An update of rank 0 beside this one: what there was before the first task."""
+    a, b = pair
+    return a[:0], b[:, :0]
 
 
 def _copies(live: Mapping[str, Tensor]) -> Weights:

@@ -301,6 +301,7 @@ class Method(Protocol):
     #   encode(batch), encoder()   frozen features in place of a batch, and what they depend on: perdure.features
     #   merged(how) -> Mapping[str, Parameter]   weights that `merge` may put between trained and earlier ones
     #   head_grows = frozenset({"net"})  roles whose head gets more outputs when an update brings more classes
+    #   not_merged = "..."       why weights are not merged with earlier ones (`merge`); else `merged` says which are
     #   not_updatable = "..."    why what was learned cannot be updated with a later task (`perdure update`)
     #   new_labels_only = "..."  why a task may not bring examples of earlier tasks' classes
     #   needs_task_name       kinds that it answers only where the query names the task (a frozenset)

@@ -14,6 +14,8 @@ from torch import Tensor
 from perdure.errors import CheckpointError
 
 State = Mapping[str, Tensor]
+Factors = tuple[Float[Tensor, "rank inputs"], Float[Tensor, "outputs rank"]]
+"""(A, B) of a low-rank matrix B A."""
 _COUNTERS = (torch.int64, torch.uint8)
 """Types that task vectors leave out: counters and masks stay as they were before fine-tuning."""
 
@@ -37,6 +39,19 @@ def running_average(average: State, tuned: State, count: int) -> dict[str, Tenso
     """The mean of ``count + 1`` states, given that of the first `count` and the newest one."""
     _require_alike(average, tuned)
     return {n: (average[n] * count + t) / (count + 1) if t.is_floating_point() else t for n, t in tuned.items()}
+
+
+def between_products(base: Factors, tuned: Factors, weight: float) -> Factors:
+    """Factors (A, B) of ``(1 - weight) base + weight tuned``, of the products B A; exact, whatever the ranks.
+
+    Where `tuned` begins with the rows of A that `base` has, B alone changes and the rank stays; else the ranks add up.
+    """
+    (a, b), (more_a, more_b) = base, tuned
+    rank = len(a)
+    if torch.equal(a, more_a[:rank]):
+        first = (1 - weight) * b + weight * more_b[:, :rank]
+        return more_a, torch.cat([first, weight * more_b[:, rank:]], dim=1)
+    return torch.cat([a, more_a]), torch.cat([(1 - weight) * b, weight * more_b], dim=1)
 
 
 # -- task vectors -------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ class Agem:
         self.draws = Draws()
 
     preprocess = staticmethod(rehearsal.preprocess)
+    merged = rehearsal.whole_network
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         def gradient(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

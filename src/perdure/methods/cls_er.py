@@ -47,6 +47,7 @@ class ClsEr:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_merged = "its averages have weights of their own"
     scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:

@@ -43,6 +43,7 @@ class Der:
         self.draws = Draws()
 
     preprocess = staticmethod(rehearsal.preprocess)
+    merged = rehearsal.whole_network
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:

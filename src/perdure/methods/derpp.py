@@ -45,6 +45,7 @@ class Derpp:
         self.draws = Draws()
 
     preprocess = staticmethod(rehearsal.preprocess)
+    merged = rehearsal.whole_network
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
@@ -72,10 +73,6 @@ class Derpp:
             values["replayed_cross_entropy"] = F.cross_entropy(outputs, label_replay["label"].to(outputs.device))
             total = total + c.alpha * values["replayed_logits"] + c.beta * values["replayed_cross_entropy"]
         return {"loss": total, **values}, logits.detach()
-
-    def merged(self, how: str) -> Mapping[str, Tensor]:
-        """The whole network."""
-        return dict(self.net.named_parameters())
 
     def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
         return rehearsal.predictor(self.net, query)

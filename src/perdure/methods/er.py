@@ -39,6 +39,7 @@ class Er:
         self.draws = Draws()
 
     preprocess = staticmethod(rehearsal.preprocess)
+    merged = rehearsal.whole_network
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
@@ -57,10 +58,6 @@ class Er:
             x = torch.cat([x, self._view(replay["image"])])
             y = torch.cat([y, replay["label"].to(y.device)])
         return {"loss": F.cross_entropy(self.net(x), y)}
-
-    def merged(self, how: str) -> Mapping[str, Tensor]:
-        """The whole network."""
-        return dict(self.net.named_parameters())
 
     def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
         return rehearsal.predictor(self.net, query)

@@ -54,6 +54,7 @@ class ErAce:
         """Highest label seen so far."""
 
     preprocess = staticmethod(rehearsal.preprocess)
+    merged = rehearsal.whole_network
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:

@@ -40,6 +40,7 @@ class EwcOnline:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_merged = "it holds the weights that were learned, not merged ones"
     scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:

@@ -49,6 +49,7 @@ class Gem:
         """Tasks learned."""
 
     preprocess = staticmethod(rehearsal.preprocess)
+    merged = rehearsal.whole_network
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         data = rehearsal.read(task, self.net, runtime, stored=self.memory.columns, grows=True)

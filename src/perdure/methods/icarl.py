@@ -51,6 +51,7 @@ class Icarl:
         """Classes of the tasks learned."""
 
     preprocess = staticmethod(rehearsal.preprocess)
+    merged = rehearsal.whole_network
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         c = self.config

@@ -45,6 +45,7 @@ class LoraEwc:
 
     Config = Config
     answers = frozenset({"instruct"})
+    not_merged = "it holds the weights that were learned, not merged ones"
 
     def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm

@@ -82,6 +82,15 @@ class LoraLwf:
         kept = distillation(logits, self._teacher_logits(batch), temperature=self.config.temperature)
         return {"loss": answers + self.config.weight * kept, "answers": answers, "kept": kept}
 
+    def merged(self, how: str) -> Mapping[str, Tensor]:
+        return self.adapters.merged(how)
+
+    def products(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        return self.adapters.products()
+
+    def put_products(self, products: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        self.adapters.put_products(products)
+
     def predictor(self, query: Query):
         return self.llm.answerer(self.config.tuning)
 

@@ -68,6 +68,15 @@ class LoraReplay:
     def loss(self, batch: Batch) -> Tensor:
         return self.llm.answer_loss(batch, mean=self.config.tuning.mean)
 
+    def merged(self, how: str) -> Mapping[str, Tensor]:
+        return self.adapters.merged(how)
+
+    def products(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        return self.adapters.products()
+
+    def put_products(self, products: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        self.adapters.put_products(products)
+
     def predictor(self, query: Query):
         return self.llm.answerer(self.config.tuning)
 

@@ -72,6 +72,15 @@ class LoraSequential:
     def loss(self, batch: Batch) -> Tensor:
         return self.llm.answer_loss(batch, mean=self.config.tuning.mean)
 
+    def merged(self, how: str) -> Mapping[str, Tensor]:
+        return self.adapters.merged(how) if self.config.merge else {}
+
+    def products(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        return self.adapters.products() if self.config.merge else {}
+
+    def put_products(self, products: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        self.adapters.put_products(products)
+
     def predictor(self, query: Query):
         return self.llm.answerer(self.config.tuning)
 

@@ -41,6 +41,7 @@ class Magmax(whole.Tuned):
 
     Config = Config
     answers = frozenset({"classify"})
+    not_merged = "it merges by itself"
     config: Config
 
     def __init__(self, config: Config, *, clip: Clip) -> None:

@@ -46,6 +46,7 @@ class Olora:
 
     Config = Config
     answers = frozenset({"instruct"})
+    not_merged = "its penalty keeps later updates off the whole earlier ones"
 
     def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm

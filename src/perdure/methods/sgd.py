@@ -37,6 +37,7 @@ class Sgd:
         self.draws = Draws()
 
     preprocess = staticmethod(rehearsal.preprocess)
+    merged = rehearsal.whole_network
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         def loss(images: Tensor, labels: Tensor, at: rehearsal.At) -> Mapping[str, Tensor]:
@@ -45,10 +46,6 @@ class Sgd:
 
         data = rehearsal.read(task, self.net, runtime, grows=True)
         rehearsal.learn(loss, data, self.net, self.config, runtime=runtime)
-
-    def merged(self, how: str) -> Mapping[str, Tensor]:
-        """The whole network."""
-        return dict(self.net.named_parameters())
 
     def predictor(self, query: Query) -> Callable[[Batch], Tensor]:
         return rehearsal.predictor(self.net, query)

@@ -39,6 +39,7 @@ class Si:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_merged = "it holds the weights that were learned, not merged ones"
     scores_are = "logits"
 
     def __init__(self, config: Config, *, net: nn.Module) -> None:

@@ -37,6 +37,7 @@ class WiseFt(whole.Tuned):
 
     Config = Config
     answers = frozenset({"classify"})
+    not_merged = "it merges by itself"
     config: Config
 
     def __init__(self, config: Config, *, clip: Clip) -> None:

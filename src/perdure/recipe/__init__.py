@@ -167,6 +167,9 @@ def check_fit(recipe: Recipe, stream: Any) -> None:
         split=recipe.evaluate.split,
     )
     require_steps(recipe, stream)
+    if recipe.merge.how != "none" and about.not_merged:
+        what = f"method {recipe.method.name} cannot be merged: {about.not_merged}"
+        raise RecipeError(what, where="merge.how", expected="none")
     classes = max((task.offset + len(task.candidates) for task in stream if task.kind == "classify"), default=0)
     method: Any = config.parse(registry.settings("methods", recipe.method.name), recipe.method.settings, where="method")
     for role, named in recipe.models.items():

@@ -177,8 +177,23 @@ class Adapters:
 
     def stacked(self) -> dict[str, dict[str, Tensor]]:
         """Factors of earlier updates beside the weights, by name; empty where they are merged."""
-        pairs = {name: stacked.factors(m.layer.base_layer) for name, m in self.matrices.items()} if self.stacks else {}
-        return {name: {"a": a, "b": b} for name, (a, b) in pairs.items()}
+        return {name: {"a": a, "b": b} for name, (a, b) in self.products().items()}
+
+    def merged(self, how: str) -> dict[str, Tensor]:
+        """What `merge` merges beside `products`: dense weights, where updates are added to them, and a projector
+        that is trained; nothing by magmax, where updates are products."""
+        dense = {} if self.stacks else {f"{name}.weight": m.weight for name, m in self.matrices.items()}
+        projector = {f"projector.{n}": p for n, p in self.llm.projector_parameters().items()}
+        return {} if self.stacks and how == "magmax" else {**dense, **projector}
+
+    def products(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(A, B) of earlier updates beside the weights, by name; empty where they are added to them."""
+        return {name: stacked.factors(m.layer.base_layer) for name, m in self.matrices.items()} if self.stacks else {}
+
+    def put_products(self, products: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Others in their place."""
+        for name, m in self.matrices.items():
+            stacked.put(m.layer.base_layer, *products[name])
 
     def load(self, weights: Mapping[str, Tensor], past: Mapping[str, Mapping[str, Tensor]]) -> None:
         """What `weights` and `stacked` gave.

@@ -335,6 +335,11 @@ def predictor(net: nn.Module, query: Query) -> Callable[[Batch], Tensor]:
     return lambda batch: net(network_input(batch["image"], net))[:, columns]
 
 
+def whole_network(method: Any, how: str) -> Mapping[str, Tensor]:
+    """What `merge` merges of a method whose one network is all that it trains: as class attribute, `merged`."""
+    return dict(method.net.named_parameters())
+
+
 def network_state(net: nn.Module) -> dict[str, Tensor]:
     """A copy of parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}

@@ -74,6 +74,7 @@ class Dynamos:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_merged = "its averages have weights of their own"
     scores_are = "logits"
 
     def __init__(self, config: Config, *, net: ResNet) -> None:

@@ -112,6 +112,7 @@ class MgClip:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_merged = "its low-rank update and its visual classifier belong together"
 
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)

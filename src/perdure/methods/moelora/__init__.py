@@ -49,6 +49,7 @@ class Moelora:
 
     Config = Config
     answers = frozenset({"instruct"})
+    not_merged = "its experts and their router belong together"
 
     def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm

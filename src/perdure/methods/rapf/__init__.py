@@ -80,6 +80,7 @@ class Rapf:
 
     Config = Config
     answers = frozenset({"classify"})
+    not_merged = "it fuses its linear map by a rule of its own"
     scores_are = "logits"
 
     def __init__(self, config: Config, *, clip: Clip) -> None:

@@ -62,6 +62,7 @@ class Sefe:
 
     Config = Config
     answers = frozenset({"instruct"})
+    not_merged = "its key elements are those of the whole update"
 
     def __init__(self, config: Config, *, llm: LanguageModel) -> None:
         self.config, self.llm = config, llm
