@@ -33,7 +33,7 @@ recipe
 device_memory recording resuming
 testing
 api
-exports prediction updating sweeping
+auditing exports prediction updating sweeping
 serving
 cli
 __main__

@@ -230,6 +230,7 @@ EXTRAS = {
     "openclip": "open_clip_torch",
     "smolvlm": "num2words",
     "quantize": "bitsandbytes",
+    "audit": "ImageHash",
     "track": "tensorboard",
 }
 
