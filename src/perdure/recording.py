@@ -17,12 +17,13 @@ from perdure.files.sizes import in_words
 from perdure.keys import key_seed
 from perdure.loop import Scores
 from perdure.recipe import Built, Recipe, Setting
-from perdure.reporting.card import make_card
+from perdure.reporting.card import digest, make_card
 from perdure.run_folder import leaving, promoting, run_files
 from perdure.run_folder.run_files import checkpoint_file
 from perdure.runtime import Runtime, devices
 from perdure.settings import registry
 from perdure.settings.config import Named
+from perdure.settings.inert import moves_no_number
 from perdure.streams import appending
 from perdure.types import Task
 
@@ -88,7 +89,7 @@ def card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder: 
         scores=scores.to_json(),
         weights={role: model.provenance() for role, model in built.models.items() if hasattr(model, "provenance")},
         data=data,
-        code=_own_code(settings),
+        code=own_code(settings),
         stream=manifest,
         seeds={"seed": asked.run.seed, "torch": key_seed(asked.run.seed, "build")},
         precision=asked.run.precision,
@@ -97,11 +98,25 @@ def card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder: 
         peak_memory=runtime.peak_memory(),
         origins={name: setting.origin for name, setting in settings.items()},
         facts=facts,
+        tolerance=_tolerance(asked, folder),
         repository=Path.cwd(),
     )
 
 
-def _own_code(settings: Mapping[str, Setting]) -> dict[str, dict[str, str]]:
+def settings_digest(asked: Recipe) -> str:
+    """Of the settings that move numbers, seed apart: of runs that may share what was measured of their determinism."""
+    settings = recipe.flat(recipe.resolved(asked))
+    moving = {name: value for name, value in settings.items() if not moves_no_number(name, settings)}
+    return digest({name: value for name, value in moving.items() if name != "run.seed" and name[:6] != "expect"})
+
+
+def _tolerance(asked: Recipe, folder: Path) -> dict[str, Any]:
+    """What ``perdure check --determinism`` left beside the run, if it was of these settings."""
+    found = run_files.read_determinism(folder.parent)
+    return found["measured"] if found and found["settings"] == settings_digest(asked) else {}
+
+
+def own_code(settings: Mapping[str, Setting]) -> dict[str, dict[str, str]]:
     """Files of the user's own that the recipe names, by their names: where they lie, and their digest."""
     values = [v for s in settings.values() for v in (s.value if isinstance(s.value, list) else [s.value])]
     files = [Path(v) for v in values if isinstance(v, str) and registry.is_file(v) and Path(v).is_file()]

@@ -64,7 +64,7 @@ def require_same_data(manifest: Mapping[str, Any], folder: Path) -> None:
         manifest: of the stream as it is now.
     """
     before = _manifest(folder)
-    changed = list(_other_data(before, _plain(manifest))) if before else []
+    changed = list(other_data(before, manifest)) if before else []
     if changed and _anything_learned(folder):
         listed = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
         raise RecipeError(
@@ -73,6 +73,25 @@ def require_same_data(manifest: Mapping[str, Any], folder: Path) -> None:
             expected="the data that it began with; nothing was trained",
             todo=BESIDE,
         )
+
+
+def other_data(before: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between a manifest that was kept and a stream's, most telling first: each task's splits, then data
+    sets as a whole."""
+    now = _plain(manifest)
+    yield from _other_tasks(_listed(before.get("tasks")), _listed(now.get("tasks")))
+    sets, sets_now = _by_name(before.get("data")), _by_name(now.get("data"))
+    for name in sets.keys() & sets_now.keys():
+        old, new = sets[name], sets_now[name]
+        gone = [c for c in _listed(old.get("classes")) if c not in _listed(new.get("classes"))]
+        come = [c for c in _listed(new.get("classes")) if c not in _listed(old.get("classes"))]
+        if gone or come:
+            parts = [f"without {', '.join(map(str, gone[:3]))}"] * bool(gone)
+            parts += [f"with {', '.join(map(str, come[:3]))}"] * bool(come)
+            counts = f"{len(_listed(old.get('classes')))} classes then, {len(_listed(new.get('classes')))} now"
+            yield f"data set {name}: {counts} ({', '.join(parts)})"
+        elif old.get("fingerprint") != new.get("fingerprint"):
+            yield f"data set {name}: its files or labels are others (fingerprint)"
 
 
 def require_same_data_if_there(asked: Recipe, folders: Iterable[Path]) -> str:
@@ -124,23 +143,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _plain(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(manifest), default=str))
-
-
-def _other_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What differs, most telling first: each task's splits, then data sets as a whole."""
-    yield from _other_tasks(_listed(before.get("tasks")), _listed(now.get("tasks")))
-    sets, sets_now = _by_name(before.get("data")), _by_name(now.get("data"))
-    for name in sets.keys() & sets_now.keys():
-        old, new = sets[name], sets_now[name]
-        gone = [c for c in _listed(old.get("classes")) if c not in _listed(new.get("classes"))]
-        come = [c for c in _listed(new.get("classes")) if c not in _listed(old.get("classes"))]
-        if gone or come:
-            parts = [f"without {', '.join(map(str, gone[:3]))}"] * bool(gone)
-            parts += [f"with {', '.join(map(str, come[:3]))}"] * bool(come)
-            counts = f"{len(_listed(old.get('classes')))} classes then, {len(_listed(new.get('classes')))} now"
-            yield f"data set {name}: {counts} ({', '.join(parts)})"
-        elif old.get("fingerprint") != new.get("fingerprint"):
-            yield f"data set {name}: its files or labels are others (fingerprint)"
 
 
 def _other_tasks(before: list[Any], now: list[Any]) -> Iterator[str]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from perdure.errors import PerdureError
 
 ORDER = ("demo", "run", "list", "show", "cp", "check", "data", "predict", "serve", "score", "report", "export")
-ORDER += ("update", "versions", "promote", "rollback", "audit")
+ORDER += ("update", "versions", "promote", "rollback", "audit", "repro", "card")
 """Commands as they are listed; others follow by name."""
 EXAMPLES = """
 perdure list recipes cifar

@@ -34,6 +34,7 @@ perdure check mg_clip/cifar100 --no-data
 perdure check mg_clip/microworld --steps 3
 perdure check sefe/coin --tokens
 perdure check mg_clip/microworld --forecast
+perdure check mg_clip/microworld --determinism --tasks 2
 perdure check --env
 """
 
@@ -53,21 +54,32 @@ def command(
     steps: Annotated[int, typer.Option("--steps", min=0, max=10**6, help="train this many steps")] = 0,
     tokens: Annotated[bool, typer.Option("--tokens", help="show a conversation and what of it is learned")] = False,
     forecast: Annotated[bool, typer.Option("--forecast", help="measure a little; say time, memory, disk")] = False,
+    determinism: Annotated[
+        bool, typer.Option("--determinism", help="run it several ways; say and keep what moves")
+    ] = False,
+    tasks: Annotated[
+        int | None, typer.Option("--tasks", min=1, max=10**6, help="for --determinism: the first tasks alone")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="for --determinism: compare with this one, too")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="write the forecast as JSON alone")] = False,
 ) -> None:
     """Find all faults of a recipe; list its tasks.
 
     Nothing is written. With --steps, the first and the last task are tried with the real models: loss, seconds, memory.
     With --forecast, what the whole run will cost here. With --tokens: what a language model reads of the first
-    conversation of each task, and which of it is learned. With --env: what this machine offers.
+    conversation of each task, and which of it is learned. With --determinism, the recipe
+    is run with one and two threads, other test batches and two processes; later runs' cards state what moved. With
+    --env: what this machine offers.
     """
     from perdure.errors import RecipeError
 
-    if as_json and (not forecast or steps or tokens):
+    if as_json and (not forecast or steps or tokens or determinism):
         raise RecipeError(
             "goes with --forecast alone", where="--json", todo="Type: perdure check RECIPE --forecast --json"
         )
 
+    if not determinism and (tasks is not None or device):
+        raise RecipeError("goes with --determinism", where="--device" if device else "--tasks")
     if env:
         print("\n".join(columns(environment(), total=width())))
     if recipe:
@@ -78,6 +90,8 @@ def command(
             _try(found, steps)
         if forecast:
             _forecast(found, as_json=as_json)
+        if determinism:
+            _moves(found, tasks=tasks, device=device)
     elif not env:
         raise RecipeError("nothing to check", todo="Type: perdure check RECIPE, or perdure check --env")
 
@@ -123,6 +137,33 @@ def _forecast(found: Checked, *, as_json: bool) -> None:
     with libraries_aside():
         said = forecast(found.recipe, found.stream, began=psutil.Process().create_time())
     print(to_json(said.to_json(), indent=1) if as_json else "\n".join(["", *_cost(said, found.recipe)]))
+
+
+def _moves(found: Checked, *, tasks: int | None, device: str) -> None:
+    """What moves between ways to run the recipe, and where it is kept."""
+    import sys
+
+    from perdure.auditing.determinism import measure
+    from perdure.recipe.checked import require_folders
+    from perdure.run_folder.run_files import DETERMINISM
+
+    require_folders(found.recipe, again=True)
+    print("", flush=True)
+    moved = measure(
+        found.recipe, tasks=tasks, device=device, note=lambda said: print(f"running: {said}", file=sys.stderr)
+    )
+    rows = [["beside one thread", "scores", "numbers", "answers"]]
+    for each in moved:
+        if each.found is None:
+            rows.append([each.way.said, "–", "–", f"not possible: {each.refused}"])
+        else:
+            a = each.found
+            rows.append([each.way.said, f"{a.score:.3g}", f"{a.numbers:.2g}", f"{a.answers} of {a.records}"])
+    print("\n".join(columns(rows, total=width())))
+    said = "Largest differences: of scores in their unit, of numbers in records as a share; answers that changed."
+    print("\n".join(text(said)))
+    folder = found.recipe.folder(found.recipe.seeds[0]).parent
+    print(f"Cards of later runs in {folder} state it: {folder / DETERMINISM}")
 
 
 def _cost(said: Forecast, asked: Recipe) -> list[str]:

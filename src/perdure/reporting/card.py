@@ -24,6 +24,7 @@ VERSION = 1
 """Of the card's form."""
 PACKAGES = ("perdure", "torch", "torchvision", "transformers", "peft", "accelerate", "numpy", "safetensors")
 MEASURED = ("versions", "git", "device", "wall_seconds", "peak_memory", "accuracy_matrix", "recipe_sha256", "finished")
+MEASURED += ("tolerance",)
 """Parts that tell how a run went, not what was asked of it."""
 PLACES = ("root", "path", "file")
 """Where something lies on one machine."""
@@ -44,6 +45,7 @@ def make_card(
     code: Mapping[str, Any] | None = None,
     origins: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    tolerance: Mapping[str, Any] | None = None,
     repository: Path | None = None,
 ) -> dict[str, Any]:
     """The card as JSON-ready dict.
@@ -57,6 +59,7 @@ def make_card(
         wall_seconds, peak_memory: of the whole run, resumed parts included; bytes, ``{"resident": ..., "gpu": ...}``.
         origins: dotted setting -> "default", "file:line" or "command line".
         facts: the method's own (``extra_parameters``, ``stored_bytes``, ...).
+        tolerance: how far numbers move by threads, test batches, processes or device, as was measured.
         repository: a folder in the git work tree whose state is noted beside perdure's own; None for none.
     """
     own = dict(facts or {})
@@ -72,6 +75,7 @@ def make_card(
         "extra_parameters": own.pop("extra_parameters", None),
         "stored_bytes": own.pop("stored_bytes", None),
         "facts": own,
+        **({"tolerance": dict(tolerance)} if tolerance else {}),
         **_costs(device, wall_seconds, peak_memory),
         "versions": versions(),
         "git": {"perdure": _state_at_start(), "folder": git_state(repository) if repository else None},

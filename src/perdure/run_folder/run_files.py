@@ -24,6 +24,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | None
 PARTS = ("scores.json", "card.json", "recipe.yaml", "events.jsonl")
 """By these files a run's folder is known."""
+DETERMINISM = "determinism.json"
 AGAIN = "Delete it; the same recipe, run again, writes it anew."
 
 
@@ -59,6 +60,25 @@ class ScoresFile(Part):
         return self
 
 
+class Apart(Part):
+    """How far two runs lay apart (`perdure.auditing.comparing`)."""
+
+    score: Annotated[float, Field(ge=0)]
+    numbers: Annotated[float, Field(ge=0)]
+    answers: Count
+    records: Count
+
+
+class DeterminismFile(Part):
+    """`determinism.json`, in the folder of a recipe's runs."""
+
+    settings: str
+    """Digest of the settings that move numbers, seed apart."""
+    tasks: Annotated[int, Field(ge=1)] | None = None
+    """The first so many were run; null: all."""
+    measured: dict[str, Apart]
+
+
 class CardFile(Part):
     """`card.json`."""
 
@@ -80,6 +100,10 @@ class CardFile(Part):
     versions: dict[str, str] = {}
     git: dict[str, Any] | None = None
     accuracy_matrix: dict[str, Any] = {}
+    selection: dict[str, Any] = {}
+    """How a sweep chose the settings: `on` (validation, first-task, test), `metric`, `size` (settings tried)."""
+    tolerance: dict[str, Apart] = {}
+    """How far the numbers move by threads, test batches, processes or device, as was measured."""
 
 
 class CalibrationFile(Part):
@@ -234,6 +258,26 @@ def read_card(folder: Path) -> dict[str, Any]:
 def read_calibration(folder: Path) -> dict[str, Any]:
     """`calibration.json` of a run; empty if there is none. Raises as `check`."""
     return _read(CalibrationFile, folder / "calibration.json")
+
+
+def card_of(source: Path) -> tuple[dict[str, Any], Path]:
+    """The card in a run's folder, or of a file, and the folder that it lies in.
+
+    Raises:
+        RecipeError: there is none, or the file is no card.
+    """
+    folder = one_run(source)
+    file = folder / "card.json" if folder.is_dir() else folder
+    if not is_there(file):
+        raise RecipeError("there is no card", where=str(file), expected="a finished run, or its card.json")
+    todo = "Give the card.json of a run."
+    card = check(CardFile, read_json(file, error=RecipeError, todo=todo), where=file, error=RecipeError, todo=todo)
+    return dict(card), file.parent
+
+
+def read_determinism(folder: Path) -> dict[str, Any]:
+    """`determinism.json` in the folder of a recipe's runs; empty if there is none. Raises as `check`."""
+    return _read(DeterminismFile, folder / DETERMINISM)
 
 
 def read_lines(file: Path, schema: type[BaseModel] = Event) -> tuple[list[dict[str, Any]], int]:
