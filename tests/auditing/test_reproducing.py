@@ -212,4 +212,10 @@ def test_the_command_runs_two_processes_and_says_what_moved(tmp_path, capfd, mon
 
 def test_options_that_belong_to_determinism_say_so(capsys):
     assert said(capsys, "check", "sgd/digits", "--tasks", "2")[0] == 2
-    assert said(capsys, "check", "sgd/digits", "--device", "cuda")[0] == 2
+    assert said(capsys, "check", "sgd/digits", "--determinism", "--json")[0] == 2
+
+
+def test_a_way_is_another_device_where_there_is_one(asked, monkeypatch):
+    assert [way.name for way in determinism.ways(asked)][:3] == ["threads", "test batches", "processes"]
+    monkeypatch.setattr(determinism.devices, "available", lambda: ["cuda:0", "cpu"])
+    assert determinism.ways(asked)[-1].settings == ("run.device=cuda:0",)

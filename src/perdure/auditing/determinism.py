@@ -23,6 +23,7 @@ from perdure.errors import Interrupted, PerdureError, RecipeError
 from perdure.files.written_whole import write_json
 from perdure.recipe import Recipe
 from perdure.run_folder import run_files
+from perdure.runtime import devices
 from perdure.settings.config import Named
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "perdure")
@@ -47,15 +48,12 @@ class Moved:
     refused: str = ""
 
 
-def measure(
-    asked: Recipe, *, tasks: int | None = None, device: str = "", note: Callable[[str], None] = lambda said: None
-) -> list[Moved]:
+def measure(asked: Recipe, *, tasks: int | None = None, note: Callable[[str], None] = lambda said: None) -> list[Moved]:
     """Run a recipe on one thread, and again in each way of `ways`; write what moved to ``determinism.json`` in the
     folder of its runs, which the cards of later runs there take up as their tolerance.
 
     Args:
         tasks: the first so many alone; None for all.
-        device: another device to compare with.
         note: told of each run before it begins.
 
     Raises:
@@ -73,7 +71,7 @@ def measure(
         if failed:
             raise RecipeError(f"the recipe fails: {failed}", todo="Type: perdure run, and see what is wrong.")
         found = []
-        for way in ways(asked, device=device):
+        for way in ways(asked):
             note(way.said)
             other, failed = _run(text, way, Path(folder))
             found.append(Moved(way, None if failed else apart(base, other), failed))
@@ -83,17 +81,17 @@ def measure(
     return found
 
 
-def ways(asked: Recipe, *, device: str = "") -> list[Way]:
-    """What is tried beside the plain run."""
+def ways(asked: Recipe) -> list[Way]:
+    """What is tried beside the plain run: another device where this machine has one."""
     size = asked.evaluate.batch_size
     found = [
         Way("threads", "two threads", ("run.threads=2",)),
         Way("test batches", f"tests in batches of {max(size // 2, 1)}", (f"evaluate.batch_size={max(size // 2, 1)}",)),
     ]
     found.append(Way("processes", "two processes", (), processes=2))
-    if device:
-        found.append(Way("device", f"on {device}", (f"run.device={device}",)))
-    return found
+    plain = str(devices.chosen(asked.run.device))
+    other = next((name for name in devices.available() if name.split(":")[0] != plain.split(":")[0]), "")
+    return [*found, *([Way("device", f"on {other}", (f"run.device={other}",))] if other else [])]
 
 
 def _run(text: Path, way: Way, folder: Path) -> tuple[Path, str]:

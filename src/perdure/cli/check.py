@@ -60,26 +60,21 @@ def command(
     tasks: Annotated[
         int | None, typer.Option("--tasks", min=1, max=10**6, help="for --determinism: the first tasks alone")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="for --determinism: compare with this one, too")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="write the forecast as JSON alone")] = False,
 ) -> None:
     """Find all faults of a recipe; list its tasks.
 
     Nothing is written. With --steps, the first and the last task are tried with the real models: loss, seconds, memory.
     With --forecast, what the whole run will cost here. With --tokens: what a language model reads of the first
-    conversation of each task, and which of it is learned. With --determinism, the recipe
-    is run with one and two threads, other test batches and two processes; later runs' cards state what moved. With
-    --env: what this machine offers.
+    conversation of each task, and which of it is learned. With --determinism: what
+    moves between threads, test batches, processes and devices, which later runs' cards state.
     """
     from perdure.errors import RecipeError
 
     if as_json and (not forecast or steps or tokens or determinism):
-        raise RecipeError(
-            "goes with --forecast alone", where="--json", todo="Type: perdure check RECIPE --forecast --json"
-        )
-
-    if not determinism and (tasks is not None or device):
-        raise RecipeError("goes with --determinism", where="--device" if device else "--tasks")
+        raise RecipeError("goes with --forecast alone", where="--json", todo="perdure check RECIPE --forecast --json")
+    if tasks is not None and not determinism:
+        raise RecipeError("goes with --determinism", where="--tasks")
     if env:
         print("\n".join(columns(environment(), total=width())))
     if recipe:
@@ -91,7 +86,7 @@ def command(
         if forecast:
             _forecast(found, as_json=as_json)
         if determinism:
-            _moves(found, tasks=tasks, device=device)
+            _moves(found, tasks=tasks)
     elif not env:
         raise RecipeError("nothing to check", todo="Type: perdure check RECIPE, or perdure check --env")
 
@@ -139,7 +134,7 @@ def _forecast(found: Checked, *, as_json: bool) -> None:
     print(to_json(said.to_json(), indent=1) if as_json else "\n".join(["", *_cost(said, found.recipe)]))
 
 
-def _moves(found: Checked, *, tasks: int | None, device: str) -> None:
+def _moves(found: Checked, *, tasks: int | None) -> None:
     """What moves between ways to run the recipe, and where it is kept."""
     import sys
 
@@ -149,9 +144,7 @@ def _moves(found: Checked, *, tasks: int | None, device: str) -> None:
 
     require_folders(found.recipe, again=True)
     print("", flush=True)
-    moved = measure(
-        found.recipe, tasks=tasks, device=device, note=lambda said: print(f"running: {said}", file=sys.stderr)
-    )
+    moved = measure(found.recipe, tasks=tasks, note=lambda said: print(f"running: {said}", file=sys.stderr))
     rows = [["beside one thread", "scores", "numbers", "answers"]]
     for each in moved:
         if each.found is None:
