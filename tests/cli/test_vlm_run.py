@@ -84,6 +84,10 @@ def test_run_is_asked_by_the_command_from_the_keyboard_and_over_http(capsys, rec
     told = json.loads(out)
     assert code == 0
     assert told["question"] == "What is it?"
+    both = [recipe.parent / f"things_1_{j}.png" for j in range(2)]
+    code, out, _ = command(capsys, "predict", run, *both, "--together", "--ask", "<image> or <image>?", "--json")
+    assert code == 0
+    assert json.loads(out)["file"] == " ".join(map(str, both))
     monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\nAnd why?\n\n"))
     code, out, _ = command(capsys, "predict", run, picture, "--json")
     typed = [json.loads(line) for line in out.splitlines()]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from perdure.errors import Interrupted
+from perdure.files.tensor_files import shapes
 from perdure.loop import run, seed_everything
 from perdure.methods.lora_sequential import Config as SequentialConfig
 from perdure.methods.lora_sequential import LoraSequential
@@ -128,6 +129,7 @@ def test_export_is_a_folder_that_transformers_loads_and_that_answers_the_same(vl
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     first = AutoModelForImageTextToText.from_pretrained(tiny_vlm.folder(vlm_root, family))
     assert theirs.state_dict().keys() == first.state_dict().keys()
+    assert shapes(str(tmp_path / "model")) == shapes(str(tiny_vlm.folder(vlm_root, family)))
     answer = method.predictor(None)
     for asked in tiny_vlm.questions():
         said = [{"type": "image", "image": image} for image in asked.inputs.get("image", [])]

@@ -7,6 +7,7 @@ import torch
 
 from perdure.errors import Interrupted, MissingExtra, RecipeError
 from perdure.families.instruction import stacked
+from perdure.files.tensor_files import shapes
 from perdure.methods.sefe import Config, Sefe
 from perdure.models import vlm
 from tests import tiny_vlm
@@ -45,6 +46,7 @@ def test_updates_are_learned_beside_quantized_weights_resumed_and_exported(vlm_r
     method.export(tmp_path / "model")
     plain = vlm.load(vlm.Config(weights=str(tmp_path / "model"), dtype=settings["dtype"]))
     assert not hasattr(plain.model.config, "quantization_config")
+    assert shapes(str(tmp_path / "model")) == shapes(str(tiny_vlm.folder(vlm_root, "qwen2_vl")))
     for name, m in method.adapters.matrices.items():
         a, b = stacked.factors(m.layer.base_layer)
         weight = plain.language_model.get_submodule(name).weight

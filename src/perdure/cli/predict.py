@@ -21,6 +21,7 @@ EXAMPLES = """
 perdure predict runs/mg_clip-microworld/seed_0 cat.jpg
 perdure predict runs/mg_clip-cifar100/seed_0 photos/ --top 5 --json
 perdure predict runs/sefe-microworld/seed_0 --ask "What is in the picture?" cat.jpg
+perdure predict runs/sefe-coin_qwen/seed_0 --ask "What has changed?" --together before.jpg after.jpg
 perdure predict runs/rlcf_retrieval-microworld/seed_0 photos/ --ask "a dog on a beach" --index photos.index --top 5
 perdure predict runs/php-microworld/seed_0 clips/ --task AVE
 perdure predict --method rlcf_encoder --classes "cat,dog,red panda" photos/ --html before_and_after.html
@@ -62,6 +63,7 @@ def command(
     unknown_below: Annotated[
         float, typer.Option("--unknown-below", min=0, max=1, metavar="P", help="a run's answers less probable: unknown")
     ] = 0.0,
+    together: Annotated[bool, typer.Option("--together", help="one question about all images at once")] = False,
     find: Annotated[str, typer.Option("--find", help="rank the images by this text, adapted to by RLCF")] = "",
 ) -> None:
     """Answer for files with what a run has learned: classes, captions, answers, events, masks, or what is found.
@@ -85,7 +87,8 @@ def command(
     if masks is not None:
         require_folder(masks, setting="--masks")
     how = {"top": top, "task": task, "unknown_below": unknown_below, "unreadable": "skip"}
-    _answer(run, files or [], ask, form=form, device=device, index=index, masks=masks, how=how)
+    given = [_joined(_images(files or []))] if together else files or []
+    _answer(run, given, ask, form=form, device=device, index=index, masks=masks, how=how)
 
 
 def _images(given: Sequence[Path]) -> list[Path]:
@@ -97,9 +100,14 @@ def _images(given: Sequence[Path]) -> list[Path]:
     raise DataError("no image there", where=named, expected=", ".join(sorted(SUFFIXES)))
 
 
+def _joined(images: Sequence[Path]) -> dict[str, Any]:
+    """Several images that one question is about."""
+    return {"image": list(images), "name": " ".join(map(str, images))}
+
+
 def _answer(
     run: Path,
-    files: Sequence[Path],
+    files: Sequence[Any],
     ask: str,
     *,
     form: Form,
@@ -130,7 +138,7 @@ def _answer(
 
 
 def _rows(
-    loaded: Any, kind: str, files: Sequence[Path], ask: str, index: Path | None, how: dict[str, Any]
+    loaded: Any, kind: str, files: Sequence[Any], ask: str, index: Path | None, how: dict[str, Any]
 ) -> list[dict[str, Any]]:
     from perdure import device_memory
 

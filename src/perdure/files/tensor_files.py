@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 MOST = 100_000_000
 """Bytes of a header, as the format allows at most."""
 
 
+def folder(weights: str, *, revision: str | None = None) -> Path | None:
+    """Where a folder or hub id lies on this machine; None where it does not yet."""
+    here = Path(weights).expanduser()
+    return here if here.is_dir() else _cached(weights, revision)
+
+
 def shapes(weights: str, *, revision: str | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes of tensors by name; empty where nothing is on this machine yet, or it is in another form."""
     found: dict[str, tuple[int, ...]] = {}
-    for file in _files(weights, revision):
+    here = folder(weights, revision=revision)
+    for file in sorted(here.glob("*.safetensors")) if here is not None else ():
         found |= _header(file)
     return found
-
-
-def _files(weights: str, revision: str | None) -> Iterator[Path]:
-    folder: Path | None = Path(weights).expanduser()
-    if not folder.is_dir():
-        folder = _cached(weights, revision)
-    if folder is not None:
-        yield from sorted(folder.glob("*.safetensors"))
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

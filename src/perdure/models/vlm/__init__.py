@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.errors import UnreadableExample
+from perdure.files import tensor_files
 from perdure.images import open_image
 from perdure.models.language_model import IGNORE, AnswerLimits, LanguageModel, images_of
 from perdure.models.vlm import batches, checkpoint, quantized
@@ -238,9 +239,10 @@ class Vlm(LanguageModel):
             quantized.save(self.model, folder, state)
 
     def save_processor(self, folder: Path) -> bool:
-        """The processor; and, from a checkpoint's folder, the files that older programs look for."""
+        """The processor; and, from the checkpoint, the files that older programs look for."""
         self.processor.save_pretrained(str(folder))
-        for file in (Path(self.name).expanduser() / name for name in checkpoint.BESIDE):
+        first = tensor_files.folder(self.name)
+        for file in (first / name for name in checkpoint.BESIDE) if first is not None else ():
             if file.is_file() and not (folder / file.name).exists():
                 shutil.copy(file, folder / file.name)
         return True
