@@ -18,7 +18,7 @@ from perdure.testing import check_method
 from tests import tiny_vlm
 from tests.every_method import MERGES
 
-FAMILIES = ("qwen2_vl", "qwen3_vl", "internvl", "llava_next", "smolvlm", "gemma3")
+EACH = [*((family, "sefe") for family in tiny_vlm.FAMILIES), *((f, "lora_sequential") for f in ("qwen2_vl", "gemma3"))]
 TUNING = replace(tiny_vlm.TUNING, batch_size=2, epochs=2)
 
 
@@ -62,8 +62,7 @@ def same(one, other):
     return one == other
 
 
-@pytest.mark.parametrize("name", ["lora_sequential", "sefe"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "name"), EACH)
 def test_two_tasks_stopped_in_the_second_and_resumed_give_the_same_bits(vlm_root, tmp_path, family, name):
     straight, scores, penalties = learned(made(vlm_root, family, name), tmp_path / "straight")
     assert [(r["after"], r["asked"]) for r in scores.rows] == [(0, 0), (1, 0), (1, 1)]
@@ -119,7 +118,7 @@ def test_accumulating_cuts_a_batch_by_examples(vlm_root):
         torch.testing.assert_close(parts[name], weight, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "smolvlm", "gemma3"])
+@pytest.mark.parametrize("family", tiny_vlm.FAMILIES)
 def test_export_is_a_folder_that_transformers_loads_and_that_answers_the_same(vlm_root, tmp_path, family):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -3,7 +3,7 @@
 Chen et al., SEFE: Superficial and Essential Forgetting Eliminator for Multimodal Continual Instruction Tuning,
 2025 (arXiv 2505.02486). Its other half, answer-style diversification, is a matter of the data: name a file of
 `perdure prepare asd` as the stream's training file. `regularize: false` gives plain low-rank tuning.
-Needs: 24 GB GPU memory for 7 B parameters, 13 GB disk for each checkpoint.
+Needs: 24 GB GPU memory for 7 B parameters, 1.7 GB more for each task (rank 128, half precision).
 
 Knows the updates' key elements and their penalty. Does not know data sets or scores.
 """
