@@ -49,6 +49,7 @@ class LoraRouter:
 
     Config = Config
     answers = frozenset({"instruct"})
+    not_merged = "each task has an update of its own"
 
     def __init__(self, config: Config, *, llm: LanguageModel, clip: Clip) -> None:
         self.config, self.llm, self.clip = config, llm, clip.requires_grad_(False)
