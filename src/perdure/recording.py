@@ -84,7 +84,8 @@ def card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder: 
     data = manifest.get("data", {})
     # A stream of several data sets lists theirs.
     data = {str(item.get("name", i)): item for i, item in enumerate(data)} if isinstance(data, list) else data
-    return make_card(
+    tolerance = _tolerance(asked, folder)
+    made = make_card(
         recipe=recipe.to_mapping(asked),
         scores=scores.to_json(),
         weights={role: model.provenance() for role, model in built.models.items() if hasattr(model, "provenance")},
@@ -98,9 +99,9 @@ def card(asked: Recipe, built: Built, scores: Scores, runtime: Runtime, folder: 
         peak_memory=runtime.peak_memory(),
         origins={name: setting.origin for name, setting in settings.items()},
         facts=facts,
-        tolerance=_tolerance(asked, folder),
         repository=Path.cwd(),
     )
+    return made | ({"tolerance": tolerance} if tolerance else {})
 
 
 def settings_digest(asked: Recipe) -> str:

@@ -45,7 +45,6 @@ def make_card(
     code: Mapping[str, Any] | None = None,
     origins: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
-    tolerance: Mapping[str, Any] | None = None,
     repository: Path | None = None,
 ) -> dict[str, Any]:
     """The card as JSON-ready dict.
@@ -59,7 +58,6 @@ def make_card(
         wall_seconds, peak_memory: of the whole run, resumed parts included; bytes, ``{"resident": ..., "gpu": ...}``.
         origins: dotted setting -> "default", "file:line" or "command line".
         facts: the method's own (``extra_parameters``, ``stored_bytes``, ...).
-        tolerance: how far numbers move by threads, test batches, processes or device, as was measured.
         repository: a folder in the git work tree whose state is noted beside perdure's own; None for none.
     """
     own = dict(facts or {})
@@ -75,7 +73,6 @@ def make_card(
         "extra_parameters": own.pop("extra_parameters", None),
         "stored_bytes": own.pop("stored_bytes", None),
         "facts": own,
-        **({"tolerance": dict(tolerance)} if tolerance else {}),
         **_costs(device, wall_seconds, peak_memory),
         "versions": versions(),
         "git": {"perdure": _state_at_start(), "folder": git_state(repository) if repository else None},
