@@ -314,19 +314,28 @@ def _turned_wrong(asked: Asked, *, all_of: bool = False) -> list[dict[str, Any]]
     """Examples that were right and are wrong."""
     records, now = _same(asked)
     graded = zip(records, now, grades(records, asked.metric), grades(now, asked.metric))
-    found = [(was, record) for was, record, good, bad in graded if good > bad and good >= 0.5 > bad]
-    rows = [{"task": asked.name, "id": r["id"], **_words(asked, was, r)} for was, r in found]
+    found = [row for row in graded if row[2] > row[3] and row[2] >= 0.5 > row[3]]
+    rows = [{"task": asked.name, "id": row[1]["id"], **_words(asked, *row)} for row in found]
     return rows if all_of else rows[:SHOWN]
 
 
-def _words(asked: Asked, was: Record, record: Record) -> dict[str, Any]:
-    if "predicted" not in record:
-        return {"before": was.get("prediction", was.get("caption")), "after": record.get("prediction", "")}
+def _words(asked: Asked, was: Record, record: Record, good: float, bad: float) -> dict[str, Any]:
+    """What was answered; of clips, which say it at length, how right it was in percent."""
+    for said in ("prediction", "caption"):
+        if said in record:
+            return {"before": was.get(said), "after": record[said]}
+    if not _classified(record):
+        return {"before": _percent(good), "after": _percent(bad)}
     return {
         "target": _name(asked, record["target"]),
         "before": _name(asked, was["predicted"]),
         "after": _name(asked, record["predicted"]),
     }
+
+
+def _classified(record: Record) -> bool:
+    """Whether an answer is one class of an image."""
+    return isinstance(record.get("target"), int) and isinstance(record.get("predicted"), int)
 
 
 def _name(asked: Asked, label: int) -> str:
@@ -336,7 +345,7 @@ def _name(asked: Asked, label: int) -> str:
 def _by_class(asked: Asked) -> list[dict[str, Any]]:
     """Accuracy of each class before and after; those that lost most first."""
     before, after = _same(asked) if asked.before else ([], list(asked.after))
-    if not after or "predicted" not in after[0]:
+    if not after or not _classified(after[0]):
         return []
     found: dict[int, list[list[bool]]] = {}
     for i, record in enumerate(after):
