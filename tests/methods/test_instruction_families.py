@@ -16,7 +16,7 @@ from perdure.models import vlm
 from perdure.runtime import Runtime
 from perdure.testing import check_method
 from tests import tiny_vlm
-from tests.every_method import MERGES
+from tests.every_method import MERGES, METHODS
 
 EACH = [*((family, "sefe") for family in tiny_vlm.FAMILIES), *((f, "lora_sequential") for f in ("qwen2_vl", "gemma3"))]
 TUNING = replace(tiny_vlm.TUNING, batch_size=2, epochs=2)
@@ -155,3 +155,32 @@ def test_a_tasks_update_is_a_peft_folder_for_the_plain_checkpoint(vlm_root, tmp_
     both = PeftModel.from_pretrained(both, str(tmp_path / "adapters" / "02_task_1")).merge_and_unload().eval()
     for name, weight in method.adapters.weights().items():
         torch.testing.assert_close(both.get_submodule(method.adapters.names[name]).weight, weight)
+
+
+BASELINES = sorted(
+    n for n, tiny in METHODS.items() if "instruct" in tiny.streams and n not in ("sefe", "lora_sequential")
+)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_other_method_learns_two_tasks_with_a_trained_projector_and_its_state_answers_alike(vlm_root, name):
+    def method():
+        tiny = METHODS[name]
+        roles = {**tiny.roles, "llm": lambda: model(vlm_root, "qwen2_vl", tune="language+projector")}
+        return replace(tiny, roles=roles).make()
+
+    seed_everything(0)
+    first, runtime = method(), Runtime(device="cpu", quiet=True)
+    before = {n: p.clone() for n, p in first.llm.projector_state().items()}
+    for task in tiny_vlm.tasks():
+        runtime.task = task.index
+        first.learn(task, runtime)
+    changed = any(not torch.equal(before[n], p) for n, p in first.llm.projector_state().items())
+    assert changed == (name != "zero_shot_llm")
+    seed_everything(0)
+    again = method()
+    again.load_state_dict(first.state_dict())
+    batch = first.collate([first.preprocess(e, False) for e in tiny_vlm.questions()])
+    answers, others = (m.predictor(None)(batch) for m in (first, again))
+    assert getattr(answers, "predictions", answers) == getattr(others, "predictions", others)
+    assert len(getattr(answers, "predictions", answers)) == 5
