@@ -18,7 +18,7 @@ from perdure.cli import main
 from perdure.errors import Interrupted
 from perdure.reporting import load
 from perdure.run_folder import lock, run_files
-from perdure.sweeping import record, searching
+from perdure.sweeping import costs, record, searching
 from perdure.sweeping.conducting import conduct
 from perdure.sweeping.executors import Place
 from tests.sweeping import small
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
     """Two settings and two seeds, finished."""
     folder = tmp_path_factory.mktemp("sweep")
     plan = small.study(folder, grid={"method.lr": [0.01, 0.1]}, seeds=(0, 1))
-    return folder, plan, conduct(plan, LOCAL, small.silent)
+    return folder, plan, conduct(plan, small.Here(), small.silent)
 
 
 def test_each_run_is_that_of_perdure_run(finished, tmp_path):
@@ -77,6 +77,10 @@ def test_the_same_again_trains_nothing_and_other_values_join_in(finished, here, 
     assert before.items() <= {f: f.read_bytes() for f in plan.folder.rglob("card.json")}.items()
     assert len(record.read(plan.folder)["cells"]) == 5
     assert record.settings_tried(plan.folder, "small", phase="grid") == 3
+    more = small.study(folder, grid={"method.lr": [0.01, 0.1, 0.3]}, seeds=(0, 1))
+    found = costs.cost(more, measure=False)
+    assert found is not None and found.seconds > 0 and found.disk > 10_000 and "finished runs" in found.basis
+    assert costs.cost(small.study(folder, settings={"run.out": str(folder / "other")}), measure=False) is None
     with pytest.raises(SystemExit):
         main(["sweep", "status", str(plan.folder), "--json"])
     told = json.loads(capsys.readouterr().out)
