@@ -173,11 +173,14 @@ def test_without_a_chat_model_rules_are_done_and_the_rest_is_reported():
 def test_faulty_and_longer_records_stay_and_are_counted():
     long = record(1, "a?", "b")
     long["conversations"] *= 2
-    source = [record(0, "a?", ""), long, *records("question", 98)]
+    two = record(2, "a?", "b", "0.png") | {"image": ["0.png", "1.png"]}
+    two["conversations"][0]["value"] = "<image><image>\nSame?"
+    source = [record(0, "a?", ""), long, two, *records("question", 98)]
     made = diversify(source, task="t", kind="question", share=20, chat=Writer())
     assert made.manifest["not_considered"] == {
         "faulty records": 1,
         "records of several rounds, or letters without options": 1,
+        "records of several images, which no request can show": 1,
     }
 
 

@@ -55,7 +55,8 @@ class Conversations:
         self.escapes = self._escapes()
         """Whether control tokens in a text can be read as text."""
         self.variables = self._stable()
-        self.ends = list(dict.fromkeys([*ends, *self._end_mark()]))
+        own = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        self.ends = list(dict.fromkeys([*own, *ends, *self._end_mark()]))
         self.require_end()
 
     def question(self, text: str, images: Sequence[Any], where: str) -> dict[str, Tensor]:
