@@ -30,7 +30,7 @@ HOST, BOUNDARY = "127.0.0.1", "edge"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, help="a run with versions 1 and 2")
+    parser.add_argument("--run", type=Path, help="a run with one update")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -54,13 +54,14 @@ def main() -> None:
 
 
 def make_run(folder: Path) -> Path:
-    """Forty classes in four tasks, and a copy as version 2."""
+    """Forty classes in four tasks, and a copy of the run as the version after it."""
     from perdure import api, recipe
+    from perdure.run_folder import versions
 
     settings = ("stream.step=10", "stream.train_per_class=10", "stream.test_per_class=2", "method.epochs=2")
     asked = recipe.load("rapf/microworld", [*settings, "run.seeds=[0]", f"run.out={folder}"])
     run = api.execute(asked, quiet=True)[0].folder
-    second = run / "versions" / "000002"
+    second = versions.version_folder(run, versions.own_number(run) + 1)
     second.mkdir(parents=True)
     for name in ("recipe.yaml", "tasks.json", "calibration.json"):
         if (run / name).is_file():
@@ -158,7 +159,8 @@ def measure(server: Server, clients: int, seconds: float, *, batch: int, promote
 def move_pointer(run: Path) -> None:
     from perdure.run_folder import versions
 
-    versions.point(run, 3 - versions.current(run), by="benchmark")
+    own = versions.own_number(run)
+    versions.point(run, own if versions.current(run) > own else own + 1, by="benchmark")
 
 
 def show(row: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from perdure import api, prediction, updating
 from perdure.errors import CheckpointError
 from perdure.files.text_files import read_json
-from perdure.run_folder import versions
+from perdure.run_folder import promoting, versions
 from perdure.serving.app import Settings, make
 from perdure.settings.config import Named
 from perdure.streams import contents, one_task
@@ -118,3 +118,26 @@ def test_a_version_that_answers_otherwise_than_when_it_was_tested_is_not_served(
             time.sleep(0.02)
         health = client.ask("GET", "/health")[1]
     assert health["version"] == 2 and health["refused"]["version"] == 3
+
+
+def test_three_weeks_of_updates_are_served_the_while_one_refused_and_one_rolled_back(made, run, tmp_path):
+    def answers(number):
+        until = time.monotonic() + 20
+        while client.ask("GET", "/health")[1]["version"] != number and time.monotonic() < until:
+            time.sleep(0.02)
+        status, body = client.form(("file", picture), ("top", "9"))
+        return status, body["version"], len(body["predictions"][0]["answers"])
+
+    picture = next((made / "base" / "ant").glob("*.png")).read_bytes()
+    wrong = pictures.folder(tmp_path / "wrong", "ant bee cat dog", colors="dog cat bee ant", n=12, kind=5)
+    with serving(make(run, Settings(every=0.05, shadow="candidate"))) as client:
+        assert answers(2) == (200, 2, 4)
+        assert update(run, made / "week").current and answers(3) == (200, 3, 6)
+        refused = updating.update(run, wrong, quiet=True, gate={"retention": 5}, overrides=["method.epochs=20"])
+        assert not refused.current and answers(3) == (200, 3, 6)
+        assert update(run, pictures.folder(tmp_path / "later", "gnu", kind=1)).number == 5 and answers(5) == (200, 5, 7)
+        promoting.rollback(run, reason="complaints")
+        assert answers(3) == (200, 3, 6)
+        assert client.ask("GET", "/health")[1]["refused"] is None
+    rows = [(v.number, v.parent, v.current) for v in versions.listed(run)]
+    assert rows == [(1, None, False), (2, 1, False), (3, 2, True), (4, 3, False), (5, 3, False)]
