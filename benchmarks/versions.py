@@ -86,7 +86,8 @@ def cost(name: str, root: Path, weights: Path, data: Path) -> dict[str, Any]:
 
 
 def memory(run: str) -> dict[str, float]:
-    """Resident megabytes (10^6) of one version, of two, and of two that share what is equal, above those of Python."""
+    """Megabytes (10^6) that one version takes when it has answered, two, and two that share what is equal, above those
+    of Python. A page that two mappings of one weights file have in common counts once (PSS, Linux)."""
     import gc
 
     import psutil
@@ -94,17 +95,22 @@ def memory(run: str) -> dict[str, float]:
     from perdure import prediction
     from perdure.serving.sharing import share
 
-    def resident() -> float:
+    def taken() -> float:
         gc.collect()
-        return psutil.Process().memory_info().rss / 1e6
+        return psutil.Process().memory_full_info().pss / 1e6
 
-    before = resident()
-    one = prediction.load(f"{run}@1", device="cpu")
-    first = resident()
-    two = prediction.load(f"{run}@2", device="cpu")
-    second = resident()
+    def loaded(number: int) -> Any:
+        model = prediction.load(f"{run}@{number}", device="cpu")
+        model.predict(np.zeros((32, 32, 3), np.uint8))
+        return model
+
+    before = taken()
+    one = loaded(1)
+    first = taken()
+    two = loaded(2)
+    second = taken()
     shared = share(two.opened.method, one.opened.method)
-    found = {"one": first - before, "two": second - before, "two_sharing": resident() - before, "shared": shared / 1e6}
+    found = {"one": first - before, "two": second - before, "two_sharing": taken() - before, "shared": shared / 1e6}
     return {name: round(value, 1) for name, value in found.items()}
 
 
