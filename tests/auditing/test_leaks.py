@@ -259,6 +259,12 @@ def test_settings_chosen_on_the_test_are_caught():
     assert claims.chosen_on_test(subject(card={"selection": chosen})).verdict == "leaks"
     assert claims.chosen_on_test(subject(card={"selection": {**chosen, "on": "validation"}})).verdict == "passes"
     assert claims.chosen_on_test(subject()).verdict == "not applicable"
+    study = {"sweep": "rates", "settings": 1, "choice": {"by": "first-task", "metric": "accuracy", "tried": 9}}
+    found = claims.chosen_on_test(subject(card={"study": study}))
+    assert (found.verdict, found.seen) == ("passes", "the best of 9 by accuracy on first-task")
+    found = claims.chosen_on_test(subject(card={"study": {"sweep": "rates", "settings": 9}}))
+    assert found.verdict == "not applicable"
+    assert "one of 9 settings" in found.seen
 
 
 def test_seeds_that_do_not_differ_are_caught(tmp_path):

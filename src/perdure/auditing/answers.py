@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from perdure.auditing.finding import Finding, Subject
+from perdure.auditing.finding import FAULTS, Finding, Subject
 from perdure.errors import PerdureError
 from perdure.evaluate import evaluate, predicting, read_records
 from perdure.testing.running import close
@@ -197,7 +197,7 @@ def _compared(
             found = moved(it, one(group, batch), other(group, batch))
         except PerdureError as refused:
             return Finding(check, done.format(n=batch), f"the method refuses: {refused}", "not applicable")
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as fault:
+        except FAULTS as fault:
             said = f"the method fails when it is asked so ({type(fault).__name__}: {fault})"
             return Finding(check, done.format(n=batch), said[:200], "not applicable")
         differing, compared, largest = differing + found[0], compared + found[2], max(largest, found[1])

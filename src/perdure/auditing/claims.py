@@ -12,13 +12,18 @@ from perdure.auditing.finding import Finding, Subject
 
 
 def chosen_on_test(it: Subject) -> Finding:
-    """What a sweep wrote of its choice: `selection` in the card."""
-    check, done = "settings were not chosen on the test", "`selection` in card.json read, which a sweep writes"
-    chosen = it.card.get("selection")
-    if not chosen:
-        return Finding(check, done, "no sweep chose settings; a choice by hand leaves no trace", "not applicable")
-    of = f"the best of {chosen.get('size', '?')} by {chosen.get('metric', '?')} on {chosen.get('on', '?')}"
-    return Finding(check, done, of, "leaks" if chosen.get("on") == "test" else "passes")
+    """What a sweep wrote of its choice into the card: `study` of perdure's own, `selection` of any other."""
+    check, done = "settings were not chosen on the test", "what a sweep wrote into card.json read"
+    study = it.card.get("study") or {}
+    choice = study.get("choice") or {}
+    own = {"on": choice.get("by"), "metric": choice.get("metric"), "size": choice.get("tried")} if choice else {}
+    if chosen := it.card.get("selection") or own:
+        of = f"the best of {chosen.get('size', '?')} by {chosen.get('metric', '?')} on {chosen.get('on', '?')}"
+        return Finding(check, done, of, "leaks" if chosen.get("on") == "test" else "passes")
+    if study.get("settings", 1) > 1:
+        of = f"one of {study['settings']} settings, of which the sweep chose none"
+        return Finding(check, done, f"{of}: the best by these tests would be chosen on the test", "not applicable")
+    return Finding(check, done, "no sweep chose settings; a choice by hand leaves no trace", "not applicable")
 
 
 def seeds_differ(it: Subject) -> Finding:

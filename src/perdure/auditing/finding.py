@@ -18,6 +18,10 @@ Verdict = Literal["passes", "leaks", "by protocol", "not applicable"]
 to the tests in their order."""
 
 
+FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a method may raise where it is asked in a way that it does not know: no leak, and no end of the audit."""
+
+
 class Finding(NamedTuple):
     """Of one experiment."""
 

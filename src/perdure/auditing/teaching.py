@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from perdure.auditing.answers import ask, moved
-from perdure.auditing.finding import Finding, Subject
+from perdure.auditing.finding import FAULTS, Finding, Subject
 from perdure.errors import PerdureError
 from perdure.evaluate import predicting
 from perdure.runtime.devices import seed_torch
@@ -46,8 +46,9 @@ def later_classes(it: Subject) -> Finding:
         with predicting(method, it.runtime):
             method.predictor(last)
         differing, largest, compared = moved(it, before, ask(it, first, tests, batch=4, method=method))
-    except PerdureError as refused:
-        return Finding(check, done, f"none is named early; the rest is refused: {refused}", "not applicable")
+    except (PerdureError, *FAULTS) as refused:
+        said = f"none is named early; the rest is refused ({type(refused).__name__}): {refused}"
+        return Finding(check, done, said[:300], "not applicable")
     seen = f"{differing} of {compared} answers to the first task differ, by up to {largest:.2g}"
     return Finding(check, done, seen, "leaks" if differing else "passes")
 
@@ -59,8 +60,9 @@ def tests_unread(it: Subject) -> Finding:
     watched = _Watched(first.test)
     try:
         _taught(it, replace(first, test=watched))
-    except PerdureError as refused:
-        return Finding(check, done, f"the method refuses: {refused}", "not applicable")
+    except (PerdureError, *FAULTS) as refused:
+        said = f"the method refuses ({type(refused).__name__}): {refused}"
+        return Finding(check, done, said[:300], "leaks" if watched.read else "not applicable")
     return Finding(check, done, watched.read or "none was read", "leaks" if watched.read else "passes")
 
 
