@@ -27,13 +27,13 @@ from typing import Any
 
 RECIPES = {
     "er/digits": (),
-    "mg_clip/microworld": ("stream.train_per_class=20",),
-    "ranpac/microworld": (),
-    "tpt_prompt/microworld": ("stream.test_per_class=2",),
-    "clipcap/microworld": (),
+    "mg_clip/microworld": ("stream.train_per_class=20", "stream.test_per_class=40"),
+    "ranpac/microworld": ("stream.train_per_class=50", "stream.test_per_class=40"),
+    "tpt_prompt/microworld": ("stream.limit=40",),
+    "clipcap/microworld": ("stream.train.train_scenes=600",),
 }
 """Rehearsal, class-incremental CLIP, a frozen backbone, test-time adaptation, captions; with settings that keep each
-below a minute."""
+below half a minute."""
 SETTINGS = ("run.device=cpu", "run.threads=1", "run.seed=0")
 RUN = """
 import sys, time, psutil
