@@ -132,6 +132,12 @@ def test_the_command_says_it_in_80_columns_and_in_json(capsys, monkeypatch):
     assert {part["name"] for part in found["parts"]} == {"start", "learn", "test", "save"}
 
 
+def test_one_of_several_processes_measures_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert left_with(["check", "sgd/digits", "--forecast"]) == 2
+    assert "one process" in capsys.readouterr().err
+
+
 def test_json_goes_with_a_forecast(capsys):
     assert left_with(["check", "sgd/digits", "--json"]) == 2
     assert "--forecast" in capsys.readouterr().err

@@ -5,12 +5,14 @@ Knows which experiments there are and how their findings are kept. Does not know
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from perdure import api, recipe
 from perdure.auditing import answers, claims, copies, teaching
 from perdure.auditing.finding import Finding, Subject
+from perdure.errors import RecipeError
 from perdure.files.written_whole import write_json
 from perdure.run_folder import run_files
 from perdure.types import Stream
@@ -45,6 +47,8 @@ def audit(run: str | Path, *, count: int = 32, device: str = "auto") -> list[Fin
         DataError: its data are not here.
     """
     folders = seeds_of(Path(run))
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise RecipeError("an audit is made in one process", expected="no launcher before the command")
     opened = api.reopen(folders[0], device=device)
     stream: Stream = recipe.build_stream(opened.recipe)
     asked = opened.recipe

@@ -10,6 +10,7 @@ after the first and after the last task, because each asks among more candidates
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ import numpy as np
 
 from perdure import loop, recording
 from perdure import recipe as recipes
+from perdure.errors import RecipeError
 from perdure.files.text_files import to_json
 from perdure.recipe import Recipe
 from perdure.recipe.plan import largest_batch, passes
@@ -95,8 +97,10 @@ def forecast(asked: Recipe, stream: Stream | None = None, *, began: float | None
 
     Raises:
         TrainingError: a loss is not finite.
-        DataError, RecipeError, WeightsError: as `perdure run`.
+        DataError, RecipeError, WeightsError: as `perdure run`; or this is one of several processes.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise RecipeError("a forecast is measured in one process", expected="no launcher before the command")
     asked = asked.for_seed(asked.seeds[0])
     before = 0.0 if began else clocks()[1]
     began = began or time.time()
