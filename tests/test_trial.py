@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from perdure import recipe
 from perdure.cli import main
@@ -43,6 +44,34 @@ def test_passes_are_read_from_settings_of_any_depth():
     asked = recipe.load("mg_clip/digits", ["method.epochs=auto", "method.visual_epochs=0"])
     assert [(p.setting, p.epochs) for p in plan.passes(asked)] == [("epochs", "auto")]
     assert plan.passes(recipe.load("continual_clip/digits")) == []
+
+
+def test_a_stage_is_not_ended_before_what_is_decided_after_an_epoch():
+    """Early stopping asks after each epoch; what learns by its answer needs one."""
+    from perdure import loading, training
+    from perdure.testing.miniature import Miniature
+
+    runtime, asked = Miniature(device="cpu", quiet=True), []
+    weight = torch.ones(1, requires_grad=True)
+    batches = loading.TensorBatches({"x": torch.ones(12)}, batch_size=2, runtime=runtime, stage="s")
+    settings = training.Fit(lr=0.1, epochs=4)
+
+    def until(epoch):
+        asked.append(epoch)
+        return False
+
+    for stage, given in (("plain", None), ("stopping", until)):
+        training.fit(
+            lambda batch: (weight * batch["x"]).mean(),
+            {"w": weight},
+            batches,
+            settings,
+            runtime=runtime,
+            stage=stage,
+            until=given,
+        )
+    assert [len(stage.times) for stage in runtime.stages] == [1, 6]
+    assert asked == [0]
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def fit(
     trained = {f"{i}/{n}": p for i, group in enumerate(groups) for n, p in group.parameters.items()}
     saved = {"parameters": trained, "optimizer": _FlatOptimizer(optimizer), "history": history, **scaler}
     steps = runtime.steps(stage, total=settings.epochs * per_epoch, state={**saved, **(keep or {})})
+    steps.together = per_epoch if until is not None else 1
     guard = Finite(steps, tensors)
     epoch_batches = None
     for step in steps:

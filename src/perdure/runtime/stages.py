@@ -66,6 +66,8 @@ class Steps:
         self.begin, self.finished = self._restore()
         self.shown: dict[str, Any] = {}
         """Values beside the progress bar."""
+        self.together = 1
+        """Steps after which the stage may first be ended early: an epoch, where something is decided at its end."""
         self.before_save = lambda: None
         """Called before a save; may raise to keep the last good checkpoint."""
         if self.begin and not self.finished:

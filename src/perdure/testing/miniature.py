@@ -153,7 +153,8 @@ class _FirstSteps(Steps):
             now = clocks()
             self.record.times.append(now - began)
             began, made = now, len(self.record.times)
-            if made == self.limit or (made > 2 and now[0] - start[0] > self.patience):
+            enough = made >= self.limit or (made > 2 and now[0] - start[0] > self.patience)
+            if enough and made >= self.together:
                 self.stop()
 
 
