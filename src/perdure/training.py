@@ -131,8 +131,7 @@ def fit(
     saved = {"parameters": trained, "optimizer": _FlatOptimizer(optimizer), "history": history, **scaler}
     steps = runtime.steps(stage, total=settings.epochs * per_epoch, state={**saved, **(keep or {})})
     steps.together = per_epoch if until is not None else 1
-    guard = Finite(steps, tensors)
-    epoch_batches = None
+    guard, epoch_batches = Finite(steps, tensors), None
     for step in steps:
         epoch, within = divmod(step, per_epoch)
         if epoch_batches is None or within == 0:
