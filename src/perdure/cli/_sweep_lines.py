@@ -191,7 +191,7 @@ def ended(tally: Tally) -> list[str]:
     folder = tally.plan.folder
     phase = "chosen" if tally.choices else "grid"
     done = [c for c in tally.cells if c.phase == phase and tally.outcomes[c.key].state == "finished"]
-    lines = [chosen(vars(choice)) for choice in tally.choices]
+    lines = [chosen(vars(choice)) for choice in tally.choices] + ([tally.remark] if tally.remark else [])
     if done:
         place = folder / "chosen" if tally.choices else folder
         pages = report([cell.folder for cell in done], place)

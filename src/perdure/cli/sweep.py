@@ -111,12 +111,18 @@ def _sweep(
     quiet: bool,
 ) -> int:
     from perdure import sweeping
+    from perdure.errors import RecipeError
     from perdure.sweeping.executors import Place
 
     stated = {key: value or None for key, value in given.items()}
     stated |= {key: _numbers(f"--{key}", given[key]) for key in ("seeds", "fresh")}
     study, places = _study(words, grid, stated | {"methods": _listed(given["methods"])})
     place = Place(**at)
+    if leave and (place.kind != "slurm" or study.select != "none"):
+        why = (
+            "what is chosen is known when all are finished" if study.select != "none" else "nobody else would run them"
+        )
+        raise RecipeError(why, where="--leave", expected="--on slurm, without --select")
     with libraries_aside():
         plan = sweeping.plan(study, places, data=data)
     if not _agreed(plan, place, **how) or how["dry_run"]:

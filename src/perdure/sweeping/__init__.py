@@ -79,10 +79,8 @@ def plan(study: Study, places: Mapping[str, str], *, data: bool = True) -> Plan:
     first: dict[str, Recipe] = {}
     more = choosing.overrides(study)
     for arm in arms:
-        for one in settings:
-            found = faults.of(
-                lambda arm=arm, one=one: runs.loaded(arm, {**_lowest(study), **one}, study, more), places=places
-            )
+        for one in [{**end, **one} for one in settings for end in _ends(study)]:
+            found = faults.of(lambda arm=arm, one=one: runs.loaded(arm, one, study, more), places=places)
             if found is not None:
                 first.setdefault(arm.name, found)
     faults.settle()
@@ -92,7 +90,7 @@ def plan(study: Study, places: Mapping[str, str], *, data: bool = True) -> Plan:
     name = study.name or f"{start.run.name}-sweep"
     folder = start.run.out / name
     cells = [] if study.search else [c for arm in arms for one in settings for c in _cells(arm, one, study, folder)]
-    checked = cells or [c for arm in arms for c in _cells(arm, _lowest(study), study, folder)]
+    checked = cells or [c for arm in arms for c in _cells(arm, _ends(study)[0], study, folder)]
     faults.of(lambda: require_folder(folder, setting="run.out"))
     cut = partial(shards.require, count=study.shards) if study.shards > 1 else None
     streams = runs.require(checked, faults, data=data or study.shards > 1, also=cut)
@@ -118,10 +116,12 @@ def _cells(arm: Arm, settings: Mapping[str, Any], study: Study, folder: Path) ->
     return runs.of_seeds(arm, settings, placed, name, tasks=choosing.tasks(study), phase=phase)
 
 
-def _lowest(study: Study) -> dict[str, Any]:
-    """A value of each range: settings that a search may propose."""
+def _ends(study: Study) -> list[dict[str, Any]]:
+    """The lower ends of all ranges, and the upper ones: settings that a search may propose."""
     ranges = {key: value for key, value in study.grid.items() if not isinstance(value, tuple)}
-    return {key: int(one.low) if one.whole else one.low for key, one in ranges.items()}
+    both = [{key: getattr(one, end) for key, one in ranges.items()} for end in ("low", "high")]
+    both = [{key: int(value) if ranges[key].whole else value for key, value in one.items()} for one in both]
+    return both if ranges else [{}]
 
 
 def _metric(study: Study, streams: Sequence[Any], faults: Faults) -> str:

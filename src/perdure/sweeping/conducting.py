@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from perdure.errors import Interrupted, PerdureError
+from perdure.errors import Interrupted, PerdureError, TrainingError
 from perdure.sweeping import Plan, choosing, final_cells, jobs, record, searching, shards
 from perdure.sweeping.cells import Cell
 from perdure.sweeping.executors import Executor, Place
@@ -112,9 +112,12 @@ def _choose(plan: Plan, tally: Tally) -> None:
     compared = [cell for cell in tally.cells if cell.phase == "search"]
     for arm in plan.arms:
         tried = record.settings_tried(plan.folder, arm.name, phase="search")
-        tally.choices.append(
-            choosing.choose(arm.name, compared, tally.outcomes, study=plan.study, metric=plan.metric, tried=tried)
-        )
+        try:
+            tally.choices.append(
+                choosing.choose(arm.name, compared, tally.outcomes, study=plan.study, metric=plan.metric, tried=tried)
+            )
+        except TrainingError as none:  # the others are chosen all the same
+            tally.remark = "\n".join(filter(None, (tally.remark, str(none))))
     record.note_choices(plan.folder, tally.choices)
 
 
