@@ -61,6 +61,8 @@ def sweep(recipe: str, jobs: int, cells: int) -> dict:
         seconds = {o["key"]: o["seconds"] for o in outcomes}
         first = [max(those, key=lambda o: o["seconds"])["key"] for those in by_process.values()]
         later = [value for key, value in seconds.items() if key not in first]
+        cpu = {o["key"]: o["cpu_seconds"] for o in outcomes}
+        later_cpu = [value for key, value in cpu.items() if key not in first]
         return {
             "recipe": recipe,
             "jobs": jobs,
@@ -68,6 +70,9 @@ def sweep(recipe: str, jobs: int, cells: int) -> dict:
             "wall": round(wall, 2),
             "cpu": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
             "first": [round(seconds[key], 2) for key in first],
+            "first_cpu": [round(cpu[key], 2) for key in first],
+            "later_cpu_median": round(statistics.median(later_cpu), 3),
+            "later_cpu_worst": round(max(later_cpu), 3),
             "later_median": round(statistics.median(later), 3),
             "later_worst": round(max(later), 3),
             "per_hour": round(3600 * len(outcomes) / wall),

@@ -79,27 +79,31 @@ def test_slurm_puts_a_stopped_job_back_into_the_queue_where_it_goes_on(tmp_path,
     pytest.importorskip("submitit")
     plan = small.study(tmp_path, settings={"method.epochs": 300, "run.save_every": 0.5}, seeds=(0, 1))
     place = Place(kind="slurm", jobs=1, options={"cpus-per-task": "1", "time": "10"})
-    first = plan.cells[0]
+    last = plan.cells[1]  # whose number in the queue is that of the whole array, too
     told = []
 
     def stop(*_):
-        numbers = read_json(plan.folder / "slurm/jobs.json")
-        if not told and under_way(first.folder):  # as --signal=TERM@120 does before a job's time is over
-            subprocess.run(["scancel", "--signal=TERM", numbers[first.key]], check=True)
+        number = read_json(plan.folder / "slurm/jobs.json")[last.key]
+        if not told and under_way(last.folder):  # as --signal=TERM@120 does before a job's time is over
+            subprocess.run(["scancel", "--signal=TERM", number], check=True)
             told.append("TERM")
-        elif told == ["TERM"] and sessions(plan.cells[1].folder):  # do not wait two minutes for the requeued one
-            subprocess.run(["scontrol", "update", f"JobId={numbers[first.key]}", "StartTime=now"], check=False)
+        elif told == ["TERM"] and "PENDING" in asked("squeue", "--jobs", number, "--noheader", "--format", "%T"):
+            asked("scontrol", "update", f"JobId={number}", "StartTime=now")  # it would wait two minutes
             told.append("again")
 
     with one_node_slurm.cluster(tmp_path / "slurm") as environment:
         for name in ("SLURM_CONF", "PATH"):
             monkeypatch.setenv(name, environment[name])
-        script = conduct(plan, place, small.silent, leave=True)
-        assert not script.outcomes  # they wait in the queue; the same again follows them
+        left = conduct(plan, place, small.silent, leave=True)
+        assert not left.outcomes  # they wait in the queue; the same again follows them
         tally = conduct(plan, place, stop)
-        jobs = subprocess.run(["scontrol", "show", "job", "-o"], capture_output=True, text=True, check=True).stdout
-    assert tally.count("finished") == 2 and told
+        jobs = asked("scontrol", "show", "job", "-o")
+    assert tally.count("finished") == 2 and told == ["TERM", "again"]
     assert len({number.partition("_")[0] for number in read_json(plan.folder / "slurm/jobs.json").values()}) == 1
     assert "Restarts=1" in jobs and "ArrayTaskThrottle=1" in jobs
-    assert sessions(first.folder) == 2 and "resuming" in (first.folder / "log.txt").read_text()
+    assert sessions(last.folder) == 2 and "resuming" in (last.folder / "log.txt").read_text()
     require_as_if_nothing_had_been(plan.cells, tmp_path)
+
+
+def asked(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

@@ -54,6 +54,8 @@ class Outcome:
     said: str = ""
     """The message, where it is not finished."""
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of its process."""
     fresh: bool = True
     """False if it had been finished before."""
     where: str = ""
@@ -105,4 +107,6 @@ def read(sweep: Path, key: str) -> Outcome | None:
     from perdure.files.text_files import read_json
 
     found = run_files.check(OutcomeFile, read_json(file), where=file, todo="Delete it.")
-    return Outcome(**{name: found[name] for name in ("state", "said", "seconds", "fresh", "where") if name in found})
+    return Outcome(
+        **{name: found[name] for name in ("state", "said", "seconds", "cpu_seconds", "fresh", "where") if name in found}
+    )

@@ -36,12 +36,15 @@ def perform(job: Job, *, patience: float = 0.0) -> Outcome:
     Raises:
         whatever is a fault of ours; all that a user can mend becomes an outcome.
     """
-    began = time.monotonic()
+    began, processor = time.monotonic(), time.process_time()
     with _in(Path(job.here)), _as_of_its_own():
         while (outcome := _outcome(job)).state == "busy" and time.monotonic() - began < patience:
             time.sleep(LOOK_EVERY)
         whole = replace(
-            outcome, seconds=round(time.monotonic() - began, 3), where=f"{socket.gethostname()}, process {os.getpid()}"
+            outcome,
+            seconds=round(time.monotonic() - began, 3),
+            cpu_seconds=round(time.process_time() - processor, 3),
+            where=f"{socket.gethostname()}, process {os.getpid()}",
         )
         jobs.keep(Path(job.sweep), job.key, whole)
     return whole

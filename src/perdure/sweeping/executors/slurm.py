@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -164,16 +165,23 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     `perdure run` does."""
     from perdure.sweeping.performing import perform
 
+    signal.signal(signal.SIGTERM, _leave_at_once)  # until the run takes the signal itself: there is nothing to save
     outcome = perform(Job(**job), patience=1.5 * SILENT_FOR)  # a node that died before may hold its lock a while
     if outcome.state == "stopped":
-        _requeue()
-        sys.exit(STOPPED)
+        _leave_at_once()
     return asdict(outcome)
+
+
+def _leave_at_once(*_: Any) -> None:
+    _requeue()
+    sys.exit(STOPPED)
 
 
 def _requeue() -> None:
     """Back into the queue, unless somebody cancelled the job."""
     number = os.environ.get("SLURM_JOB_ID")
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # whose last job has the number of the whole
+        number = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
     if number is None or (_squeue("--jobs", number, "--format", "%T") or "").strip() != "RUNNING":
         return
     subprocess.run(["scontrol", "requeue", number], check=False, timeout=60)
