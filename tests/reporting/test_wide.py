@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 
 import pytest
 
 from perdure.cli import main
 from perdure.errors import DataError
-from perdure.reporting import load, wide
+from perdure.reporting import load, report, wide
 from tests.reporting.fake_runs import falling, write_run
 
 EXPECT = [{"metric": "average", "value": 91.5, "source": "Doe et al. 2020, Table 2", "note": "one seed"}]
@@ -105,3 +106,10 @@ def test_the_command_prints_the_table_alone_or_writes_it(folder, tmp_path, capsy
     shown = capsys.readouterr().out
     assert "\\begin{tabular}" in shown and shown.endswith(f"{tmp_path / 'table.csv'}\n")
     assert sorted(folder.iterdir()) == before and (tmp_path / "table.csv").read_text().startswith("method,metric,")
+
+
+def test_a_report_of_many_settings_has_room_for_its_figures(tmp_path):
+    folders = [write_run(tmp_path / str(i), matrix=falling(3), settings={"lr": i / 10}) for i in range(1, 16)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of axes without room
+        assert (report(folders, tmp_path / "out")["report.html"]).stat().st_size < 2**20

@@ -84,6 +84,9 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         yield environment
     finally:
         subprocess.run(["scancel", "--user", facts["user"]], env=environment, check=False)
+        until = time.monotonic() + 30  # what runs is ended by slurmd, as long as there is one
+        while time.monotonic() < until and _squeue(environment):
+            time.sleep(0.5)
         for process in reversed(running):
             process.terminate()
         for process in running:
@@ -91,6 +94,12 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _squeue(environment: dict[str, str]) -> str:
+    """Jobs that wait, run or end."""
+    told = subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
 
 
 def _wait(environment: dict[str, str], running: list[subprocess.Popen], folder: Path) -> None:

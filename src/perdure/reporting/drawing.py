@@ -147,6 +147,10 @@ def draw_dots(axes: Axes, at: np.ndarray, middle: Curve, low: Curve, high: Curve
     axes.plot(as_array(middle), at, linestyle="none", marker=marker, markersize=5, color=tint)
 
 
+LEGEND_ROWS, LEGEND_ROW = 4, 0.22
+"""Rows of a legend for which a canvas has room; inches of each further one, which the canvas grows by."""
+
+
 def legend(canvas: Canvas, labels: Sequence[str] = (), *, axes: Axes | None = None) -> None:
     """Below the drawing: the labelled lines of `axes`, or one entry a label in the order of styles (none for one)."""
     from matplotlib.lines import Line2D
@@ -166,6 +170,8 @@ def legend(canvas: Canvas, labels: Sequence[str] = (), *, axes: Axes | None = No
         return
     widest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(len(handles), 70 // (widest + 8)))
+    more = math.ceil(len(handles) / columns) - LEGEND_ROWS
+    canvas.set_figheight(canvas.get_figheight() + max(more, 0) * LEGEND_ROW)
     with style():
         canvas.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9.5)
 
