@@ -64,7 +64,8 @@ def _learned_from(folder: Path, task: int) -> dict[str, Any]:
     learned = tasks[task].get("train", {}) if 0 <= task < len(tasks) else {}
     while parts := manifest.get("parts"):
         manifest = parts[-1]
-    source = manifest.get("source") if isinstance(manifest.get("source"), Mapping) else {}
+    stated = manifest.get("source")
+    source: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
     place = next((source[key] for key in ("root", "path", "table", "shards", "train") if source.get(key)), "")
     words = [str(source.get("name", "")), Path(str(place)).name]
     return {"data": " ".join(filter(None, words)) or None, "examples": learned.get("n")}

@@ -238,7 +238,11 @@ class Service:
         about = (
             {} if model is None else {"kind": model.kind, "classes": list(model.classes), "tasks": list(model.tasks)}
         )
-        also = {"others": self.settings.keep > 0, "feedback": self.inbox is not None, "promote": self.settings.promote}
+        also: dict[str, Any] = {
+            "others": self.settings.keep > 0,
+            "feedback": self.inbox is not None,
+            "promote": self.settings.promote,
+        }
         also["shadow"] = None if self.served.shadow is None else self.served.shadow.version
         return JSONResponse({"run": self.name, "versions": listed, **about, **also})
 

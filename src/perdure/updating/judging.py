@@ -86,7 +86,9 @@ def verdict(found: Planned, method: Any, work: Path, before: Records, runtime: R
         now = _ask(method, probe, _probe_query(probe), found, runtime, after=after)
         names = [*[""] * probe.offset, *probe.candidates]
         last = Asked(name=probe.name, metric=probe.metrics[0], before=before[PROBE], after=now, classes=names)
-    cost = {"bytes": [file.stat().st_size for file in (found.parent.state, checkpoint_file(work))]}
+    cost: dict[str, list[float]] = {
+        "bytes": [file.stat().st_size for file in (found.parent.state, checkpoint_file(work))]
+    }
     if found.gate.seconds is not None:
         cost["seconds"] = _seconds(found, method, runtime)
     said = gate.judge(found.gate, earlier=asked[:-1], new=asked[-1], probe=last, cost=cost)
