@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perdure.data.microworld import draws
-from perdure.data.microworld.scenes import MOST, RADIUS, REACH, SHAPES, Scenes
+from perdure.data.microworld.scenes import CLOSE, MOST, RADIUS, REACH, SHAPES, Scenes
 
 Pictures = NDArray[np.uint8]
 Plane = NDArray[np.float32]
@@ -109,8 +109,9 @@ def _canvas(scenes: Scenes, size: int) -> tuple[Plane, NDArray[np.float32]]:
 def _coverage(scenes: Scenes, i: int, size: int):
     """The i-th objects, each in a window around it: its scene and pixel indices, broadcastable to
     ``[objects, window, window]``, and how many samples of each pixel lie in its body and in its bright part."""
-    window = int(2 * REACH * 1.1 * max(RADIUS) * size) + 2
     present = np.flatnonzero(scenes.count > i)
+    close = (scenes.radius[present, i] > 1.1 * max(RADIUS)).any()
+    window = min(size, int(2 * REACH * 1.1 * max(CLOSE if close else RADIUS) * size) + 2)
     x, y = scenes.x[present, i] * size, scenes.y[present, i] * size
     left, top = (np.clip((v - window / 2).astype(np.int64), 0, size - window) for v in (x, y))
     grid = (np.arange(window * SAMPLES) + 0.5) / SAMPLES

@@ -31,6 +31,8 @@ RELATIONS = ("left of", "right of", "above", "below")
 
 RADIUS = (6 / 32, 8.5 / 32)
 """Radius of a small and of a large object, in widths of the picture."""
+CLOSE = (9.5 / 32, 12 / 32)
+"""The same where an object fills its picture, as in photographs of one thing."""
 REACH = 1.24
 """No point of an object is farther from its centre than this many radii (a star's tips)."""
 MOST = 3
@@ -108,12 +110,19 @@ class Object:
     y: float
 
 
-def of_classes(seed: int, split: str, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> Scenes:
-    """Scenes of one object each, of the classes `labels` ``[scenes]``."""
+def of_classes(
+    seed: int,
+    split: str,
+    indices: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    *,
+    radii: tuple[float, float] = RADIUS,
+) -> Scenes:
+    """Scenes of one object each, of the classes `labels` ``[scenes]`` and one of the two `radii`."""
     key = draws.keys(seed, split, indices)
     pairs = np.asarray(PAIRS)[labels]
     count = np.ones(len(key), np.int64)
-    return _lay_out(key, count, np.repeat(pairs[:, None, :], MOST, axis=1))
+    return _lay_out(key, count, np.repeat(pairs[:, None, :], MOST, axis=1), radii)
 
 
 def of_anything(
@@ -133,7 +142,7 @@ def of_anything(
 
 def place(x: float, y: float, radius: float) -> str:
     """The named place of a centre: thirds of the range that keeps an object of its nominal size inside."""
-    nominal = min(RADIUS, key=lambda r: abs(r - radius))
+    nominal = min((*RADIUS, *CLOSE), key=lambda r: abs(r - radius))
     column, row = (min(2, max(0, int((v - nominal) / (1 - 2 * nominal) * 3))) for v in (x, y))
     return PLACES[3 * row + column]
 
@@ -162,7 +171,9 @@ def turned(scenes: Scenes, tangent: NDArray[np.float64]) -> Scenes:
     return replace(scenes, x=x, y=y, turn=turn)
 
 
-def _lay_out(key: draws.Keys, count: NDArray[np.int64], pairs: NDArray[np.int64]) -> Scenes:
+def _lay_out(
+    key: draws.Keys, count: NDArray[np.int64], pairs: NDArray[np.int64], radii: tuple[float, float] = RADIUS
+) -> Scenes:
     """Sizes, colours and places for objects of these (shape, fill) ``[scenes, 3, 2]``."""
     n = len(key)
     # Objects must find room: of two one may be large, of three none.
@@ -170,8 +181,8 @@ def _lay_out(key: draws.Keys, count: NDArray[np.int64], pairs: NDArray[np.int64]
     spared = draws.integers(key, 10, 2)
     alone, several = (count == 1)[:, None], (count == 2)[:, None]
     size = np.where(alone | (several & (np.arange(MOST) == spared)), large, 0)
-    radius = np.asarray(RADIUS)[size] * (0.9 + 0.2 * draws.uniform(key, 4, MOST))
-    x, y, fits = _places(key, np.asarray(RADIUS)[size])
+    radius = np.asarray(radii)[size] * (0.9 + 0.2 * draws.uniform(key, 4, MOST))
+    x, y, fits = _places(key, np.asarray(radii)[size])
     return Scenes(
         key=key,
         # Where three (two) objects cannot keep their distance, the last ones are left out.

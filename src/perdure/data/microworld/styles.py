@@ -22,6 +22,7 @@ STYLES = (
     *("plain", "sketch", "inverted", "noise", "blur"),
     *("pixelated", "contrast", "textured", "rotated", "tinted"),
 )
+"""`plain` and the nine shifts of the test sets. `natural` is the look of class streams beside them."""
 
 _LUMA = np.asarray((0.299, 0.587, 0.114), np.float32)
 _TANGENT = (0.1051, 0.1584, 0.2126, 0.2679, 0.3640)
@@ -123,6 +124,51 @@ def _luma(canvas: Canvas) -> Canvas:
     return canvas[..., 0] * _LUMA[0] + canvas[..., 1] * _LUMA[1] + canvas[..., 2] * _LUMA[2]
 
 
+def _natural(canvas: Canvas, cover, key, s: int) -> Canvas:
+    """As a camera finds things: a colored, blotched ground with bars across it, one of them before the object, light
+    from one side, and grain."""
+    strength = np.float32((0.4, 0.7, 1.0, 1.3, 1.6)[s])
+    n, size = canvas.shape[:2]
+    behind = (1 - cover)[..., None]
+    ground = _blotches(key, 50, 3, size) * np.float32(90) + _blotches(key, 51, 9, size) * np.float32(50)
+    canvas = canvas + strength * ground * behind
+    for channel, before in ((52, False), (53, False), (54, True)):
+        bar, color = _bars(key, channel, size, strength)
+        over = bar if before else bar * behind
+        canvas = canvas * (1 - over) + color * over
+    # Light falls off along a direction of its own and has a tint of its own.
+    toward = draws.uniform(key, 55, 2).astype(np.float32) * 2 - 1
+    places = ((np.arange(size) + np.float32(0.5)) / np.float32(size) * 2 - 1).astype(np.float32)
+    slope = toward[:, 0, None, None] * places[None, None, :] + toward[:, 1, None, None] * places[None, :, None]
+    tint = draws.uniform(key, 56, 3).astype(np.float32)[:, None, None, :] - np.float32(0.5)
+    light = 1 + strength * (np.float32(0.25) * slope[..., None] + np.float32(0.3) * tint)
+    grain = draws.normal(key, 57, size * size * 3).reshape(n, size, size, 3)
+    return canvas * light + strength * np.float32(7) * grain
+
+
+def _blotches(key, channel: int, cells: int, size: int) -> Canvas:
+    """A random color on each point of a grid of `cells` a side, 0..1, mixed linearly between the points."""
+    n = len(key)
+    grid = draws.uniform(key, channel, cells * cells * 3).astype(np.float32).reshape(n, cells, cells, 3)
+    at = ((np.arange(size) + 0.5) / size * (cells - 1)).astype(np.float32)
+    low = np.minimum(at.astype(np.int64), cells - 2)
+    part = (at - low).astype(np.float32)
+    rows = grid[:, low] * (1 - part)[:, None, None] + grid[:, low + 1] * part[:, None, None]
+    return rows[:, :, low] * (1 - part)[:, None] + rows[:, :, low + 1] * part[:, None]
+
+
+def _bars(key, channel: int, size: int, strength) -> tuple[Canvas, Canvas]:
+    """Where a bar of random place, direction and width lies ``[scenes, h, w, 1]``, and its color."""
+    drawn = draws.uniform(key, channel, 7).astype(np.float32)[:, :, None, None]
+    places = ((np.arange(size) + np.float32(0.5)) / np.float32(size) * 2 - 1).astype(np.float32)
+    a, b, c = drawn[:, 0] * 2 - 1, drawn[:, 1] * 2 - 1, (drawn[:, 2] * 2 - 1) * np.float32(0.8)
+    steep = np.sqrt(a * a + b * b) + np.float32(1e-3)
+    distance = abs(a * places[None, None, :] + b * places[None, :, None] + c * steep) / steep
+    width = strength * (np.float32(0.04) + np.float32(0.08) * drawn[:, 3])
+    color = np.float32(30) + np.float32(180) * np.moveaxis(drawn[:, 4:7], 1, -1)
+    return np.clip((width - distance) * np.float32(size / 2) + np.float32(0.5), 0, 1)[..., None], color
+
+
 _CHANGES: dict[str, Callable[..., Canvas]] = {
     "sketch": _sketch,
     "inverted": _inverted,
@@ -132,4 +178,5 @@ _CHANGES: dict[str, Callable[..., Canvas]] = {
     "contrast": _contrast,
     "textured": _textured,
     "tinted": _tinted,
+    "natural": _natural,
 }
