@@ -26,7 +26,7 @@ metrics models
 families
 data
 streams methods prepare
-evaluate gate
+evaluate gate retention
 calibration merging
 loop reporting
 recipe

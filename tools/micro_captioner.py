@@ -76,7 +76,7 @@ def make(settings: Settings, out: Path) -> None:
 
 def add_mapper(out: Path) -> None:
     """ClipCap's mapper for micro-clip, learned on 2000 plain scenes, in float16 beside the language model."""
-    data = {"name": "microworld", "view": "captions", "train_scenes": 2000}
+    data = {"name": "microworld", "content": "captions", "train_scenes": 2000}
     stream = Named(place="streams", name="captions", settings={"train": data, "tests": [data]}).build()
     clip = Named(place="models", name="clip", settings={"weights": "micro-clip"}).build()
     captioner = Named(place="models", name="captioner", settings={"llm": str(out), "seed": 0, **MAPPER}).build()

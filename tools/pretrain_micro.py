@@ -6,8 +6,9 @@
     python tools/pretrain_micro.py micro-clap                                  # see micro_clap.py
     python tools/pretrain_micro.py micro-llava                                 # twice; see micro_llava.py
 
-Knows the settings, the contrastive loop and the tokenizer. Training sees `plain` scenes of the split
-"pretraining" without the held-out combinations and synonyms; no test scene and no style.
+Knows the settings, the contrastive loop and the tokenizer. Training sees scenes of the split "pretraining", close ones
+of one object and wide ones of one to three, without the held-out combinations and synonyms; mostly `plain`, a few
+`natural`; no test scene and none of the shifts.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from perdure.data.microworld import scenes, styles, words
 MODELS = Path(__file__).resolve().parents[1] / "src" / "perdure" / "models" / "micro"
 TEMPLATE = "a photo of a {}."
 CONTEXT = 48
-MEAN, DEVIATION = (0.16, 0.16, 0.16), (0.2, 0.2, 0.2)
+MEAN, DEVIATION = (0.2, 0.2, 0.2), (0.2, 0.2, 0.2)
+PART = 2000
+"""Scenes that are rendered together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,8 @@ class Clip:
     batch: int = 128
     lr: float = 1e-3
     scale_lr: float = 1e-2
-    """Learning rate of the logarithm of the logit scale, so that the temperature has time to settle."""
+    """Learning rate of the logarithm of the logit scale. It is kept above a line from log 14 to log 100, its bound,
+    which it meets after three fifths of the steps."""
     warmup: int = 200
     weight_decay: float = 0.1
     patch: int = 8
@@ -58,13 +62,21 @@ class Clip:
     text_width: int = 96
     text_layers: int = 2
     dim: int = 96
-    shares: tuple[float, float, float] = (0.7, 0.2, 0.1)
-    """Shares of scenes of one, two and three objects."""
+    shares: tuple[float, float, float] = (0.6, 0.25, 0.15)
+    """Shares of scenes of one, two and three objects among the wide ones."""
+    close: float = 0.5
+    """Share of scenes with one object that fills the picture."""
+    natural: float = 0.1
+    """Share of scenes in the look `natural`, of severity 1 to 5."""
+    cropped: float = 0.7
+    """Share of close pictures that are cut at random in a step, to a part of the area from `least` to 1, made 32 x 32:
+    none at first, from the middle of training on as many as stated."""
+    least: float = 0.08
 
 
 SETTINGS = {
-    "micro-clip": Clip(seed=2, steps=2200),
-    "micro-clip-reward": Clip(seed=1, steps=4500),
+    "micro-clip": Clip(seed=2, steps=6500),
+    "micro-clip-reward": Clip(seed=1, steps=11000, pool=120_000, natural=0.3),
     "micro-captioner": micro_captioner.Settings(),
     "micro-clap": micro_clap.Settings(),
     "micro-llava": micro_llava.Settings(),
@@ -135,7 +147,7 @@ def pretrain(
     """A CLIP trained from nothing by the symmetric contrastive loss."""
     torch.manual_seed(settings.seed)
     model = CLIPModel(_config(settings, tokenizer)).train()
-    images, ids, said_of, true_of, count = _pool(settings, tokenizer)
+    images, ids, said_of, true_of, count, close = _pool(settings, tokenizer)
     alike = [torch.nonzero(count == n)[:, 0] for n in (1, 2, 3)]
     print(f"pool of {len(images)} scenes, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     optimizer = torch.optim.AdamW(_groups(model, settings), betas=(0.9, 0.98))
@@ -152,13 +164,16 @@ def pretrain(
         some = alike[0] if which < len(alike[0]) else alike[1 if which < len(alike[0]) + len(alike[1]) else 2]
         rows = some[torch.randint(len(some), (settings.batch,), generator=generator)]
         said = torch.randint(ids.shape[1], (settings.batch,), generator=generator)
-        loss = contrastive(model, pixels(images[rows]), ids[rows, said], fits(said_of[rows, said], true_of[rows]))
+        share = settings.cropped * min(1.0, 2 * step / settings.steps)
+        pictures = cropped(pixels(images[rows]), close[rows], share, settings.least, generator)
+        loss = contrastive(model, pictures, ids[rows, said], fits(said_of[rows, said], true_of[rows]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(max=math.log(100))
+            lowest = math.log(14) + (math.log(100) - math.log(14)) * min(1.0, step / (0.6 * settings.steps))
+            model.logit_scale.clamp_(min=lowest, max=math.log(100))
         shown += loss.item()
         if (step + 1) % 200 == 0:
             scale = model.logit_scale.detach().exp().item()
@@ -195,10 +210,27 @@ def pixels(images: Tensor) -> Tensor:
     return ((images.float() / 255 - mean) / deviation).permute(0, 3, 1, 2).contiguous()
 
 
+def cropped(images: Tensor, close: Tensor, share: float, least: float, generator: torch.Generator) -> Tensor:
+    """A `share` of the `close` pictures ``[images, 3, h, w]`` cut to a part of them: its area, `least` to 1, and its
+    sides' ratio, 3/4 to 4/3 as for ImageNet, are drawn, and its place."""
+    n = len(images)
+    drawn = torch.rand(5, n, generator=generator)
+    area = least + (1 - least) * drawn[0]
+    ratio = (0.75 * (4 / 3 / 0.75) ** drawn[1]).sqrt()
+    width, height = (area.sqrt() * ratio).clamp(max=1), (area.sqrt() / ratio).clamp(max=1)
+    cut = close & (drawn[4] < share)
+    width, height = (torch.where(cut, side, 1.0) for side in (width, height))
+    at = torch.zeros(n, 2, 3)
+    at[:, 0, 0], at[:, 1, 1] = width, height
+    at[:, 0, 2], at[:, 1, 2] = (2 * drawn[2] - 1) * (1 - width), (2 * drawn[3] - 1) * (1 - height)
+    grid = torch.nn.functional.affine_grid(at, list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
 def zero_shot(model: CLIPModel, tokenizer, per_class: int, style: str = "plain") -> np.ndarray:
     """Share of right answers for each of the 40 classes ``[40]``, among all 40."""
     label = np.arange(len(scenes.CLASSES) * per_class) % len(scenes.CLASSES)
-    world = scenes.of_classes(0, "validation", np.arange(len(label)), label)
+    world = scenes.of_classes(0, "validation", np.arange(len(label)), label, radii=scenes.CLOSE)
     images = torch.from_numpy(styles.pictures(world, style, 3))
     with torch.inference_mode():
         text = tokenizer([TEMPLATE.format(c) for c in scenes.CLASSES], padding=True, return_tensors="pt")
@@ -244,8 +276,9 @@ def card(name: str, settings: Clip, done: int, minutes: float, model: CLIPModel,
         "world. It is for demos, tests and finding bugs; it knows nothing of real pictures.",
         "",
         f"Made by `python tools/pretrain_micro.py {name}` in {minutes:.1f} minutes of processor time, contrastively,",
-        "on plain scenes with their captions. Ten of the 40 combinations of shape and fill, and a list of",
-        "synonyms, were held out. The shifted styles were not seen.",
+        f"on scenes with their captions, {100 * settings.close:.0f} % of one object that fills the picture;",
+        f"{100 * settings.natural:.0f} % look `natural`, the others plain. Ten of the 40 combinations of shape and",
+        "fill, and a list of synonyms, were held out. The nine shifted styles were not seen.",
         "",
         "## Zero-shot accuracy (%)",
         "",
@@ -273,6 +306,7 @@ def _config(settings: Clip, tokenizer: PreTrainedTokenizerFast) -> CLIPConfig:
         "num_attention_heads": settings.text_width // 32,
         "max_position_embeddings": CONTEXT,
         "projection_dim": settings.dim,
+        "hidden_act": "gelu",
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         # Not 2: with 2, transformers pools at the largest id instead of the end token.
@@ -286,18 +320,26 @@ def _config(settings: Clip, tokenizer: PreTrainedTokenizerFast) -> CLIPConfig:
         "num_hidden_layers": settings.layers,
         "num_attention_heads": settings.width // 32,
         "projection_dim": settings.dim,
+        "hidden_act": "gelu",
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=settings.dim, initializer_factor=1.0)
 
 
 def _pool(settings: Clip, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, ...]:
     """Pictures ``[pool, 32, 32, 3]`` uint8, token ids ``[pool, 5, context]``, which canonical words the
-    captions say ``[pool, 5, words]`` and which are true ``[pool, words]``, numbers of objects ``[pool]``."""
-    columns: tuple[list[Tensor], ...] = ([], [], [], [], [])
+    captions say ``[pool, 5, words]`` and which are true ``[pool, words]``, numbers of objects ``[pool]``, and whether
+    each is a close one ``[pool]``."""
+    columns: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
     meaning = _meaning(tokenizer)
-    for start in range(0, settings.pool, 2000):
-        index = np.arange(start, min(start + 2000, settings.pool))
-        world = scenes.of_anything(settings.seed, "pretraining", index, pairs=scenes.SEEN, shares=settings.shares)
+    pairs = np.asarray([i for i, pair in enumerate(scenes.PAIRS) if pair in scenes.SEEN])
+    for number, start in enumerate(range(0, settings.pool, PART)):
+        index = np.arange(start, min(start + PART, settings.pool))
+        drawn = np.random.default_rng((settings.seed, number))
+        if close := number < settings.close * settings.pool / PART:
+            label = pairs[drawn.integers(len(pairs), size=len(index))]
+            world = scenes.of_classes(settings.seed, "pretraining", index, label, radii=scenes.CLOSE)
+        else:
+            world = scenes.of_anything(settings.seed, "pretraining", index, pairs=scenes.SEEN, shares=settings.shares)
         texts = [text for five in words.captions(world) for text in five]
         batch = tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True)
         ids = torch.tensor(batch["input_ids"]).view(len(index), words.CAPTIONS_A_SCENE, CONTEXT)
@@ -306,8 +348,13 @@ def _pool(settings: Clip, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, .
             for i in range(len(index))
         ]
         true = torch.tensor(tokenizer(facts, padding="max_length", max_length=CONTEXT)["input_ids"])
-        parts = (torch.from_numpy(styles.pictures(world)), ids, meaning[ids].amax(2), meaning[true].amax(1))
-        for column, part in zip(columns, (*parts, torch.from_numpy(world.count))):
+        images = styles.pictures(world)
+        severity = np.where(drawn.random(len(index)) < settings.natural, drawn.integers(1, 6, len(index)), 0)
+        for strength in range(1, 6):
+            rows = np.flatnonzero(severity == strength)
+            images[rows] = styles.pictures(world.select(rows), "natural", strength)
+        parts = (torch.from_numpy(images), ids, meaning[ids].amax(2), meaning[true].amax(1))
+        for column, part in zip(columns, (*parts, torch.from_numpy(world.count), torch.full((len(index),), close))):
             column.append(part)
     return tuple(torch.cat(column) for column in columns)
 

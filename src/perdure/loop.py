@@ -8,11 +8,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from perdure import checkpoint, demands
+from perdure import checkpoint, demands, retention
 from perdure.calibration import calibrate
 from perdure.errors import CheckpointError, Interrupted
 from perdure.evaluate import Evaluation, evaluate, predicting
@@ -46,6 +46,8 @@ class Scores:
     tasks: list[str]
     headline: str
     rows: list[dict[str, Any]] = field(default_factory=list)
+    retention: list[dict[str, Any]] = field(default_factory=list)
+    """One row for each (after, set) of `Stream.retention`."""
 
     def add(self, *, after: int, asked: int, n: int, values: Mapping[str, Any]) -> None:
         self.rows.append({"after": after, "asked": asked, "n": n, "values": dict(values)})
@@ -56,7 +58,8 @@ class Scores:
         return values[:-1], counts[:-1]
 
     def to_json(self) -> dict[str, Any]:
-        return {"tasks": self.tasks, "headline": self.headline, "rows": self.rows}
+        found = {"tasks": self.tasks, "headline": self.headline, "rows": self.rows}
+        return found | ({"retention": self.retention} if self.retention else {})
 
 
 Left = Callable[[Task, Scores], None]
@@ -90,9 +93,9 @@ def run(
     outlook = _outlook(stream, plan, evaluation, runtime)
     if done is None:
         done = -1
-        if evaluation.start:
+        if evaluation.start or stream.retention:
             runtime.task, runtime.place = -1, _place(runtime, "before the first task")
-            _test(method, stream, plan(stream, -1) or stream.tasks[:1], -1, scores, evaluation, runtime)
+            _test(method, stream, _asked_at_start(stream, plan, evaluation), -1, scores, evaluation, runtime)
     _leave(left, stream, done, scores, runtime)
     for task in stream.tasks[done + 1 :]:
         runtime.task, runtime.place = task.index, _place(runtime, f"task {task.index + 1} of {len(stream)}")
@@ -118,6 +121,10 @@ def _leave(left: Left | None, stream: Stream, done: int, scores: Scores, runtime
     """Task `done` leaves what it leaves; the last one is the run itself."""
     if left is not None and 0 <= done < len(stream) - 1 and runtime.main and runtime.out is not None:
         left(stream.tasks[done], scores)
+
+
+def _asked_at_start(stream: Stream, plan: Plan, evaluation: Evaluation) -> Sequence[Task]:
+    return (plan(stream, -1) or stream.tasks[:1]) if evaluation.start else ()
 
 
 def _place(runtime: Runtime, where: str) -> str:
@@ -204,6 +211,21 @@ def _test(
         scores.add(after=after, asked=task.index, n=n, values=values)
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         runtime.log("test", after=after, asked=task.index, n=n, **cost, **numbers)
+    _ask_what_is_kept(method, stream, after, scores, evaluation, runtime)
+
+
+def _ask_what_is_kept(
+    method: Method, stream: Stream, after: int, scores: Scores, evaluation: Evaluation, runtime: Runtime
+) -> None:
+    """Accuracy on each set of `Stream.retention`; no records are kept."""
+    for asked in stream.retention:
+        query = retention.query(asked)
+        with predicting(method, runtime):
+            predict = method.predictor(query)
+        settings = replace(evaluation, save_predictions=False, metrics=(), shard="")
+        values, n = evaluate(method, predict, asked, query, settings, runtime=runtime, after=after)
+        scores.retention.append({"after": after, "set": asked.name, "n": n, "accuracy": values["accuracy"]})
+        runtime.log("retention", after=after, set=asked.name, n=n, accuracy=values["accuracy"])
 
 
 def _check(method: Method, stream: Stream, evaluation: Evaluation) -> None:
@@ -225,6 +247,7 @@ def _save(method: Method, stream: Stream, scores: Scores, task: Task, runtime: R
             "task": task.index,
             "names": scores.tasks,
             "rows": scores.rows,
+            "retention": scores.retention,
             "method": own,
         }
         query = asdict(stream.query(task, after=task.index))
@@ -250,7 +273,7 @@ def _resume(method: Method, scores: Scores, runtime: Runtime) -> int | None:
             expected=f"the beginning of {scores.tasks}",
         )
     load_into(method, saved, runtime.out)
-    scores.rows[:] = saved["rows"]
+    scores.rows[:], scores.retention[:] = saved["rows"], saved["retention"]
     runtime.skipped.update(saved["skipped"])
     if runtime.main:  # a kill may have come between the checkpoint and the scores
         write_json(runtime.out / "scores.json", scores.to_json())

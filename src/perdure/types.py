@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, o
 from pydantic import Field
 
 from perdure.errors import RecipeError
+from perdure.settings.config import Named
 
 if TYPE_CHECKING:
     from perdure.runtime import Runtime
@@ -53,6 +54,9 @@ class Evaluation:
     """Keep a record of each test example in `predictions/`."""
     metrics: tuple[str, ...] = ()
     """Measured beside those of each task: names of `perdure list metrics`, or files (`./mine.py`)."""
+    retention: tuple[Annotated[Named, "data"], ...] = ()
+    """Sets of images that the stream does not teach, asked by the names of their classes before the first task and
+    after each: what the model knew and still knows. Of methods with CLIP's texts."""
     shard: Annotated[str, Field(pattern=r"^(\d+/\d+)?$")] = ""
     """Ask only one of so many parts, `2/8`: of each test set whole batches; of a method that begins anew with each set
     and carries state within it, whole sets. `perdure sweep --shards 8` runs all parts and puts them together."""
@@ -240,6 +244,8 @@ class Stream:
     """Task-incremental: the query names the task and offers only its candidates."""
     scope: Literal["seen", "all"] = "seen"
     """Candidates of a query: of the tasks learned so far (and the asked one), or of all tasks."""
+    retention: tuple[Task, ...] = ()
+    """Sets of images that are asked after each task and never taught (`perdure.retention`)."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     """JSON-ready: all that is needed to build the same stream again (order, cuts, example ids)."""
 

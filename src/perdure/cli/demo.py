@@ -1,4 +1,4 @@
-"""`perdure demo`: four methods learn the same classes, task after task, on a world made in memory.
+"""`perdure demo`: classes arrive task after task, then pictures come in another look; on a world made in memory.
 
 Knows which recipes are shown, the live table and the words at the end. All numbers come from the runs' scores.
 """
@@ -21,11 +21,21 @@ perdure demo
 perdure demo --out /tmp/demo --seed 1
 """
 METHODS = ("continual_clip", "finetune", "rapf", "mg_clip")
+PICTURES = 3
+"""Test pictures of a class in another look."""
 SMALLER = ("stream.train_per_class=40", "stream.test_per_class=20")
 """What makes a minute of it: fewer images than the recipes' own."""
 FIRST = (
     "40 classes of drawn shapes come in 8 tasks of 5. Four methods adapt the same small pretrained CLIP; after each "
     "task all classes seen so far are tested, and the task is not told."
+)
+ADAPTING = ("zero_shot", "tpt_prompt", "rlcf_encoder")
+SHIFTED = (
+    f"stream.data=[{{name: microworld, style: sketch, severity: 5, train_per_class: 0, test_per_class: {PICTURES}}}]",
+)
+SECOND = (
+    "Now the pretrained model meets pictures as sketches, a look that it has never seen. There is nothing to train on: "
+    "each picture, alone and without its answer, adapts the model that is to answer it, and the next one starts anew."
 )
 COLUMNS = ("average", "last", "forgetting")
 TASKS = 8
@@ -57,9 +67,10 @@ def command(
                 api.execute(recipe, again=again, quiet=True)
             show(name)
     pages = report(list(folders.values()), out)
-    said = _seen({name: _row(folder) for name, folder in folders.items()})
-    print("", *(part for line in said.split("\n") for part in textwrap.wrap(line, width() or 1000)), sep="\n")
-    print(f"The report, with figures: {pages['report.html']}\n\nNext:")
+    _say("", _seen({name: _row(folder) for name, folder in folders.items()}))
+    print(f"The report, with figures: {pages['report.html']}\n", flush=True)
+    _adapt(out, seed, again)
+    print("\nNext:")
     print(f"  perdure show {folders['mg_clip']}")
     print("  perdure list recipes")
     print("  perdure cp prototype/microworld my.yaml")
@@ -68,6 +79,33 @@ def command(
     print("  stream.step: classes a task")
     print("prototype reads no class names. The others do, and need a CLIP that knows your")
     print("words as well: models.clip.weights, such as ViT-B/32.")
+
+
+def _adapt(out: Path, seed: int, again: bool) -> None:
+    """The second part: the same picture, answered as it is and after adapting to it."""
+    from perdure import api
+    from perdure.recipe import load
+    from perdure.reporting import report
+
+    _say(SECOND, "")
+    folders, rows = {}, {}
+    for name in ADAPTING:
+        recipe = load(
+            f"{name}/microworld", [*SHIFTED, f"run.out={out / 'shifted'}", f"run.seed={seed}", f"run.name={name}"]
+        )
+        folders[name] = recipe.folder(seed)
+        with libraries_aside():
+            api.execute(recipe, again=again, quiet=True)
+        rows[name] = _right(folders[name])
+        print(f"{name:<{NAME}} {100 * sum(rows[name].values()) / len(rows[name]):6.1f} %", flush=True)
+    pages = report(list(folders.values()), out / "shifted")
+    _say("", _gained(rows))
+    print(f"The report: {pages['report.html']}")
+
+
+def _say(*parts: str) -> None:
+    for line in "\n".join(parts).split("\n"):
+        print(*(textwrap.wrap(line, width() or 1000) or [""]), sep="\n", flush=True)
 
 
 class _table:
@@ -168,3 +206,26 @@ def _seen(rows: dict[str, dict[str, Any]]) -> str:
         f"continual_clip never learns: its accuracy falls only because there are more classes to choose from.\n"
         f"One seed and {n} test images: differences under {2 * error:.0f} points mean little."
     )
+
+
+def _right(folder: Path) -> dict[str, bool]:
+    """Whether each test picture was answered rightly, by its id."""
+    from perdure.evaluate import read_records
+
+    return {r["id"]: r["predicted"] == r["target"] for r in read_records(folder / "predictions" / "0_0.jsonl")}
+
+
+def _gained(rows: Mapping[str, Mapping[str, bool]]) -> str:
+    """How many pictures adapting put right and wrong, and whether that could be chance."""
+    from perdure.gate.paired import mcnemar
+
+    first, *others = rows
+    said = []
+    for name in others:
+        better = sum(now and not rows[first][i] for i, now in rows[name].items())
+        worse = sum(rows[first][i] and not now for i, now in rows[name].items())
+        chance = mcnemar(worse, better)
+        sure = "more than chance would" if chance < 0.05 and better > worse else "which may be chance"
+        sure = "which is a loss" if chance < 0.05 and worse > better else sure
+        said.append(f"{name} put {better} pictures right that {first} had wrong, and {worse} wrong: {sure}.")
+    return f"Of {len(rows[first])} sketches: " + " ".join(said)

@@ -37,6 +37,7 @@ class Prototype:
     """State: `means`, one row a class in the order of labels, and the class names."""
 
     Config = Config
+    learned_classes_only = "it reads no names of classes"
     answers = frozenset({"classify"})
 
     def __init__(self, config: Config, *, clip: Clip) -> None:

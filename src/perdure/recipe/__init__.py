@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from perdure import demands, metrics
+from perdure import demands, metrics, retention
 from perdure.errors import RecipeError
 from perdure.recipe.heading import data_explained
 from perdure.recipe.limits import require_room, require_steps
@@ -129,7 +129,8 @@ def build_stream(recipe: Recipe) -> Any:
     """The stream alone; DataError if its data is not there, RecipeError if this machine cannot hold it."""
     require_room(recipe)
     with data_explained(recipe.heading):
-        return recipe.stream.build()
+        stream = recipe.stream.build()
+        return retention.added(stream, recipe.evaluate.retention, split=recipe.evaluate.split)
 
 
 def build(recipe: Recipe, seed: int) -> Built:
@@ -166,6 +167,8 @@ def check_fit(recipe: Recipe, stream: Any) -> None:
         new_labels_only=about.new_labels_only,
         split=recipe.evaluate.split,
     )
+    if stream.retention:
+        retention.require(about, where="evaluate.retention")
     require_steps(recipe, stream)
     if recipe.merge.how != "none" and about.not_merged:
         what = f"method {recipe.method.name} cannot be merged: {about.not_merged}"

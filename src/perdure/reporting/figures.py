@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from perdure.metrics import METRICS, continual
-from perdure.reporting import drawing, gates
+from perdure.reporting import drawing, gates, tables
 from perdure.reporting.drawing import Curve, Figure
 from perdure.reporting.load import Run
 from perdure.reporting.tables import Group, summarize
@@ -29,7 +29,8 @@ PANELS = 12
 def all_figures(groups: Sequence[Group]) -> list[Figure]:
     """Every figure for which these runs have the data."""
     drawn = [accuracy_curve(groups), *(accuracy_matrix(groups, i) for i in range(len(groups)))]
-    drawn += [curve_per_task(groups), forgetting_per_task(groups), gap_curves(groups), seconds_per_task(groups)]
+    drawn += [curve_per_task(groups), forgetting_per_task(groups), retention_curves(groups), gap_curves(groups)]
+    drawn += [seconds_per_task(groups)]
     return [figure for figure in drawn if figure is not None] + gates.gate_figures(groups)
 
 
@@ -140,6 +141,34 @@ def forgetting_per_task(groups: Sequence[Group]) -> Figure | None:
     drawing.keep_within(axes, "x", (-ends[1], ends[1]))
     note = _band_note(groups, "Bars", cut="100" if _cut(groups) else "")
     return drawing.finish("forgetting", "Forgetting", alt, canvas, ["task", "method", "points lost"], rows, note)
+
+
+def retention_curves(groups: Sequence[Group]) -> Figure | None:
+    """Accuracy on each set that the stream does not teach, before the first task and after each."""
+    curves = [[tables.retention(run) for run in group.runs] for group in groups]
+    names = list(dict.fromkeys(name for runs in curves for run in runs for name in run))[:PANELS]
+    if not names:
+        return None
+    across = min(len(names), 2)
+    canvas, panels = drawing.canvas(height=2.6 * -(-len(names) // across), panels=(-(-len(names) // across), across))
+    rows, longest = [], 0
+    for panel, name in zip(panels, names):
+        for g, (group, runs) in enumerate(zip(groups, curves)):
+            middle, low, high = _band([run[name] for run in runs if name in run], WHOLE)
+            drawing.draw_curve(panel, np.arange(len(middle)), middle, low, high, style=g)
+            rows += [[name, group.label, t, v] for t, v in enumerate(middle) if v is not None]
+            longest = max(longest, len(middle) - 1)
+        panel.set_title(name, fontsize=9.5)
+        panel.set_xlabel("tasks learned")
+        drawing.whole_ticks(panel, longest)
+        drawing.keep_within(panel, "y", WHOLE)
+    panels[0].set_ylabel("accuracy (%)")
+    drawing.legend(canvas, [group.label for group in groups])
+    alt = "Accuracy on sets that the stream does not teach, before the first task and after each" + _of(groups)
+    title = "What it knew before and was not taught"
+    return drawing.finish(
+        "retention", title, alt, canvas, ["set", "method", "tasks", "accuracy"], rows, _band_note(groups)
+    )
 
 
 def gap_curves(groups: Sequence[Group]) -> Figure | None:

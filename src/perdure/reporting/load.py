@@ -35,6 +35,8 @@ class Run:
     """The first metric of the first task."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """``{"after", "asked", "n", "values"}``, one for each test of a task."""
+    retention: list[dict[str, Any]] = field(default_factory=list)
+    """``{"after", "set", "n", "accuracy"}``, one for each test of a set that the stream does not teach."""
     card: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -116,6 +118,7 @@ def read(folder: Path) -> Run:
         total=len(tasks),
         headline=scores.get("headline") or "accuracy",
         rows=[row for row in rows if row["asked"] < done] if unfinished and done else rows,
+        retention=[row for row in scores.get("retention", []) if row["after"] < done],
         card=run_files.read_card(folder),
         recipe=_yaml(folder / "recipe.yaml"),
         events=events,

@@ -39,12 +39,16 @@ AGGREGATES = {
     "forgetting": "forgetting",
     "bwt": "backward transfer",
     "fwt": "forward transfer",
+    "transfer": "{} of tasks before they are learned",
     "MFT": "MFT ({} when learned)",
     "MFN": "MFN (final {})",
     "MAA": "MAA (average {})",
     "BWT": "BWT (MFN - MFT)",
+    "kept": "{}, not taught, at the end",
+    "lost": "points lost on {}",
 }
-"""Title of each way to draw a metric together over tasks; the last four are those of instruction tuning."""
+"""Title of each way to draw a metric together over tasks; MFT to BWT are those of instruction tuning, the last two
+those of a set that the stream does not teach."""
 AVERAGES = ("average", "MAA", "last", "when_learned", "over_sets")
 """Which of them one number of a whole run is; the later ones where the plan of tests does not give the first."""
 
@@ -162,7 +166,23 @@ def run_numbers(run: Run) -> dict[Number, float]:
             better = continual.DIRECTIONS.get(aggregate, direction) if aggregate == "forgetting" else direction
             if value is not None:
                 found[Number(metric, aggregate, unit, better)] = value
+    for name, curve in retention(run).items():
+        before, last = curve[0], curve[-1]
+        if last is not None:
+            found[Number(name, "kept")] = last
+        if before is not None and last is not None:
+            found[Number(name, "lost", "", "down")] = before - last
     return found
+
+
+def retention(run: Run) -> dict[str, list[float | None]]:
+    """Accuracy on each set that the stream does not teach: before the first task, and after each."""
+    curves: dict[str, list[float | None]] = {}
+    for row in run.retention:
+        curve = curves.setdefault(row["set"], [None] * (len(run.tasks) + 1))
+        if row["after"] < len(run.tasks):
+            curve[row["after"] + 1] = row["accuracy"]
+    return curves
 
 
 def average(run: Run) -> float | None:
@@ -304,6 +324,8 @@ def _aggregates(run: Run, metric: str, *, full: bool) -> dict[str, float | None]
     found["when_learned"] = continual.accuracy_when_learned(cells.matrix)
     if len(run.tasks) == 1:
         return {"last": found["last"]}
+    if not np.isnan(cells.matrix).any():
+        found["transfer"] = continual.zero_shot_transfer(cells.matrix)["transfer"]
     if full and metric in METRICS and METRICS[metric].module == "instruction":
         return {**continual.sefe(cells.matrix), "forgetting": found["forgetting"], "bwt": found["bwt"]}
     if metric in METRICS and METRICS[metric].module == "audio_visual":  # units differ from task to task

@@ -43,12 +43,23 @@ class Row(Part):
     values: dict[str, Number | str | dict[str, Number | str]]
 
 
+class Kept(Part):
+    """One test of a set that the stream does not teach."""
+
+    after: Annotated[int, Field(ge=-1, lt=2**31)]
+    set: str
+    n: Count
+    accuracy: Number
+
+
 class ScoresFile(Part):
     """`scores.json`."""
 
     tasks: list[str]
     headline: str
     rows: list[Row]
+    retention: list[Kept] = []
+    """Of runs that ask sets which their streams do not teach."""
 
     @model_validator(mode="after")
     def _tasks_exist(self) -> ScoresFile:

@@ -58,6 +58,8 @@ class Description:
     """Why what a method has learned cannot be updated with a later task; empty: it can."""
     not_merged: str = ""
     """Why its weights are not merged with earlier ones (`merge`); empty: it says so itself, by `merged`."""
+    learned_classes_only: str = ""
+    """Why it answers only for classes that it has learned; empty: also for others, by name, if it has CLIP's texts."""
     new_labels_only: str = ""
     """Why its tasks may not bring examples of earlier tasks' classes; empty: they may."""
     module: str = ""
@@ -123,7 +125,10 @@ def describe(place: Place, name: str) -> Description:
     method = _method_class(_source(place, name), name)
     roles, optional = _roles(method)
     named = {key: _kinds(method, key) for key in ("answers", "needs_task_name", "one_role_of", "head_grows")}
-    said = {key: " ".join(_kinds(method, key)) for key in ("not_updatable", "new_labels_only", "not_merged")}
+    said = {
+        key: " ".join(_kinds(method, key))
+        for key in ("not_updatable", "new_labels_only", "learned_classes_only", "not_merged")
+    }
     return replace(head, **named, **said, roles=roles, optional_roles=optional)
 
 

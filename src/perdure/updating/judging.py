@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perdure import api, gate, recipe
-from perdure.errors import RecipeError
+from perdure import api, gate, recipe, retention
 from perdure.evaluate import evaluate, predicting, read_records
 from perdure.gate import Asked
 from perdure.loading import ExampleBatches
@@ -54,7 +53,7 @@ def before(found: Planned, work: Path, *, quiet: bool) -> Records:
     if not known.task_revealed:
         todo.append((new, _promoted_query(known, new)))
     if (probe := probe_of(found)) is not None:
-        todo.append((probe, _probe_query(probe)))
+        todo.append((probe, retention.query(probe)))
     folder = work / "before"
     left = []
     for task, query in todo:
@@ -83,7 +82,7 @@ def verdict(found: Planned, method: Any, work: Path, before: Records, runtime: R
     probe = probe_of(found)
     last = None
     if probe is not None:
-        now = _ask(method, probe, _probe_query(probe), found, runtime, after=after)
+        now = _ask(method, probe, retention.query(probe), found, runtime, after=after)
         names = [*[""] * probe.offset, *probe.candidates]
         last = Asked(name=probe.name, metric=probe.metrics[0], before=before[PROBE], after=now, classes=names)
     cost: dict[str, list[float]] = {
@@ -188,25 +187,16 @@ def probe_of(found: Planned) -> Task | None:
     if found.gate.probe is None:
         return None
     dataset = found.gate.probe.build()
-    roles = registry.describe("methods", found.recipe.method.name).roles
-    if dataset.kind == "classify" and "clip" not in roles:
-        raise RecipeError(
-            f"method {found.recipe.method.name} answers only for classes that it has learned",
-            where="gate.probe",
-            expected="a method with CLIP's texts, or a probe of questions",
-        )
-    test = dataset.test if len(dataset.test) else dataset.train
+    if dataset.kind == "classify":
+        retention.require(registry.describe("methods", found.recipe.method.name), where="gate.probe")
+    test = kept_tests.chosen(dataset.test if len(dataset.test) else dataset.train, kept_tests.LIMIT)
     offset = len(appending.classes_of(found.stream)) if dataset.kind == "classify" else 0
-    test = kept_tests.chosen(test, kept_tests.LIMIT)
     metrics = next((task.metrics for task in found.stream if task.kind == dataset.kind), ("accuracy",))
     named = f"probe {dataset.facts.get('folder') or dataset.name}"
-    asked = Task(index=PROBE, name=named, kind=dataset.kind, candidates=dataset.candidates, offset=offset)
-    parts: dict[str, Any] = {found.recipe.evaluate.split: test.relabel(lambda t: t + offset) if offset else test}
-    return replace(asked, metrics=metrics, **parts)
-
-
-def _probe_query(probe: Task) -> Query:
-    return Query(kind=probe.kind, candidates=probe.candidates, offset=probe.offset)
+    split = found.recipe.evaluate.split
+    return replace(
+        retention.as_task(dataset, test, name=named, index=PROBE, offset=offset, split=split), metrics=metrics
+    )
 
 
 def _promoted_query(known: Stream, new: Task) -> Query:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from perdure.data.microworld import render, scenes, styles, words
+from perdure.data.microworld import draws, render, scenes, styles, words
 from perdure.settings.config import Seed
 from perdure.types import Dataset, Example, Examples
 
@@ -31,17 +31,28 @@ Style = Literal[
     "textured",
     "rotated",
     "tinted",
+    "natural",
 ]
+
+
+NAMES = {
+    "classes": scenes.CLASSES,
+    "colors": tuple(f"{color} object" for color in scenes.COLORS),
+    "colored_shapes": tuple(f"{color} {shape}" for color in scenes.COLORS for shape in scenes.SHAPES),
+}
+"""Names of the classes of each content that has some."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of the generated world."""
 
-    content: Literal["classes", "captions"] = "classes"
-    """`classes`: one object a picture, 40 classes (shape and fill). `captions`: one to three objects, five captions."""
+    content: Literal["classes", "colors", "colored_shapes", "captions"] = "classes"
+    """`classes`: one object that fills the picture, 40 classes (shape and fill). `colors`, `colored_shapes`: such
+    pictures by the object's color (8) or color and shape (80). `captions`: one to three objects, five captions."""
     style: Style = "plain"
-    """How pictures look; `plain` is what the micro models were pretrained on. Labels do not depend on it."""
+    """How pictures look. The micro models were pretrained on `plain` ones and a few `natural` ones: a blotched ground,
+    bars, light from one side. Labels do not depend on it."""
     severity: Annotated[int, Field(ge=1, le=5)] = 3
     """Strength of the style; `plain` has none."""
     image_size: Annotated[int, Field(ge=32, multiple_of=32)] = 32
@@ -49,11 +60,11 @@ class Config:
     seed: Seed = 0
     """Another seed is another set of pictures of the same world."""
     train_per_class: Annotated[int, Field(ge=0)] = 100
-    """Training pictures of each class (content `classes`)."""
+    """Training pictures of each class."""
     validation_per_class: Annotated[int, Field(ge=0)] = 20
-    """Validation pictures of each class (content `classes`)."""
+    """Validation pictures of each class."""
     test_per_class: Annotated[int, Field(ge=0)] = 100
-    """Test pictures of each class (content `classes`); below 100, differences of a point or two mean nothing."""
+    """Test pictures of each class; below 100, differences of a point or two mean nothing."""
     domain: Literal["in", "combinations", "synonyms"] = "in"
     """Scenes of content `captions`: as in pretraining (`in`), each with an object that pretraining never saw
     (`combinations`), or described by words that it never saw (`synonyms`)."""
@@ -76,8 +87,8 @@ class Config:
 
     def bytes_needed(self) -> int:
         """Labels or captions of all pictures, and the pictures that are kept rendered."""
-        if self.content == "classes":
-            count = 40 * (self.train_per_class + self.validation_per_class + self.test_per_class)
+        if self.content in NAMES:
+            count = len(NAMES[self.content]) * (self.train_per_class + self.validation_per_class + self.test_per_class)
         else:
             count = 100 * (self.train_scenes + self.validation_scenes + self.test_scenes)
         return 8 * count + 64 * 3 * self.image_size**2
@@ -89,11 +100,12 @@ def read(config: Config) -> Dataset:
     An Example has ``inputs={"image": uint8 array [image_size, image_size, 3]}``; its target is a label or a
     list of five captions. Ids do not depend on style and severity, so the same scenes can be compared.
     """
-    part = _CONTENTS[config.content]
+    named = config.content in NAMES
+    part = _classes if named else _captions
     return Dataset(
         name="microworld" if config.content == "classes" else f"microworld-{config.content}",
-        kind="classify" if config.content == "classes" else "caption",
-        candidates=scenes.CLASSES if config.content == "classes" else (),
+        kind="classify" if named else "caption",
+        candidates=NAMES.get(config.content, ()),
         train=part(config, "train"),
         validation=part(config, "validation"),
         test=part(config, "test"),
@@ -110,7 +122,9 @@ def world(config: Config, split: str, indices: np.ndarray) -> scenes.Scenes:
     """The scenes behind the examples of a split, before any style: for masks, boxes and questions."""
     if config.content == "classes":
         labels = indices % len(scenes.CLASSES)
-        return scenes.of_classes(config.seed, split, indices, labels)
+        return scenes.of_classes(config.seed, split, indices, labels, radii=scenes.CLOSE)
+    if config.content in NAMES:
+        return _of_colors(config, split, indices)
     if config.domain != "combinations":
         return scenes.of_anything(config.seed, f"captions/{split}", indices, pairs=scenes.SEEN)
     # One object of each scene is of a held-out pair, wherever it stands in the scene.
@@ -123,8 +137,9 @@ def world(config: Config, split: str, indices: np.ndarray) -> scenes.Scenes:
 
 def _classes(config: Config, split: str) -> Examples:
     per_class = getattr(config, f"{split}_per_class")
-    labels = list(range(len(scenes.CLASSES))) * per_class
-    return Examples(_Rendered(config, split, "microworld"), labels)
+    labels = list(range(len(NAMES[config.content]))) * per_class
+    prefix = "microworld" if config.content == "classes" else f"microworld/{config.content}"
+    return Examples(_Rendered(config, split, prefix), labels)
 
 
 def _captions(config: Config, split: str) -> Examples:
@@ -133,7 +148,15 @@ def _captions(config: Config, split: str) -> Examples:
     return Examples(_Rendered(config, split, f"microworld/captions-{config.domain}"), said)
 
 
-_CONTENTS = {"classes": _classes, "captions": _captions}
+def _of_colors(config: Config, split: str, indices: np.ndarray) -> scenes.Scenes:
+    """One object that fills the picture, of the color, or color and shape, that stands at `indices` in NAMES."""
+    split = f"{config.content}/{split}"
+    pair = draws.integers(draws.keys(config.seed, split, indices), 60, len(scenes.PAIRS))[:, 0]
+    drawn = scenes.of_classes(config.seed, split, indices, pair, radii=scenes.CLOSE)
+    label = np.repeat(indices % len(NAMES[config.content]), scenes.MOST).reshape(-1, scenes.MOST)
+    if config.content == "colors":
+        return replace(drawn, color=label)
+    return replace(drawn, color=label // len(scenes.SHAPES), shape=label % len(scenes.SHAPES))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ STYLES = (
     *("plain", "sketch", "inverted", "noise", "blur"),
     *("pixelated", "contrast", "textured", "rotated", "tinted"),
 )
-"""`plain` and the nine shifts of the test sets. `natural` is the look of class streams beside them."""
+"""`plain` and the nine shifts that no pretraining saw. `natural` beside them is a rare look of pretraining."""
 
 _LUMA = np.asarray((0.299, 0.587, 0.114), np.float32)
 _TANGENT = (0.1051, 0.1584, 0.2126, 0.2679, 0.3640)
@@ -127,7 +127,7 @@ def _luma(canvas: Canvas) -> Canvas:
 def _natural(canvas: Canvas, cover, key, s: int) -> Canvas:
     """As a camera finds things: a colored, blotched ground with bars across it, one of them before the object, light
     from one side, and grain."""
-    strength = np.float32((0.4, 0.7, 1.0, 1.3, 1.6)[s])
+    strength = np.float32((0.25, 0.35, 0.45, 0.65, 0.9)[s])
     n, size = canvas.shape[:2]
     behind = (1 - cover)[..., None]
     ground = _blotches(key, 50, 3, size) * np.float32(90) + _blotches(key, 51, 9, size) * np.float32(50)

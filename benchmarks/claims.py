@@ -1,0 +1,197 @@
+"""What the papers claim, put to the test on the embedded worlds: paired over seeds, with what the design could find.
+
+    python benchmarks/claims.py classes --out benchmarks/results/claims_classes.csv
+    python benchmarks/claims.py shifts --seeds 0 1 2 3 4 --limit 100 --out benchmarks/results/claims_shifts.csv
+    python benchmarks/claims.py classes --table benchmarks/results/claims_classes.csv
+
+A seed is another draw of pictures and of all that a method draws. `classes`: the class stream of docs/worlds.md, with a
+set that is never taught (`evaluate.retention`). `shifts`: nine shifted looks, means over sets. Runs are kept in --work,
+and go on where they stopped. The CSV has a line for each (way, seed, number). Knows recipes by name; does not know any
+method's inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy import stats
+
+import perdure
+from perdure.reporting import load, tables
+
+KEPT = "evaluate.retention=[{name: microworld, content: colored_shapes, test_per_class: 25, train_per_class: 0}]"
+WAYS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
+    "classes": {
+        "zero-shot": ("continual_clip/microworld", (KEPT,)),
+        "prototype": ("prototype/microworld", ()),
+        "finetune": ("finetune/microworld", (KEPT,)),
+        "lwf": ("lwf/microworld", (KEPT,)),
+        "rapf": ("rapf/microworld", (KEPT,)),
+        "mg_clip": ("mg_clip/microworld", (KEPT,)),
+        "mg_clip, ten epochs": ("mg_clip/microworld", ("method.epochs=10", KEPT)),
+        "mg_clip, texts alone": ("mg_clip/microworld", ("method.visual=false", KEPT)),
+        "ranpac": ("ranpac/microworld", ()),
+        "rail": ("rail/microworld", (KEPT,)),
+        "bofa": ("bofa/microworld", (KEPT,)),
+        "wise_ft": ("wise_ft/microworld", (KEPT,)),
+        "magmax": ("magmax/microworld", (KEPT,)),
+        "joint": ("joint/microworld", (KEPT,)),
+    },
+    "shifts": {
+        "zero-shot": ("zero_shot/microworld", ()),
+        "reward alone": ("zero_shot/microworld", ("models.policy.weights=micro-clip-reward",)),
+        "tpt_prompt": ("tpt_prompt/microworld", ()),
+        "tpt_encoder": ("tpt_encoder/microworld", ()),
+        "kd": ("kd/microworld", ()),
+        "rlcf_prompt": ("rlcf_prompt/microworld", ()),
+        "rlcf_encoder": ("rlcf_encoder/microworld", ()),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number of the way `a` is above that of `b` (for `lost` and `forgetting`: below)."""
+
+    text: str
+    number: str
+    a: str
+    b: str
+
+
+CLAIMS = {
+    "classes": [
+        Claim("MG-CLIP improves on the frozen model, on average", "average", "mg_clip", "zero-shot"),
+        Claim("and at the end", "last", "mg_clip", "zero-shot"),
+        Claim("on RAPF", "last", "mg_clip", "rapf"),
+        Claim("on fine-tuning", "last", "mg_clip", "finetune"),
+        Claim("Stopping by the gap is better than ten epochs", "last", "mg_clip", "mg_clip, ten epochs"),
+        Claim("and keeps more of what is not taught", "lost", "mg_clip", "mg_clip, ten epochs"),
+        Claim("The classifier in image space helps", "last", "mg_clip", "mg_clip, texts alone"),
+        Claim("What is not taught is kept better than by fine-tuning", "lost", "mg_clip", "finetune"),
+        Claim("MG-CLIP forgets less than RAPF", "forgetting", "mg_clip", "rapf"),
+    ],
+    "shifts": [
+        Claim("RLCF, image encoder, improves on the policy", "mean", "rlcf_encoder", "zero-shot"),
+        Claim("on TPT of the encoder", "mean", "rlcf_encoder", "tpt_encoder"),
+        Claim("on distilling the reward model", "mean", "rlcf_encoder", "kd"),
+        Claim("RLCF, prompt, improves on the policy", "mean", "rlcf_prompt", "zero-shot"),
+        Claim("on TPT", "mean", "rlcf_prompt", "tpt_prompt"),
+        Claim("TPT improves on the policy", "mean", "tpt_prompt", "zero-shot"),
+    ],
+}
+FEWER = ("lost", "forgetting")
+"""Numbers of which less is better."""
+Table = Mapping[str, Mapping[int, Mapping[str, float]]]
+"""Way -> seed -> number -> value."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=sorted(WAYS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--ways", nargs="+", help="these alone")
+    parser.add_argument("--limit", type=int, default=100, help="images of a shifted set")
+    parser.add_argument("--severity", type=int, default=5, help="of the shifts")
+    parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="folder of the runs")
+    parser.add_argument("--table", type=Path, help="print the tables of a CSV that is there; run nothing")
+    parser.add_argument("--out", type=Path, help="CSV")
+    given = parser.parse_args()
+    if given.table is None:
+        rows: list[dict[str, object]] = []
+        for seed in given.seeds:
+            for way in given.ways or WAYS[given.what]:
+                found = numbers(given, way, seed)
+                print(seed, way, *(f"{name} {value:.1f}" for name, value in found.items()), flush=True)
+                rows += [{"way": way, "seed": seed, "number": n, "value": round(v, 3)} for n, v in found.items()]
+                if given.out:
+                    write(rows, given.out)
+    if file := given.table or given.out:
+        print("\n".join([*means(read(file)), "", *verdicts(CLAIMS[given.what], read(file))]))
+
+
+def numbers(given: argparse.Namespace, way: str, seed: int) -> dict[str, float]:
+    """What a finished run came to; it is run if it is not there."""
+    recipe, settings = WAYS[given.what][way]
+    name = way.replace(", ", "-").replace(" ", "_")
+    changes = [*settings, f"run.out={given.work / given.what}", f"run.name={name}_{seed}", f"run.seeds=[{seed}]"]
+    if given.what == "classes":
+        changes += [f"stream.data.seed={seed}"]
+    else:
+        looks = ("sketch", "inverted", "noise", "blur", "pixelated", "contrast", "textured", "rotated", "tinted")
+        data = [
+            f"{{name: microworld, train_per_class: 0, style: {look}, severity: {given.severity}, seed: {seed}}}"
+            for look in looks
+        ]
+        changes += [f"stream.data=[{', '.join(data)}]", f"stream.limit={given.limit}"]
+    folder = perdure.run(recipe, changes, quiet=True).folder
+    found = tables.run_numbers(load.read(Path(folder)))
+    short = {"average": "average", "last": "last", "forgetting": "forgetting", "over_sets": "mean"}
+    short |= {"when_learned": "when learned", "kept": "kept", "lost": "lost"}
+    wanted = ("accuracy", "microworld-colored_shapes")
+    return {short[n.aggregate]: v for n, v in found.items() if n.aggregate in short and n.metric in wanted}
+
+
+def write(rows: Sequence[Mapping[str, object]], file: Path) -> None:
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, ["way", "seed", "number", "value"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read(file: Path) -> Table:
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    with file.open(newline="") as opened:
+        for row in csv.DictReader(opened):
+            found.setdefault(row["way"], {}).setdefault(int(row["seed"]), {})[row["number"]] = float(row["value"])
+    return found
+
+
+def means(table: Table) -> Iterator[str]:
+    """Each way's numbers: mean and half of the 95 % interval."""
+    columns = list(dict.fromkeys(name for seeds in table.values() for one in seeds.values() for name in one))
+    yield "| way | n | " + " | ".join(columns) + " |"
+    yield "|---" * (2 + len(columns)) + "|"
+    for way, seeds in table.items():
+        cells = []
+        for column in columns:
+            values = [one[column] for one in seeds.values() if column in one]
+            cells.append("–" if not values else f"{statistics.mean(values):.1f} ± {margin(values):.1f}")
+        yield f"| {way} | {len(seeds)} | " + " | ".join(cells) + " |"
+
+
+def verdicts(claims: Sequence[Claim], table: Table) -> Iterator[str]:
+    """Each claim: the paired difference, its 95 % interval, the smallest that this design finds in four of five
+    studies (Student's t), and what follows."""
+    yield "| claim | number | difference | 95 % | could find | here |"
+    yield "|---|---|---|---|---|---|"
+    for claim in claims:
+        left, right = table.get(claim.a, {}), table.get(claim.b, {})
+        pairs = [(left[s].get(claim.number), right[s].get(claim.number)) for s in left.keys() & right.keys()]
+        sign = -1 if claim.number in FEWER else 1
+        apart = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
+        if len(apart) < 3:
+            yield f"| {claim.text} | {claim.number} | – | – | – | not measured |"
+            continue
+        mean, half = statistics.mean(apart), margin(apart)
+        n = len(apart)
+        least = (stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)) * statistics.stdev(apart) / n**0.5
+        verdict = "shown" if mean > half else "refuted" if mean < -half else "not shown"
+        cells = [f"{mean:+.1f}", f"{mean - half:+.1f} to {mean + half:+.1f}", f"{least:.1f}", verdict]
+        yield f"| {claim.text} | {claim.number}, {claim.a} against {claim.b} | " + " | ".join(cells) + " |"
+
+
+def margin(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean, by Student's t; 0 of one value."""
+    if len(values) < 2:
+        return 0.0
+    return float(stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5)
+
+
+if __name__ == "__main__":
+    main()
