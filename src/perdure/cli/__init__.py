@@ -32,7 +32,6 @@ ORDER = ("demo", "run", "list", "show", "cp", "check", "data", "predict", "serve
 ORDER += ("update", "versions", "promote", "rollback", "audit", "repro", "card")
 """Commands as they are listed; others follow by name."""
 EXAMPLES = """
-perdure list recipes cifar
 perdure run mg_clip/microworld
 perdure check my.yaml method.lr=1e-4
 """

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure import api, gate, recipe, retention
+from perdure.errors import RecipeError
 from perdure.evaluate import evaluate, predicting, read_records
 from perdure.gate import Asked
 from perdure.loading import ExampleBatches
