@@ -26,7 +26,7 @@ from perdure.runtime import Runtime
 from perdure.runtime.devices import seed_torch
 from perdure.runtime.placing import place
 from perdure.settings import registry
-from perdure.testing.trial import shortened
+from perdure.testing.miniature import shortened
 
 if TYPE_CHECKING:
     from gpu import Bench, Row
@@ -102,7 +102,7 @@ def _built(name: str, device: str, precision: str, *, quick: bool) -> tuple[Any,
     if source != name:
         asked = dataclasses.replace(asked, method=dataclasses.replace(asked.method, name=name, settings={}))
     stream = recipe.build_stream(asked)
-    task = shortened(stream.tasks[0], batches=2, batch_size=largest_batch(asked))
+    task = shortened(stream.tasks[0], 2 * largest_batch(asked))
     task = dataclasses.replace(task, test=task.test[:16])
     stream = dataclasses.replace(stream, tasks=(task,))
     method, _ = recipe.build_method(asked, asked.run.seed)

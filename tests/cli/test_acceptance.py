@@ -75,11 +75,13 @@ def test_the_demo_needs_no_network_and_no_home(tmp_path):
     home = tmp_path / "home"
     home.write_text("a file: nothing can be written below it, by root neither")
     less = 'import perdure.cli.demo as d; d.SMALLER = ("stream.train_per_class=2", "stream.test_per_class=1")\n'
+    few = "stream.data=[{name: microworld, style: sketch, train_per_class: 0, test_per_class: 1}]"
+    less += f'd.SHIFTED = ("{few}", "stream.limit=6")\n'
     code = f"{NO_NETWORK}{less}from perdure.cli import main; main()"
     done = process(code, "demo", cwd=tmp_path, HOME=str(home))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    table = [line.split() for line in lines if line.startswith(("continual_clip ", "finetune ", "rapf ", "mg_clip "))]
+    table = [line.split() for line in lines if line.startswith(("continual_clip ", "finetune ", "rail ", "ranpac "))]
     assert [len(row) for row in table if row[1][0].isdigit()] == [1 + 8 + 3] * 4
     report = re.search(r"The report, with figures: (\S+)", done.stdout)
     assert report and (tmp_path / report[1]).stat().st_size < 1_000_000

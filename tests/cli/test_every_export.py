@@ -18,6 +18,7 @@ from perdure import api, prediction, recipe
 from perdure.cli import main
 from perdure.errors import DataError
 from perdure.exports import onnx
+from perdure.run_folder import versions
 from perdure.settings import registry
 from perdure.types import Example
 
@@ -267,8 +268,9 @@ def test_onnx_is_refused_where_it_would_not_answer(exported, folder, monkeypatch
 
 def test_a_version_is_exported_by_its_number(exported, folder, capsys):
     run, _ = exported("er")
-    command("export", run, folder / "first", "--version", "1")
-    assert (folder / "first" / "recipe.yaml").read_bytes() == (run / "recipe.yaml").read_bytes()
+    own = versions.listed(run)[-1].number
+    command("export", run, folder / "own", "--version", str(own))
+    assert (folder / "own" / "recipe.yaml").read_bytes() == (run / "recipe.yaml").read_bytes()
     for address, number, said in ((run, "7", "there is no version 7"), (f"{run}@1", "1", "names a version already")):
         with pytest.raises(SystemExit) as leaving:
             main(["export", str(address), str(folder / "none"), "--version", number])

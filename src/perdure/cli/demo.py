@@ -20,9 +20,9 @@ EXAMPLES = """
 perdure demo
 perdure demo --out /tmp/demo --seed 1
 """
-METHODS = ("continual_clip", "finetune", "rapf", "mg_clip")
-PICTURES = 3
-"""Test pictures of a class in another look."""
+METHODS = ("continual_clip", "finetune", "rail", "ranpac")
+PICTURES = 2
+"""Test pictures of a class in another look: one of those of which the reward model knows more (docs/worlds.md)."""
 SMALLER = ("stream.train_per_class=40", "stream.test_per_class=20")
 """What makes a minute of it: fewer images than the recipes' own."""
 FIRST = (
@@ -31,11 +31,12 @@ FIRST = (
 )
 ADAPTING = ("zero_shot", "tpt_prompt", "rlcf_encoder")
 SHIFTED = (
-    f"stream.data=[{{name: microworld, style: sketch, severity: 5, train_per_class: 0, test_per_class: {PICTURES}}}]",
+    f"stream.data=[{{name: microworld, style: textured, severity: 5, train_per_class: 0, test_per_class: {PICTURES}}}]",
 )
 SECOND = (
-    "Now the pretrained model meets pictures as sketches, a look that it has never seen. There is nothing to train on: "
-    "each picture, alone and without its answer, adapts the model that is to answer it, and the next one starts anew."
+    "Now the pretrained model meets pictures with busy grounds, a look that it has never seen. There is nothing to "
+    "train on: each picture, alone and without its answer, adapts the model that is to answer it, and the next one "
+    "starts anew."
 )
 COLUMNS = ("average", "last", "forgetting")
 TASKS = 8
@@ -71,14 +72,14 @@ def command(
     print(f"The report, with figures: {pages['report.html']}\n", flush=True)
     _adapt(out, seed, again)
     print("\nNext:")
-    print(f"  perdure show {folders['mg_clip']}")
+    print(f"  perdure show {folders['ranpac']}")
     print("  perdure list recipes")
     print("  perdure cp prototype/microworld my.yaml")
     print("For images of your own, a folder a class, set in my.yaml:")
     print("  stream.data: {name: image_folder, root: my_images}")
     print("  stream.step: classes a task")
-    print("prototype reads no class names. The others do, and need a CLIP that knows your")
-    print("words as well: models.clip.weights, such as ViT-B/32.")
+    print("prototype and ranpac read no class names. The others do, and need a CLIP that knows")
+    print("your words as well: models.clip.weights, such as ViT-B/32.")
 
 
 def _adapt(out: Path, seed: int, again: bool) -> None:
@@ -228,4 +229,4 @@ def _gained(rows: Mapping[str, Mapping[str, bool]]) -> str:
         sure = "more than chance would" if chance < 0.05 and better > worse else "which may be chance"
         sure = "which is a loss" if chance < 0.05 and worse > better else sure
         said.append(f"{name} put {better} pictures right that {first} had wrong, and {worse} wrong: {sure}.")
-    return f"Of {len(rows[first])} sketches: " + " ".join(said)
+    return f"Of {len(rows[first])} such pictures: " + " ".join(said)

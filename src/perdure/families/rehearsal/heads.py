@@ -49,9 +49,8 @@ def squared_error(outputs: Tensor, stored: Tensor) -> Tensor:
     count nowhere."""
     stored = stored.to(outputs)
     known = ~stored.isneginf()
-    if bool(known.all()):
-        return F.mse_loss(outputs, stored)
-    return F.mse_loss(outputs[known], stored[known])
+    error = F.mse_loss(outputs, torch.where(known, stored, outputs.detach()))
+    return error * (known.numel() / known.sum())  # times 1 where all are known; nobody waits for the device
 
 
 def _enlarge(net: nn.Module, weight: Tensor, bias: Tensor) -> None:
