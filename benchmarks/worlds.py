@@ -76,8 +76,7 @@ class Frozen:
 
     def pixels(self, pictures: Tensor) -> Tensor:
         """uint8 ``[images, 3, h, w]`` of the model's own size, normalised: all that its transform does to them."""
-        mean, deviation = (torch.tensor(v)[:, None, None] for v in (self.clip.transform.mean, self.clip.transform.std))
-        return (pictures.float() / 255 - mean) / deviation
+        return self.clip.transform.normalize(pictures)
 
 
 def class_stream(model: Frozen, look: str, per_class: int) -> dict[str, float]:

@@ -302,21 +302,8 @@ def _watched(leave: loop.Left | None, watch: Watch, runtime: Runtime) -> loop.Le
 def make_runtime(asked: Recipe, folder: Path | None, *, quiet: bool = False) -> Runtime:
     """The runtime that a recipe's `run` section describes."""
     settings = asked.run
-    return Runtime(
-        seed=settings.seed,
-        device=settings.device,
-        precision=settings.precision,
-        matmul=settings.matmul,
-        compile=settings.compile,
-        out=folder,
-        save_every=settings.save_every,
-        unreadable=settings.unreadable,
-        workers=settings.workers,
-        threads=settings.threads,
-        trackers=settings.trackers,
-        quiet=quiet,
-        features=settings.features,
-    )
+    beside = {"trackers": settings.trackers, "features": settings.features}
+    return Runtime(**settings.for_runtime(), **beside, out=folder, quiet=quiet)
 
 
 @contextlib.contextmanager

@@ -34,8 +34,7 @@ def tests_in_training(it: Subject) -> Finding:
     if not learned or not tests:
         return Finding(check, done, "nothing is learned from examples, or nothing is tested", "not applicable")
     try:
-        known = {digest(_inputs(example)): (task, example.id) for task, example in learned}
-        found = [(task, e.id, *known[mark]) for task, e in tests if (mark := digest(_inputs(e))) in known]
+        found = _same_bytes(learned, tests)
     except DataError as gone:
         return Finding(check, done, str(gone), "not applicable")
     return _copies(check, f"{done} ({_counts(it, learned, tests)})", found, len(tests), "the same")
@@ -75,8 +74,7 @@ def validation_is_test(it: Subject) -> Finding:
     if not kept or not tests:
         return Finding(check, done, "the stream has no validation examples", "not applicable")
     try:
-        known = {digest(_inputs(example)): (task, example.id) for task, example in kept}
-        found = [(task, e.id, *known[mark]) for task, e in tests if (mark := digest(_inputs(e))) in known]
+        found = _same_bytes(kept, tests)
     except DataError as gone:
         return Finding(check, done, str(gone), "not applicable")
     return _copies(check, done, found, len(tests), "the same")
@@ -115,6 +113,16 @@ def _counts(it: Subject, learned: Sequence[Named], tests: Sequence[Named]) -> st
     asked = sum(len(getattr(task, it.evaluation.split)) for task in it.stream)
     of = f" of {whole} and {asked}" if len(learned) + len(tests) < whole + asked else ""
     return f"{len(learned)} learned, {len(tests)} tested{of}"
+
+
+def _same_bytes(learned: Sequence[Named], tests: Sequence[Named]) -> list[tuple[int, str, int, str]]:
+    """Tests whose inputs are those of an example: task and id of each, then of the example.
+
+    Raises:
+        DataError: a file is gone.
+    """
+    known = {digest(_inputs(example)): (task, example.id) for task, example in learned}
+    return [(task, e.id, *known[mark]) for task, e in tests if (mark := digest(_inputs(e))) in known]
 
 
 def _inputs(example: Example) -> Example:

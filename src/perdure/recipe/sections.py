@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -59,6 +59,11 @@ class Run:
     """Experiment trackers to report to; none unless named here."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads of torch; null leaves it to torch."""
+
+    def for_runtime(self) -> dict[str, Any]:
+        """What any runtime of this run is made with, in little too."""
+        names = ("seed", "device", "precision", "matmul", "compile", "unreadable", "workers", "threads", "save_every")
+        return {name: getattr(self, name) for name in names}
 
     def faults(self) -> Iterator[tuple[str, str]]:
         if not re.fullmatch(r"[\w.+=][\w.+=-]*", self.name) or set(self.name) == {"."}:

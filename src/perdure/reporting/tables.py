@@ -324,7 +324,7 @@ def _aggregates(run: Run, metric: str, *, full: bool) -> dict[str, float | None]
     found["when_learned"] = continual.accuracy_when_learned(cells.matrix)
     if len(run.tasks) == 1:
         return {"last": found["last"]}
-    if not np.isnan(cells.matrix).any():
+    if full and not np.isnan(cells.matrix).any():
         found["transfer"] = continual.zero_shot_transfer(cells.matrix)["transfer"]
     if full and metric in METRICS and METRICS[metric].module == "instruction":
         return {**continual.sefe(cells.matrix), "forgetting": found["forgetting"], "bwt": found["bwt"]}

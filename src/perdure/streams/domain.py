@@ -91,10 +91,7 @@ def assemble(datasets: Sequence[Dataset], plan: Mapping[str, Any]) -> Stream:
 def _task(
     index: int, name: str, dataset: Dataset, labels: list[int], candidates: tuple[str, ...], rules: selection.Rules
 ) -> Task:
-    parts, written = {}, {}
-    for split, positions in rules.splits(dataset).items():
-        parts[split] = rules.source(dataset, split).select(positions).relabel(labels.__getitem__)
-        written[split] = selection.record(positions, parts[split].targets)
+    parts, written = rules.cut(dataset, labels.__getitem__)
     where = f"domain {name}"
     selection.require_training_images(
         parts["train"].targets,

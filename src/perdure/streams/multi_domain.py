@@ -98,11 +98,7 @@ RULES = ("train_per_class", "test_per_class", "validation_share")
 def _task(
     dataset: Dataset, index: int, name: str, phrase: str, offset: int, clean: bool, rules: selection.Rules
 ) -> Task:
-    parts, written = {}, {}
-    for split, positions in rules.splits(dataset).items():
-        chosen = rules.source(dataset, split).select(positions)
-        parts[split] = chosen.relabel(lambda label: label + offset) if offset else chosen
-        written[split] = selection.record(positions, parts[split].targets)
+    parts, written = rules.cut(dataset, lambda label: label + offset)
     called = tuple(phrase.format(c.replace("_", " ") if clean else c) for c in dataset.candidates)
     labels: Mapping[int, str] = dict(enumerate(called, offset))
     limit = rules.train_per_class

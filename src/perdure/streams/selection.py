@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -39,6 +39,14 @@ class Rules:
             validation = first_of_each(dataset.validation.targets, self.test_per_class)
         test = first_of_each(dataset.test.targets, self.test_per_class)
         return {"train": train, "validation": validation, "test": test}
+
+    def cut(self, dataset: Dataset, label_of: Callable[[int], int]) -> tuple[dict[str, Examples], dict[str, Any]]:
+        """The splits with other labels, and what a manifest says of each."""
+        parts, written = {}, {}
+        for split, positions in self.splits(dataset).items():
+            parts[split] = self.source(dataset, split).select(positions).relabel(label_of)
+            written[split] = record(positions, parts[split].targets)
+        return parts, written
 
     def source(self, dataset: Dataset, split: str) -> Examples:
         """The examples that the positions of `split` point into."""

@@ -87,20 +87,7 @@ def runtime_of(asked: Recipe, out: Path | None) -> Miniature:
     Args:
         out: the run's folder; None keeps nothing.
     """
-    settings = asked.run
-    return Miniature(
-        seed=settings.seed,
-        device=settings.device,
-        precision=settings.precision,
-        matmul=settings.matmul,
-        compile=settings.compile,
-        unreadable=settings.unreadable,
-        workers=settings.workers,
-        threads=settings.threads,
-        save_every=settings.save_every,
-        out=out,
-        quiet=True,
-    )
+    return Miniature(**asked.run.for_runtime(), out=out, quiet=True)
 
 
 def clocks() -> np.ndarray:
