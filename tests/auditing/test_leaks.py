@@ -229,6 +229,21 @@ def test_a_brighter_recompressed_copy_is_caught_and_other_pictures_are_not():
     assert near.id in found.seen
 
 
+def test_pictures_alike_in_gray_alone_are_no_copies():
+    pytest.importorskip("imagehash")
+    labels = [range(task.offset, task.offset + 2) for task in STREAM]
+    tasks = [replace(task, train=pictures(i, 30, labels[i])) for i, task in enumerate(STREAM)]
+    red, green = (np.full((48, 48, 3), 128, dtype=np.uint8) for _ in range(2))
+    red[12:36, 12:36], green[12:36, 12:36] = (250, 40, 40), (16, 149, 50)  # of the same gray
+    learned, asked = (Example(id=name, inputs={"image": image}, target=0) for name, image in (("r", red), ("g", green)))
+    tasks[0] = replace(tasks[0], train=Examples.of([*tasks[0].train, learned]), test=Examples.of([asked]))
+    found = copies.nearly_tests_in_training(subject(Honest, replace(STREAM, tasks=tuple(tasks))))
+    assert found.verdict == "passes", found.seen
+    again = replace(tasks[0], test=Examples.of([replace(learned, inputs={"image": again_as_jpeg(red)})]))
+    found = copies.nearly_tests_in_training(subject(Honest, replace(STREAM, tasks=(again, *tasks[1:]))))
+    assert found.verdict == "leaks"
+
+
 def test_a_validation_split_that_is_the_test_is_caught():
     honest = [replace(task, validation=task.train[:3]) for task in STREAM]
     assert copies.validation_is_test(subject(Honest, replace(STREAM, tasks=tuple(honest)))).verdict == "passes"

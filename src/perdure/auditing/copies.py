@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
+from PIL.Image import Image
 
 from perdure.auditing.finding import Finding, Subject
 from perdure.errors import DataError, UnreadableExample
@@ -20,9 +22,9 @@ MOST = 20_000
 """Examples of each side that are looked at, spread evenly."""
 NEAR = 6
 """Bits of 64 in which perceptual hashes of near copies may differ."""
-ALIKE = 0.99
-"""Correlation of gray levels at 16 x 16 pixels from which such a pair is a near copy: saved again, resized, brighter.
-Crops and mirrored pictures are not found."""
+ALIKE, ALIKE_IN_COLOR = 0.99, 0.95
+"""Correlations at 16 x 16 pixels, of gray levels and of colors, from which such a pair is a near copy: saved again,
+resized, brighter. Crops, mirrored pictures and gray copies of colored ones are not found."""
 SHOWN = 3
 Named = tuple[int, Example]
 
@@ -49,13 +51,15 @@ def nearly_tests_in_training(it: Subject) -> Finding:
         return Finding(check, done, "no pictures are learned, or none are tested", "not applicable")
     if find_spec("imagehash") is None:
         return Finding(check, done, 'needs imagehash: pip install "perdure[audit]"', "not applicable")
-    (known, looks, of_known), (marks, seen, of_tests) = _hashes(learned), _hashes(tests)
+    known, of_known = _looks(learned)
+    seen, of_tests = _looks(tests)
     found: dict[int, tuple[int, str, int, str]] = {}
-    for start in range(0, len(marks), 256):
-        distance = (64 - marks[start : start + 256] @ known.T) / 2
+    for start in range(0, len(of_tests), 256):
+        distance = (64 - seen.signs[start : start + 256] @ known.signs.T) / 2
         for i, j in zip(*np.nonzero(distance <= NEAR)):
             (task, test), (other_task, other) = of_tests[start + i], of_known[j]
-            near = seen[start + i] @ looks[j] >= ALIKE
+            near = seen.gray[start + i] @ known.gray[j] >= ALIKE
+            near = near and seen.color[start + i] @ known.color[j] >= ALIKE_IN_COLOR
             if start + i not in found and near and digest(_inputs(test)) != digest(_inputs(other)):
                 found[start + i] = (task, test.id, other_task, other.id)
     skipped = len(learned) + len(tests) - len(of_known) - len(of_tests)
@@ -131,20 +135,34 @@ def _inputs(example: Example) -> Example:
     return Example(id=example.id, inputs=picture)
 
 
-def _hashes(examples: Sequence[Named]) -> tuple[np.ndarray, np.ndarray, list[Named]]:
-    """Signs of perceptual hashes [n, 64], gray thumbnails of length 1 [n, 256], and the examples that can be opened."""
+class _Looks(NamedTuple):
+    """Of n pictures: signs of perceptual hashes [n, 64], thumbnails of length 1, gray [n, 256] and colored [n, 768]."""
+
+    signs: np.ndarray
+    gray: np.ndarray
+    color: np.ndarray
+
+
+def _looks(examples: Sequence[Named]) -> tuple[_Looks, list[Named]]:
+    """Of the examples that can be opened, and these."""
     import imagehash
 
-    signs, looks, opened = [], [], []
-    for task, example in examples:
+    opened, signs = [], np.empty((len(examples), 64), dtype=np.float32)
+    gray, color = (np.empty((len(examples), size), dtype=np.float32) for size in (256, 768))
+    for named in examples:
         try:
-            image = open_image(example.inputs["image"]).convert("L")
+            image = open_image(named[1].inputs["image"])
         except UnreadableExample:
             continue
-        signs.append(np.where(imagehash.phash(image).hash.reshape(-1), 1.0, -1.0))
-        gray = np.asarray(image.resize((16, 16)), dtype=np.float32).reshape(-1)
-        gray -= gray.mean()
-        looks.append(gray / max(float(np.linalg.norm(gray)), 1e-6))
-        opened.append((task, example))
-    shape = (np.array(signs, dtype=np.float32).reshape(-1, 64), np.array(looks, dtype=np.float32).reshape(-1, 256))
-    return *shape, opened
+        row = len(opened)
+        signs[row] = np.where(imagehash.phash(image.convert("L")).hash.reshape(-1), 1.0, -1.0)
+        gray[row], color[row] = _thumbnail(image.convert("L")), _thumbnail(image.convert("RGB"))
+        opened.append(named)
+    return _Looks(*(values[: len(opened)] for values in (signs, gray, color))), opened
+
+
+def _thumbnail(image: Image) -> np.ndarray:
+    """16 x 16 pixels less their mean color, with a length of 1."""
+    pixels = np.asarray(image.resize((16, 16)), dtype=np.float32).reshape(256, -1)
+    pixels = (pixels - pixels.mean(axis=0)).reshape(-1)
+    return pixels / max(float(np.linalg.norm(pixels)), 1e-6)

@@ -1,7 +1,8 @@
 """Jobs as tasks of Ray: on this machine's cores and GPUs, or on a cluster that shares the runs' folder.
 
 Knows Ray's tasks, resources and failures: a worker or node that dies has its task run again elsewhere, where the run
-goes on from what it saved. Sends nothing to Ray's makers (`RAY_USAGE_STATS_ENABLED=0`). Does not know what a job does.
+goes on from what it saved. Sends nothing to Ray's makers and leaves `print` as it is (`OFF`). Does not know what a job
+does.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from perdure.run_folder.lock import SILENT_FOR
 from perdure.sweeping.executors import RETRIES, Place
 from perdure.sweeping.jobs import Job, Outcome
 
+OFF = ("RAY_USAGE_STATS_ENABLED", "RAY_TQDM_PATCH_PRINT")
+"""Variables by which Ray would report its use to its makers, and put a `print` of its own in Python's place."""
+
 
 class Ray:
     """A task for each job, with its share of a GPU and a core for itself and each of its loader processes."""
 
     def __init__(self, folder: Path, place: Place) -> None:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ.update(dict.fromkeys(OFF, "0"))
         try:
             import ray
         except ImportError:
