@@ -63,7 +63,7 @@ def command(capsys, *arguments):
 def test_what_is_learned_is_shown_within_eighty_columns(capsys, recipe, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = command(capsys, "check", recipe, "--tokens")
-    shown = out[out.index("\nthings, things/train/0/0: ") :].splitlines()
+    shown = out[out.index("\nthings, things/train/0: ") :].splitlines()
     assert code == 0
     assert all(len(line) <= 80 for line in shown)
     assert "tokens, 12 of images, " in shown[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import DataError, RecipeError
+from perdure.prepare import asd
 from perdure.settings.config import Named
 from perdure.streams import instruction
 from perdure.streams.instruction import Config, TaskFiles
@@ -85,6 +86,60 @@ def test_own_tasks_and_a_limit_that_depends_on_the_seed_alone(tmp_path):
     assert len(ids) == 5 and ids == [e.id for e in again.tasks[0].train] and len(first.tasks[0].test) == 3
     other = instruction.build(Config(root=tmp_path, tasks=config.tasks, train_per_task=5, seed=1))
     assert ids != [e.id for e in other.tasks[0].train]
+
+
+def told(name, image, question, answer="A"):
+    shown = {} if image is None else {"image": image}
+    mark = "" if image is None else "<image>\n"
+    said = [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+    return {**({} if name is None else {"id": name}), **shown, "conversations": said}
+
+
+def chosen(records, root, limit):
+    task_files(root, "mine")
+    (root / "annotations" / "mine" / "train.json").write_text(json.dumps(records))
+    config = Config(root=root, tasks=(TaskFiles(name="mine"),), train_per_task=limit, check_images=False)
+    return instruction.build(config).tasks[0].train
+
+
+@pytest.mark.parametrize("repeated", ["nothing", "ids", "ids and images", "all"])
+def test_a_limit_chooses_the_same_records_whatever_their_place_and_style(tmp_path, repeated):
+    same = repeated != "nothing"
+    records = [
+        told(
+            None if same else f"r{i}",
+            f"{i if repeated in ('nothing', 'ids') else 0}.png",
+            "What is it?" if repeated == "all" else f"What is {i}?",
+        )
+        for i in range(40)
+    ]
+    # as `prepare asd` does: shuffled, and every second one asked for in another style
+    other = [
+        told(r.get("id"), r["image"], r["conversations"][0]["value"][8:] + "\nIs the answer A?", "Yes") if i % 2 else r
+        for i, r in enumerate(records)
+    ]
+    other = other[::-1]
+
+    def what(examples):
+        return sorted((e.inputs["image"].name, e.inputs["conversations"][0]["value"].split("\n")[1]) for e in examples)
+
+    first, again = chosen(records, tmp_path, 10), chosen(other, tmp_path, 10)
+    assert len(first) == 10 and len({e.id for e in first}) == 10
+    assert what(first) == what(again)
+    assert sorted(e.id for e in first) == sorted(e.id for e in again)
+    assert any("Is the answer" in e.inputs["conversations"][0]["value"] for e in again)
+
+
+def test_the_real_asd_file_brings_the_same_records_as_its_source(tmp_path):
+    """By rules alone: boxes become choices and yes/no questions, and the file is shuffled."""
+    records = [
+        told(f"b{i}", f"{i}.png", f"Where is {i}?", f"[0.{i % 4}0, 0.10, 0.{i % 4 + 5}0, 0.50]") for i in range(80)
+    ]
+    made = asd.diversify(records, task="mine", kind="box", share=40).records
+    first, again = chosen(records, tmp_path, 20), chosen(made, tmp_path, 20)
+    assert sorted(e.id for e in first) == sorted(e.id for e in again)
+    assert [e.id for e in first] != [e.id for e in again]
+    assert 0 < sum(e.inputs["conversations"] not in [f.inputs["conversations"] for f in first] for e in again) < 20
 
 
 def test_multitask_puts_all_training_data_first(tmp_path):

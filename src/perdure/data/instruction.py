@@ -10,8 +10,11 @@ human message. Test: ``{"question_id", "image"?, "text", "answer"}``, or ``"answ
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +118,36 @@ def question(name: str, text: str, answer: str, image: Any = None) -> Example:
     return Example(id=name, inputs={"text": text, **({} if image is None else {"image": image})}, target=target)
 
 
+def training_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each training record, by what it is about and not by its place: the same in a file that is shuffled,
+    and after its style was changed (`prepare asd`), which leaves a record's id and image as they are.
+
+    The record's id; where that is not one record's own, as in LLaVA's files, with a digest of its image; where that is
+    not either, of the question's first line too; last, a number.
+    """
+    own = [str(record.get("id", record.get("question_id", ""))) for record in records]
+    images = [json.dumps(record.get("image")) for record in records]
+    lines = [_first_line(record) for record in records]
+    names = own
+    for more in (images, [image + line for image, line in zip(images, lines)]):
+        times = Counter(names)
+        names = [
+            name if times[name] == 1 else f"{start}/{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+            for name, start, said in zip(names, own, more)
+        ]
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        found.append(f"{name}/{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return found
+
+
+def _first_line(record: Mapping[str, Any]) -> str:
+    asked = next(m["value"] for m in record["conversations"] if m["from"] == "human")
+    return asked.replace("<image>", "").strip().split("\n")[0]
+
+
 def training_fault(record: Any, *, boxes: bool = False) -> str | None:
     """What is wrong with a training record, or None. `boxes`: answers must be boxes within [0, 1]."""
     messages = record.get("conversations") if isinstance(record, Mapping) else None
@@ -171,7 +204,9 @@ class _Reader:
 
     def training(self, path: Path) -> Examples:
         boxes = self.config.scorer == "grounding"
-        return self._examples(path, self._training_example, lambda record: training_fault(record, boxes=boxes))
+        records = self._records(path, lambda record: training_fault(record, boxes=boxes))
+        named = zip(records, training_names(records))
+        return Examples.of([self._training_example(record, name) for record, name in named])
 
     def questions(self, path: Path) -> Examples:
         config = self.config
@@ -182,7 +217,7 @@ class _Reader:
         def fault(record: Any) -> str | None:
             return _question_fault(record, config.scorer, answers, seen)
 
-        return self._examples(path, lambda record, i: self._question(record, answers), fault)
+        return Examples.of([self._question(record, answers) for record in self._records(path, fault)])
 
     def _answers(self, answers: Path, questions: Path) -> Mapping[str, Any]:
         if self.config.scorer != "caption":
@@ -191,23 +226,19 @@ class _Reader:
         names = [str(r["question_id"]) for r in records if isinstance(r, Mapping) and "question_id" in r]
         return caption_references(Path(answers), names)
 
-    def _examples(
-        self,
-        path: Path,
-        make: Callable[[Mapping[str, Any], int], Example],
-        fault: Callable[[Any], str | None],
-    ) -> Examples:
+    def _records(self, path: Path, fault: Callable[[Any], str | None]) -> list[Mapping[str, Any]]:
+        """The records of a file without the faulty ones, or a DataError that names these."""
         records = read_json(Path(path))
         if not isinstance(records, list):
             raise DataError("this is no list of records", where=str(path))
-        made, faults = [], []
+        sound, faults = [], []
         for i, record in enumerate(records):
             said = fault(record) or self._image_fault(record)
             if said:
                 name = record.get("id", record.get("question_id", "")) if isinstance(record, Mapping) else ""
                 faults.append(f"{path}, record {i}{f' ({name})' if name != '' else ''}: {said}")
             else:
-                made.append(make(record, i))
+                sound.append(record)
         if faults and self.config.on_fault == "stop":
             more = f"\n... and {len(faults) - 20} more" if len(faults) > 20 else ""
             todo = "\nRepair or remove them, or set on_fault=skip."
@@ -215,13 +246,12 @@ class _Reader:
                 todo += " Image paths start at `root`: is it the right folder?"
             raise DataError("\n".join(faults[:20]) + more + todo)
         self.left_out += len(faults)
-        return Examples.of(made)
+        return sound
 
-    def _training_example(self, record: Mapping[str, Any], i: int) -> Example:
+    def _training_example(self, record: Mapping[str, Any], name: str) -> Example:
         inputs = {"conversations": [dict(m) for m in record["conversations"]], **self._image(record)}
-        # ids repeat in LLaVA's own files; the place in the file does not.
-        name = f"{self.config.name}/train/{i}/{record.get('id', record.get('question_id', ''))}"
-        return Example(id=name, inputs=inputs, target=record["conversations"][-1]["value"])
+        target = record["conversations"][-1]["value"]
+        return Example(id=f"{self.config.name}/train/{name}", inputs=inputs, target=target)
 
     def _question(self, record: Mapping[str, Any], answers: Mapping[str, Any] | None) -> Example:
         config = self.config

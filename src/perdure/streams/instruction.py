@@ -110,7 +110,8 @@ class Config:
     train: str = "train.json"
     """Training file of each task: `train_x20.json` has a fifth of its answers in other styles."""
     train_per_task: Annotated[int, Field(ge=1)] | None = None
-    """Only so many training conversations of each task, chosen by `seed`."""
+    """Only so many training conversations of each task, chosen by `seed` and what they are about: the same of
+    `train.json` and of `train_x20.json`."""
     test_per_task: Annotated[int, Field(ge=1)] | None = None
     """Only so many test questions of each task, chosen by `seed`."""
     seed: Seed = 0
