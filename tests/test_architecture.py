@@ -16,7 +16,7 @@ errors keys
 files
 settings
 images checkpoint run_folder
-runtime
+runtime videos
 types draws
 kept_examples
 demands loading

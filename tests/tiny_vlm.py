@@ -31,10 +31,11 @@ TEXT = {
 VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 CHATML = (
     "{%% for m in messages %%}{{ '<|im_start|>' + m['role'] + '\n' }}{%% for c in m['content'] %%}"
-    "{%% if c['type'] == 'image' %%}{{ '%s' }}{%% else %%}{{ c['text'] }}{%% endif %%}{%% endfor %%}"
+    "{%% if c['type'] == 'image' %%}{{ '%s' }}{%% elif c['type'] == 'video' %%}{{ '%s' }}"
+    "{%% else %%}{{ c['text'] }}{%% endif %%}{%% endfor %%}"
     "{{ '<|im_end|>\n' }}{%% endfor %%}{%% if add_generation_prompt %%}{{ '<|im_start|>assistant\n' }}{%% endif %%}"
 )
-QWEN = CHATML % "<|vision_start|><|image_pad|><|vision_end|>"
+QWEN = CHATML % tuple(f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video"))
 VICUNA = (
     "{% for m in messages %}{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
     "{{ 'USER: ' if m['role'] == 'user' else ' ASSISTANT: ' }}"
@@ -45,7 +46,8 @@ VICUNA = (
 IDEFICS = (
     "{{ '<|im_start|>' }}{% for m in messages %}{{ m['role'] | capitalize }}"
     "{{ ':' if m['content'][0]['type'] == 'image' else ': ' }}{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}{{ '<image>' }}{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% if c['type'] in ('image', 'video') %}{{ '<' + c['type'] + '>' }}{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}"
     "{{ '<end_of_utterance>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 GEMMA = (
@@ -143,7 +145,7 @@ def _internvl(folder: Path) -> None:
     looks = hf.GotOcr2ImageProcessor(size=square, crop_to_patches=True, min_patches=1, max_patches=4)
     videos = hf.InternVLVideoProcessor(size=square)
     processor = hf.InternVLProcessor(
-        looks, tokens, videos, image_seq_length=4, chat_template=CHATML % "<IMG_CONTEXT>\n"
+        looks, tokens, videos, image_seq_length=4, chat_template=CHATML % ("<IMG_CONTEXT>\n", "<video>\n")
     )
     _save(hf.InternVLForConditionalGeneration(config), processor, folder)
 
@@ -189,7 +191,7 @@ def _llava(kind: str, folder: Path) -> None:
             hf.LlavaOnevisionVideoProcessor(size=square),
             num_image_tokens=16,
             vision_feature_select_strategy="full",
-            chat_template=CHATML % "<image>\n",
+            chat_template=CHATML % ("<image>\n", "<video>\n"),
         )
         model = hf.LlavaOnevisionForConditionalGeneration(config)
     _save(model, processor, folder)

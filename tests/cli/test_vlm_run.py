@@ -10,8 +10,9 @@ from PIL import Image
 
 import perdure
 from perdure.cli import main
+from perdure.evaluate import read_records
 from perdure.serving.app import Settings, make
-from tests import served, tiny_vlm
+from tests import served, test_videos, tiny_vlm
 
 RECIPE = """
 stream: {{name: instruction, root: {root}, tasks: [{{name: things}}, {{name: more}}]}}
@@ -24,7 +25,7 @@ run: {{device: cpu, out: {root}/runs}}
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, vlm_root):
-    """Two tasks in LLaVA's layout; every second record has two images."""
+    """Two tasks in LLaVA's layout; every second record has two images, the last a video: a folder of two frames."""
     root = tmp_path_factory.mktemp("vlm_run")
     for task in ("things", "more"):
         folder = root / "annotations" / task
@@ -34,14 +35,19 @@ def recipe(tmp_path_factory, vlm_root):
             names = [f"{task}_{i}_{j}.png" for j in range(1 + i % 2)]
             for j, name in enumerate(names):
                 Image.fromarray(tiny_vlm.picture(2 * i + j, 20 + i, 40)).save(root / name)
-            shown = names if len(names) > 1 else names[0]
+            if i == 3:
+                (root / f"{task}_film").mkdir()
+                for j, name in enumerate(names):
+                    (root / name).rename(root / f"{task}_film" / f"{j}.png")
+            shown = {"video": f"{task}_film"} if i == 3 else {"image": names if len(names) > 1 else names[0]}
+            marks = "<video>" if i == 3 else "<image>" * len(names)
             said = [
-                ("human", "<image>" * len(names) + "\nWhat is it?"),
+                ("human", f"{marks}\nWhat is it?"),
                 ("gpt", f"thing {i}, as long as it takes " * 4),
             ]
             said = [{"from": who, "value": text.strip(" ")} for who, text in said]
-            train.append({"id": i, "image": shown, "conversations": said})
-            test.append({"question_id": i, "image": shown, "text": "What is it?", "answer": f"thing {i}"})
+            train.append({"id": i, **shown, "conversations": said})
+            test.append({"question_id": i, **shown, "text": "What is it?", "answer": f"thing {i}"})
         (folder / "train.json").write_text(json.dumps(train))
         (folder / "test.json").write_text(json.dumps(test))
     file = root / "mine.yaml"
@@ -100,6 +106,31 @@ def test_run_is_asked_by_the_command_from_the_keyboard_and_over_http(capsys, rec
         status, body = client.json({"text": "What is two and two?"})
         assert status == 200
         assert "answer" in body["predictions"][0]
+
+
+def test_run_is_asked_about_videos(capsys, recipe, run, tmp_path):
+    film = recipe.parent / "things_film"
+    code, out, _ = command(capsys, "predict", run, film, "--frames", "--ask", "What is it?", "--json")
+    assert code == 0
+    by_frames = json.loads(out)
+    assert by_frames["file"] == " ".join(str(film / f"{j}.png") for j in range(2))
+    (record,) = [r for r in read_records(run / "predictions" / "1_0.jsonl") if r["id"] == "things/test/3"]
+    assert record["has_image"]
+    assert by_frames["answer"] == record["prediction"]
+    assert perdure.predict(run, [{"video": film, "text": "What is it?"}])[0]["answer"] == record["prediction"]
+    code, out, _ = command(
+        capsys, "predict", run, test_videos.film(tmp_path / "clip.mp4"), "--ask", "What is it?", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["question"] == "What is it?"
+    code, _, err = command(capsys, "predict", run, film, "--frames", "--together", "--ask", "What?")
+    assert code == 2
+    assert "--together is said, too" in err
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    code, _, err = command(capsys, "predict", run, broken, "--ask", "What?")
+    assert code == 1
+    assert "the video cannot be read" in err
 
 
 @pytest.mark.slow

@@ -22,6 +22,17 @@ TRAINING = {
         "'image' names GQA/x.png, which is not under",
         "is it the right folder?",
     ),
+    "record without its video": (
+        record("<video>\nWhat?", video=["a.png", "b.png"]),
+        "'video' names a.png, which is not under",
+        "is it the right folder?",
+    ),
+    "mark without a video": (record("<video>\nWhat?"), "'video' is None, but 1 marks <video>", "Repair or remove"),
+    "image and video": (
+        record("<video>\nWhat?", video="a.mp4", image="x.png"),
+        "there are an 'image' and a 'video', expected one or the other",
+        "Repair or remove",
+    ),
     "unknown role": (record(role="user"), "message 0 is from 'user', neither 'human' nor 'gpt'", "Repair or remove"),
     "empty answer": (record(answer=" "), "an answer is empty, expected a text", "Repair or remove"),
     "answer with the separator": (record(answer="a</s>b"), "an answer holds '</s>', which ends it", "on_fault=skip"),

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from perdure.families.instruction import seen_by_clip
 from perdure.loop import run, seed_everything
 from perdure.methods.lora_router import Config, LoraRouter, nearest
 from perdure.models.language_model import images_of
@@ -86,3 +87,19 @@ def test_a_threshold_that_no_task_reaches_asks_the_model_as_it_was():
     after = method.predictor(None)(batch)
     assert after.predictions == before
     assert set(after.tasks) == {""}
+
+
+def test_a_video_is_seen_by_its_middle_frame():
+    clip = clip_methods.fresh_clip()
+    frames = [np.full((8, 8, 3), 50 * i, np.uint8) for i in range(5)]
+    for training, inputs in (
+        (False, {"text": "<video>\na?"}),
+        (True, {"conversations": [{"from": "human", "value": "<video>\na?"}]}),
+    ):
+        film, still = (
+            seen_by_clip.seen(clip, Example(id="e", inputs=inputs | shown), training)
+            for shown in ({"video": frames}, {"image": frames[2]})
+        )
+        assert all(torch.equal(film[name], still[name]) for name in film)
+        assert film["route_image"].any()
+        assert torch.equal(film["route_ids"], clip.tokenize(["a?"], truncate="keep-eot")[0])

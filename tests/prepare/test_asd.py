@@ -175,12 +175,13 @@ def test_faulty_and_longer_records_stay_and_are_counted():
     long["conversations"] *= 2
     two = record(2, "a?", "b", "0.png") | {"image": ["0.png", "1.png"]}
     two["conversations"][0]["value"] = "<image><image>\nSame?"
-    source = [record(0, "a?", ""), long, two, *records("question", 98)]
+    film = record(3, "a?", "b") | {"video": "a.mp4"}
+    source = [record(0, "a?", ""), long, two, film, *records("question", 98)]
     made = diversify(source, task="t", kind="question", share=20, chat=Writer())
     assert made.manifest["not_considered"] == {
         "faulty records": 1,
         "records of several rounds, or letters without options": 1,
-        "records of several images, which no request can show": 1,
+        "records of several images or a video, which no request can show": 2,
     }
 
 

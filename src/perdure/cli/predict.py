@@ -22,6 +22,7 @@ perdure predict runs/mg_clip-microworld/seed_0 cat.jpg
 perdure predict runs/mg_clip-cifar100/seed_0 photos/ --top 5 --json
 perdure predict runs/sefe-microworld/seed_0 --ask "What is in the picture?" cat.jpg
 perdure predict runs/sefe-coin_qwen/seed_0 --ask "What has changed?" --together before.jpg after.jpg
+perdure predict runs/sefe-coin_qwen/seed_0 --ask "What happens?" clip.mp4
 perdure predict runs/rlcf_retrieval-microworld/seed_0 photos/ --ask "a dog on a beach" --index photos.index --top 5
 perdure predict runs/php-microworld/seed_0 clips/ --task AVE
 perdure predict --method rlcf_encoder --classes "cat,dog,red panda" photos/ --html before_and_after.html
@@ -64,6 +65,9 @@ def command(
         float, typer.Option("--unknown-below", min=0, max=1, metavar="P", help="a run's answers less probable: unknown")
     ] = 0.0,
     together: Annotated[bool, typer.Option("--together", help="one question about all images at once")] = False,
+    frames: Annotated[
+        bool, typer.Option("--frames", help="one question about all images as frames of a video")
+    ] = False,
     find: Annotated[str, typer.Option("--find", help="rank the images by this text, adapted to by RLCF")] = "",
 ) -> None:
     """Answer for files with what a run has learned: classes, captions, answers, events, masks, or what is found.
@@ -87,7 +91,7 @@ def command(
     if masks is not None:
         require_folder(masks, setting="--masks")
     how = {"top": top, "task": task, "unknown_below": unknown_below, "unreadable": "skip"}
-    given = [_joined(_images(files or []))] if together else files or []
+    given = _joined(files or [], together=together, frames=frames)
     _answer(run, given, ask, form=form, device=device, index=index, masks=masks, how=how)
 
 
@@ -100,9 +104,16 @@ def _images(given: Sequence[Path]) -> list[Path]:
     raise DataError("no image there", where=named, expected=", ".join(sorted(SUFFIXES)))
 
 
-def _joined(images: Sequence[Path]) -> dict[str, Any]:
-    """Several images that one question is about."""
-    return {"image": list(images), "name": " ".join(map(str, images))}
+def _joined(files: Sequence[Path], *, together: bool, frames: bool) -> Sequence[Any]:
+    """What questions are about: each file; or all images at once, as they are or as frames of a video."""
+    from perdure.errors import RecipeError
+
+    if together and frames:
+        raise RecipeError("--together is said, too", where="--frames", expected="one of them")
+    if not together and not frames:
+        return files
+    images = _images(files)
+    return [{"video" if frames else "image": images, "name": " ".join(map(str, images))}]
 
 
 def _answer(

@@ -5,7 +5,8 @@ not know tokens, models or the order of tasks.
 
 Training: ``{"id", "image"?, "conversations": [{"from": "human" | "gpt", "value"}, ...]}``, ``<image>`` in the first
 human message. Test: ``{"question_id", "image"?, "text", "answer"}``, or ``"answer_bbox"`` and ``"size"`` for boxes.
-``image`` is a path or a list of paths, with as many ``<image>`` marks.
+``image`` is a path or a list of paths, with as many ``<image>`` marks. Instead of it ``video``: a video file, a folder
+of frames or a list of frames, with one mark ``<video>``, or none.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def training_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
     not either, of the question's first line too; last, a number.
     """
     own = [str(record.get("id", record.get("question_id", ""))) for record in records]
-    images = [json.dumps(record.get("image")) for record in records]
+    images = [json.dumps(record.get("image") or record.get("video")) for record in records]
     lines = [_first_line(record) for record in records]
     names = own
     for more in (images, [image + line for image, line in zip(images, lines)]):
@@ -145,7 +146,7 @@ def training_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _first_line(record: Mapping[str, Any]) -> str:
     asked = next(m["value"] for m in record["conversations"] if m["from"] == "human")
-    return asked.replace("<image>", "").strip().split("\n")[0]
+    return asked.replace("<image>", "").replace("<video>", "").strip().split("\n")[0]
 
 
 def training_fault(record: Any, *, boxes: bool = False) -> str | None:
@@ -164,7 +165,7 @@ def training_fault(record: Any, *, boxes: bool = False) -> str | None:
     for answer in turns[1::2]:
         if fault := _answer_fault(answer["value"], boxes):
             return fault
-    if fault := _path_fault(record.get("image")):
+    if fault := _shown_fault(record):
         return fault
     several = isinstance(record.get("image"), list)
     marks = sum(m["value"].count("<image>") if several else "<image>" in m["value"] for m in turns)
@@ -174,11 +175,20 @@ def training_fault(record: Any, *, boxes: bool = False) -> str | None:
     return None
 
 
-def _path_fault(image: Any) -> str | None:
-    listed = image if isinstance(image, list) else [image]
-    if image is None or (listed and all(isinstance(one, str) for one in listed)):
-        return None
-    return f"'image' is {str(image)[:40]}, expected a path or a list of paths"
+def _shown_fault(record: Mapping[str, Any]) -> str | None:
+    """What is wrong with a record's image or video, but whether its file is there."""
+    if record.get("image") is not None and record.get("video") is not None:
+        return "there are an 'image' and a 'video', expected one or the other"
+    for name in ("image", "video"):
+        value = record.get(name)
+        listed = value if isinstance(value, list) else [value]
+        if value is not None and not (listed and all(isinstance(one, str) for one in listed)):
+            return f"{name!r} is {str(value)[:40]}, expected a path or a list of paths"
+    texts = [str(m.get("value", "")) for m in record.get("conversations", ())] or [str(record.get("text", ""))]
+    marks = sum(text.count("<video>") for text in texts)
+    if marks > (record.get("video") is not None):
+        return f"'video' is {str(record.get('video'))[:40]}, but {marks} marks <video>"
+    return None
 
 
 def _answer_fault(answer: str, boxes: bool) -> str | None:
@@ -233,7 +243,7 @@ class _Reader:
             raise DataError("this is no list of records", where=str(path))
         sound, faults = [], []
         for i, record in enumerate(records):
-            said = fault(record) or self._image_fault(record)
+            said = fault(record) or self._missing_fault(record)
             if said:
                 name = record.get("id", record.get("question_id", "")) if isinstance(record, Mapping) else ""
                 faults.append(f"{path}, record {i}{f' ({name})' if name != '' else ''}: {said}")
@@ -249,7 +259,7 @@ class _Reader:
         return sound
 
     def _training_example(self, record: Mapping[str, Any], name: str) -> Example:
-        inputs = {"conversations": [dict(m) for m in record["conversations"]], **self._image(record)}
+        inputs = {"conversations": [dict(m) for m in record["conversations"]], **self._shown(record)}
         target = record["conversations"][-1]["value"]
         return Example(id=f"{self.config.name}/train/{name}", inputs=inputs, target=target)
 
@@ -267,22 +277,26 @@ class _Reader:
             "official": config.official,
         }
         name = f"{config.name}/test/{record['question_id']}"
-        return Example(id=name, inputs={"text": text, **self._image(record)}, target=target)
+        return Example(id=name, inputs={"text": text, **self._shown(record)}, target=target)
 
-    def _image(self, record: Mapping[str, Any]) -> dict[str, Path | list[Path]]:
-        image, root = record.get("image"), Path(self.images)
-        if isinstance(image, list):
-            return {"image": [root / one for one in image]}
-        return {} if image is None else {"image": root / image}
+    def _shown(self, record: Mapping[str, Any]) -> dict[str, Path | list[Path]]:
+        """The image, the images or the video of a record."""
+        root, found = Path(self.images), {}
+        for name in ("image", "video"):
+            value = record.get(name)
+            if value is not None:
+                found[name] = [root / one for one in value] if isinstance(value, list) else root / value
+        return found
 
-    def _image_fault(self, record: Any) -> str | None:
-        image = record.get("image")
-        if image is None or (fault := _path_fault(image)):
-            return None if image is None else fault
-        for one in image if isinstance(image, list) else [image]:
-            path = Path(self.images) / one
-            if self.config.check_images and path.name not in self._names(path.parent):
-                return f"'image' names {one}, which is not under {self.images}"
+    def _missing_fault(self, record: Any) -> str | None:
+        if fault := _shown_fault(record):
+            return fault
+        for name in ("image", "video"):
+            value = record.get(name)
+            for one in value if isinstance(value, list) else [] if value is None else [value]:
+                path = Path(self.images) / one
+                if self.config.check_images and path.name not in self._names(path.parent):
+                    return f"{name!r} names {one}, which is not under {self.images}"
         return None
 
     def _names(self, folder: Path) -> set[str]:

@@ -25,7 +25,7 @@ def records(predictions: Sequence[str], examples: Sequence[Example], query: Quer
             "prediction": text,
             "target": example.target["answer"],
             "question": example.inputs["text"],
-            "has_image": example.inputs.get("image") is not None,
+            "has_image": any(example.inputs.get(name) is not None for name in ("image", "video")),
             **{name: example.target[name] for name in ("scorer", "form", "official")},
         }
         for text, example in zip(predictions, examples)

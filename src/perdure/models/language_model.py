@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perdure import videos
 from perdure.errors import UnreadableExample
 from perdure.runtime.sharding import gather, in_parts
 from perdure.types import Batch, Example
@@ -81,7 +82,7 @@ class LanguageModel(nn.Module):
     def preprocess(self, example: Example, training: bool) -> Batch:
         """Tokens, labels and pixels of one example.
 
-        Training reads ``conversations``, testing ``text`` (the question); ``image`` may be absent in both.
+        Training reads ``conversations``, testing ``text`` (the question); ``image`` or ``video`` may be in both.
 
         Raises UnreadableExample if no token of an answer is left to learn.
         """
@@ -280,6 +281,17 @@ def images_of(inputs: Mapping[str, Any]) -> list[Any]:
     """The images of an example: none, one, or a list."""
     image = inputs.get("image")
     return [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
+
+
+def still_of(inputs: Mapping[str, Any]) -> Any:
+    """One picture that stands for all that an example shows: its first image, or the middle frame of its video."""
+    image = next(iter(images_of(inputs)), None)
+    return videos.frames(inputs["video"], 1).images[0] if image is None and "video" in inputs else image
+
+
+def shows(inputs: Mapping[str, Any]) -> bool:
+    """Whether an example shows anything, an image or a video."""
+    return bool(images_of(inputs)) or "video" in inputs
 
 
 def padded(rows: Sequence[Tensor], length: int, value: int, *, right: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""What people ask a model with, as Examples: images, questions about them, clips.
+"""What people ask a model with, as Examples: images, videos, questions about them, clips.
 
 Knows files, folders, tables, shards and prepared clips, and that a clip is so many frames and seconds of sound. Does
 not know methods or models; decodes nothing but videos that are not prepared yet.
@@ -17,18 +17,21 @@ from perdure.images import SUFFIXES, find_images, is_image
 from perdure.settings import registry
 from perdure.settings.config import parse
 from perdure.types import Example
+from perdure.videos import is_video
 
 LISTS = ("table", "webdataset", "hf_dataset")
 """Readers whose rows may stand for files."""
 
 
-def images(given: Iterable[Any], *, ask: str = "") -> list[Example]:
+def images(given: Iterable[Any], *, ask: str = "", videos: bool = False) -> list[Example]:
     """Examples of images and of questions about them.
 
     Args:
         given: paths, folders of images, tables, shards, ``hf:owner/name``; PIL images, uint8 arrays, bytes; or mappings
-            with ``image`` and ``text``, either of which may be missing.
+            with ``image`` (or a list of such) or ``video``, and ``text``, each of which may be missing. A video is a
+            file, a folder of frames or a list of frames.
         ask: the question about each that brings none.
+        videos: whether a file may be a video.
 
     Raises:
         DataError: nothing is there.
@@ -36,22 +39,25 @@ def images(given: Iterable[Any], *, ask: str = "") -> list[Example]:
     found: list[Example] = []
     for number, one in enumerate(given, 1):
         if isinstance(one, Mapping):
-            image, text = one.get("image"), one.get("text", ask)
-            name = str(image) if isinstance(image, str | Path) else str(one.get("name", f"item {number}"))
-            found.append(_example(name, image, text))
+            shown = {name: one[name] for name in ("image", "video") if one.get(name) is not None}
+            path = next((value for value in shown.values() if isinstance(value, str | Path)), None)
+            name = str(one.get("name", f"item {number}")) if path is None else str(path)
+            found.append(_example(name, shown, one.get("text", ask)))
         elif isinstance(one, str | Path):
-            found += [_example(name, image, text or ask) for name, image, text in _listed(one)]
+            for name, shown, text in _listed(one):
+                kind = "video" if videos and is_video(name) else "image"
+                found.append(_example(name, {} if shown is None else {kind: shown}, text or ask))
         else:
-            found.append(_example(f"image {number}", one, ask))
+            found.append(_example(f"image {number}", {"image": one}, ask))
     return found
 
 
-def _example(name: str, image: Any, text: str) -> Example:
-    return Example(id=name, inputs={**({} if image is None else {"image": image}), **({"text": text} if text else {})})
+def _example(name: str, shown: Mapping[str, Any], text: str) -> Example:
+    return Example(id=name, inputs={**shown, **({"text": text} if text else {})})
 
 
 def _listed(path: str | Path) -> Iterator[tuple[str, Any, str]]:
-    """(name, image, question) of what a path stands for."""
+    """(name, what is shown, question) of what a path stands for."""
     said = str(path)
     if said.startswith("hf:") or said.endswith(".tar") or Path(said).suffix.lower() in table.SUFFIXES:
         yield from _rows(said)

@@ -77,7 +77,7 @@ class Loaded:
 
         Args:
             given: paths, folders, tables or shards of images, PIL images, uint8 arrays; questions as mappings with
-                ``text`` and ``image``; folders of prepared clips, or videos. One or several.
+                ``text`` and ``image`` or ``video``; folders of prepared clips, or videos. One or several.
             ask: the question about each; for retrieval the text that is searched with.
             top: answers of each, where answers are ranked.
             task: by name, where the run's tasks ask different things; empty: the last one.
@@ -148,9 +148,10 @@ class Loaded:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="perdure-clips-")))
             segments, words = int(facts.get("segments", 10)), facts.get("vocabulary", ())
             return asked.clip_examples(given, segments=segments, ask=ask, vocabulary=words, work=work)
-        found = asked.images(given or ([{"text": ask}] if ask and query.kind == "instruct" else []), ask=ask)
+        instructs = query.kind == "instruct"
+        found = asked.images(given or ([{"text": ask}] if ask and instructs else []), ask=ask, videos=instructs)
         asked.require_images(found, given)
-        if query.kind != "instruct":
+        if not instructs:
             return [Example(id=e.id, inputs={"image": e.inputs.get("image")}) for e in found]
         if lacking := [e.id for e in found if not e.inputs.get("text", "").strip()]:
             raise DataError("there is no question", where=lacking[0], expected="a question about each image")

@@ -180,8 +180,8 @@ def _too_few(count: int, share: float, chosen: Mapping[int, str], unfit: Mapping
 def _unfit(record: Any, kind: str) -> str | None:
     if training_fault(record) is not None:
         return "faulty records"
-    if isinstance(record.get("image"), list):
-        return "records of several images, which no request can show"
+    if isinstance(record.get("image"), list) or record.get("video") is not None:
+        return "records of several images or a video, which no request can show"
     said = styles.asked(record)
     if said is None:
         return "records of several rounds, or letters without options"

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perdure.errors import DataError, MissingExtra
+from perdure.errors import DataError
+from perdure.videos import SUFFIXES, is_video, require_av
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".3gp"])
 RATE = 32_000
 DELAY = 0.1
 """Seconds by which streams may start apart and still be taken for simultaneous: codecs state delays of their own."""
@@ -71,7 +71,7 @@ def prepare_videos(
         DataError: there is no video below `source`.
         MissingExtra: PyAV is not installed.
     """
-    _require_av()
+    require_av()
     videos = find_videos(source)
     if not videos:
         raise DataError("no video is here", where=str(source), expected=", ".join(sorted(SUFFIXES)))
@@ -97,7 +97,7 @@ def prepare_videos(
 def find_videos(source: Path) -> list[Path]:
     """Video files below a folder, sorted; by suffix alone."""
     files: Iterable[Path] = source.rglob("*") if source.is_dir() else [source]
-    return sorted(path for path in files if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in files if is_video(path) and path.is_file())
 
 
 def name_of(video: Path, base: Path) -> str:
@@ -274,10 +274,3 @@ def _require_unique(videos: Sequence[Path], base: Path) -> None:
         other = seen.setdefault(name_of(video, base), video)
         if other != video:
             raise DataError(f"{other.name} and {video.name} would get the same name", where=str(video.parent))
-
-
-def _require_av() -> None:
-    try:
-        import av  # noqa: F401
-    except ImportError:
-        raise MissingExtra("reading videos needs PyAV", todo='Type: pip install "perdure[video]"') from None

@@ -14,7 +14,7 @@ from torch import Tensor
 from perdure import training
 from perdure.loading import ExampleBatches
 from perdure.models.clip import Clip
-from perdure.models.language_model import LanguageModel, images_of
+from perdure.models.language_model import LanguageModel, shows, still_of
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Examples
 
@@ -23,8 +23,8 @@ SEEN = ("route_ids", "route_image", "has_image")
 
 
 def seen(clip: Clip, example: Example, training: bool) -> Batch:
-    """The question's text, cut at the tower's length, and its first image (zeros where there is none)."""
-    image, size = next(iter(images_of(example.inputs)), None), clip.transform.size
+    """The question's text, cut at the tower's length, and its first image or its video's middle frame, or zeros."""
+    image, size = still_of(example.inputs), clip.transform.size
     blank = torch.zeros(3, size, size, dtype=torch.uint8)
     return {
         "route_ids": clip.tokenize([question_of(example, training)], truncate="keep-eot")[0],
@@ -45,7 +45,7 @@ def features(
     """What `encode` gives of all training questions, and whether each ``has_image``; one pass, a stage of its own."""
 
     def item(example: Example, _training: bool) -> Batch:
-        return {**seen(clip, example, True), "has_image": bool(images_of(example.inputs))}
+        return {**seen(clip, example, True), "has_image": shows(example.inputs)}
 
     batches = ExampleBatches(examples, item, batch_size=64, runtime=runtime, stage=stage, training=False)
     found = training.features(
@@ -60,4 +60,4 @@ def question_of(example: Example, training: bool) -> str:
     text = (
         next((t["value"] for t in inputs["conversations"] if t["from"] == "human"), "") if training else inputs["text"]
     )
-    return str(text).replace("<image>", "").strip()
+    return str(text).replace("<image>", "").replace("<video>", "").strip()

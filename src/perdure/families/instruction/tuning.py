@@ -14,7 +14,7 @@ from torch import Tensor
 from perdure.families.instruction.sampler import modality_grouped_order
 from perdure.families.instruction.settings import Tuning
 from perdure.loading import ExampleBatches
-from perdure.models.language_model import LanguageModel, images_of
+from perdure.models.language_model import LanguageModel, shows
 from perdure.models.llava.conversation import word_count
 from perdure.runtime import Runtime
 from perdure.runtime.sharding import place
@@ -137,7 +137,7 @@ class GroupedBatches:
 def _lengths(examples: Examples) -> list[int]:
     found = []
     for example in examples:
-        has_image = bool(images_of(example.inputs))
+        has_image = shows(example.inputs)
         found.append(word_count(example.inputs["conversations"], has_image=has_image))
     return found
 

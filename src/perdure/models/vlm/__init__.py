@@ -2,7 +2,8 @@
 
 Needs: 8 GB memory for 3 B parameters in bfloat16.
 
-By hub id or folder, with its own processor and chat template. Several images of any size a conversation, or none.
+By hub id or folder, with its own processor and chat template. Several images of any size a conversation, a video, or
+none.
 Knows how such a network is called, for losses and for answers. Conversations, batches and checkpoints have files of
 their own. Does not know tasks or updates.
 """
@@ -20,12 +21,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from perdure import videos
 from perdure.errors import UnreadableExample
 from perdure.files import tensor_files
 from perdure.images import open_image
 from perdure.models.language_model import IGNORE, AnswerLimits, LanguageModel, images_of
 from perdure.models.vlm import batches, checkpoint, quantized
-from perdure.models.vlm.conversation import TOKENWISE, Conversations
+from perdure.models.vlm.conversation import TOKENWISE, Conversations, image_part, video_part
 from perdure.types import Batch, Example
 
 __all__ = ["Config", "Vlm", "load"]
@@ -54,11 +56,16 @@ class Config:
     """Weights of the language model in 8 or 4 bits (QLoRA), by bitsandbytes: `pip install "perdure[quantize]"`. Updates
     of earlier tasks are kept beside them, never merged."""
     max_pixels: Annotated[int, Field(ge=1)] | None = None
-    """Most pixels of an image, to which larger ones are scaled (Qwen-VL; a token has 28 x 28 of them, in Qwen3-VL 32 x
-    32); none: the checkpoint's own limit, of up to 16,000 tokens."""
+    """Most pixels of an image, or of a video's frame, to which larger ones are scaled (Qwen-VL; a token has 28 x 28 of
+    them, in Qwen3-VL 32 x 32); none: the checkpoint's own limit, of up to 16,000 tokens."""
     max_tiles: Annotated[int, Field(ge=1)] | None = None
     """Most tiles of an image, where it is cut into such (InternVL, LLaVA-NeXT, LLaVA-OneVision, Idefics3, SmolVLM);
     none: the checkpoint's own."""
+
+    frames: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Frames that are taken of a video, evenly spaced."""
+    frame_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Frames a second of a video that is a folder or a list of frames; a video file says it itself."""
 
     def bytes_needed(self) -> int:
         """Of the weights alone, where they are on this machine: 4 and 8 bits with their scales."""
@@ -99,7 +106,12 @@ def _made(config: Config, *, with_weights: bool) -> Vlm:
     name, revision = config.weights, config.revision
     settings = checkpoint.settings_of(name, revision)
     processor = checkpoint.processor_of(
-        name, revision, template=config.chat_template, max_pixels=config.max_pixels, max_tiles=config.max_tiles
+        name,
+        revision,
+        template=config.chat_template,
+        max_pixels=config.max_pixels,
+        max_tiles=config.max_tiles,
+        frames=config.frames,
     )
     Conversations(processor, name=name, system=config.system)  # what does not fit is said before weights are read
     model = checkpoint.empty_model(settings)
@@ -108,7 +120,15 @@ def _made(config: Config, *, with_weights: bool) -> Vlm:
         how = {} if config.quantize == "none" else quantized.settings(config.quantize, model, dtype)
         model = checkpoint.model_of(name, revision, dtype=dtype, attention=config.attention, **how)
         quantized.readable(model)
-    return Vlm(model, processor, name=name, tune=config.tune, system=config.system)
+    return Vlm(
+        model,
+        processor,
+        name=name,
+        tune=config.tune,
+        system=config.system,
+        frames=config.frames,
+        frame_rate=config.frame_rate,
+    )
 
 
 class Vlm(LanguageModel):
@@ -120,13 +140,26 @@ class Vlm(LanguageModel):
         name: of the checkpoint, for errors.
         tune: what is trained, as in `Config`.
         system: a message before each conversation.
+        max_length: tokens of a training conversation.
+        frames: of a video.
+        frame_rate: of videos that are lists or folders of frames.
     """
 
     def __init__(
-        self, model: Any, processor: Any, *, name: str, tune: str = "language", system: str = "", max_length: int = 2048
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        name: str,
+        tune: str = "language",
+        system: str = "",
+        max_length: int = 2048,
+        frames: int = 8,
+        frame_rate: float = 1.0,
     ) -> None:
         super().__init__(model, processor.tokenizer, max_length=max_length)
         self.processor, self.name, self.tuned = processor, name, tune.split("+")
+        self.frames, self.frame_rate = frames, frame_rate
         self.trains_projector = "projector" in self.tuned
         self.conversations = Conversations(processor, name=name, system=system, ends=super().ends)
         self.image_tokens = _image_tokens(model.config)
@@ -135,16 +168,27 @@ class Vlm(LanguageModel):
     # -- examples ---------------------------------------------------------------------------------------
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        images = [open_image(image, where=example.id) for image in images_of(example.inputs)]
+        shown = self._shown(example)
         if training:
-            made = self._cut(
-                self.conversations.learned(_turns(example.inputs["conversations"]), images, example.id), example.id
-            )
+            said = _turns(example.inputs["conversations"])
+            made = self._cut(self.conversations.learned(said, shown, example.id), example.id)
         else:
-            made = self.conversations.question(example.inputs["text"], images, example.id)
+            made = self.conversations.question(example.inputs["text"], shown, example.id)
         tokens = {name: made[name] for name in (*TOKENWISE, "labels") if name in made}
         media = {name: value for name, value in made.items() if name not in tokens}
-        return {**tokens, "media": media if images else {}, "has_image": bool(images)}
+        return {**tokens, "media": media if shown else {}, "has_image": bool(shown)}
+
+    def _shown(self, example: Example) -> list[dict[str, Any]]:
+        """Images, or frames of a video, as parts of a message."""
+        parts = [image_part(open_image(image, where=example.id)) for image in images_of(example.inputs)]
+        if "video" not in example.inputs:
+            return parts
+        if not self.conversations.takes_videos:
+            raise self.conversations.no_videos(example.id)
+        if parts:
+            raise UnreadableExample("images and a video", where=example.id, expected="one or the other")
+        seen = videos.frames(example.inputs["video"], self.frames, rate=self.frame_rate, where=example.id)
+        return [video_part(seen)]
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
         return batches.collate(items, pad=self.pad)
@@ -157,7 +201,7 @@ class Vlm(LanguageModel):
             raise UnreadableExample(
                 f"{len(ids)} tokens, and images beyond the first {self.max_length}",
                 where=where,
-                todo="Raise method.tuning.max_length, or limit images: models.llm.max_pixels or max_tiles.",
+                todo="Raise method.tuning.max_length, or limit images: models.llm.max_pixels, max_tiles or frames.",
             )
         if bool((labels[: self.max_length] == IGNORE).all()):
             raise self._nothing_to_learn(where)

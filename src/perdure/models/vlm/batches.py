@@ -60,7 +60,8 @@ def inputs(
     media = [batch["media"][i] for i in chosen]
     for name in dict.fromkeys(key for one in media for key in one):
         joined = joined_along_first([one[name] for one in media if name in one]).to(device)
-        found[name] = joined.to(dtype) if joined.is_floating_point() else joined
+        # not so of times of a video's frames, from which positions are counted
+        found[name] = joined.to(dtype) if name.startswith("pixel_values") else joined
     return found
 
 

@@ -35,6 +35,9 @@ BESIDE = (
 )
 """Files that servers with an older transformers look for; 5.x writes them no more, so an export copies them."""
 
+OVER_ALL_FRAMES = ("Qwen3VL",)
+"""Processors whose limit of a video's pixels is that of all its frames together."""
+
 
 def settings_of(weights: str, revision: str | None) -> Any:
     """The configuration of a checkpoint that can be taken.
@@ -66,9 +69,15 @@ def settings_of(weights: str, revision: str | None) -> Any:
 
 
 def processor_of(
-    weights: str, revision: str | None, *, template: Path | None, max_pixels: int | None, max_tiles: int | None
+    weights: str,
+    revision: str | None,
+    *,
+    template: Path | None,
+    max_pixels: int | None,
+    max_tiles: int | None,
+    frames: int,
 ) -> Any:
-    """The checkpoint's processor, with a chat template and the limits of images.
+    """The checkpoint's processor, with a chat template and the limits of images and of a video's `frames`.
 
     Raises:
         WeightsError: there is none, or no template.
@@ -92,8 +101,14 @@ def processor_of(
             where=weights,
             todo="Name one: models.llm.chat_template=FILE.jinja, as the model was trained with.",
         )
+    of_videos = getattr(processor, "video_processor", None)
+    if hasattr(of_videos, "cap_pixels_per_frame"):
+        of_videos.cap_pixels_per_frame = True  # as in the families' own code; transformers will make it the default
     if max_pixels is not None:
         _limit_pixels(processor.image_processor, max_pixels)
+        if of_videos is not None:
+            whole = type(of_videos).__name__.startswith(OVER_ALL_FRAMES)
+            _limit_pixels(of_videos, max_pixels * frames if whole else max_pixels)
     if max_tiles is not None:
         _limit_tiles(processor.image_processor, max_tiles)
     return processor

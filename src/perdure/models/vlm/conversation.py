@@ -9,6 +9,7 @@ Knows messages, processors and token ids. Does not know networks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,13 @@ from torch import Tensor
 
 from perdure.errors import RecipeError, UnreadableExample
 from perdure.models.language_model import IGNORE
+from perdure.videos import Frames
 
-IMAGE = "<image>"
-"""Where an image stands in a record's text."""
+IMAGE, VIDEO = "<image>", "<video>"
+"""Where an image stands in a record's text; where a video does."""
+Shown = Sequence[Mapping[str, Any]]
+"""Parts of messages that show something: `image_part`, `video_part`."""
+MARKS = re.compile(f"{IMAGE}|{VIDEO}")
 ROLES = {"human": "user", "gpt": "assistant"}
 PROBE = [
     {"role": "user", "content": [{"type": "text", "text": "a"}]},
@@ -54,24 +59,25 @@ class Conversations:
         """Of the template."""
         self.escapes = self._escapes()
         """Whether control tokens in a text can be read as text."""
+        self.takes_videos = self._takes_videos()
         self.variables = self._stable()
         own = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         self.ends = list(dict.fromkeys([*own, *ends, *self._end_mark()]))
         self.require_end()
 
-    def question(self, text: str, images: Sequence[Any], where: str) -> dict[str, Tensor]:
+    def question(self, text: str, shown: Shown, where: str) -> dict[str, Tensor]:
         """What the processor makes of a question that waits for its answer."""
         said = [{"from": "human", "value": text}]
-        return self._processed(self._messages(said, images, where), asking=True)
+        return self._processed(self._messages(said, shown, where), asking=True)
 
-    def learned(self, said: Sequence[Mapping[str, str]], images: Sequence[Any], where: str) -> dict[str, Tensor]:
+    def learned(self, said: Sequence[Mapping[str, str]], shown: Shown, where: str) -> dict[str, Tensor]:
         """What the processor makes of a whole conversation, and ``labels``: its learned ids, `IGNORE` elsewhere.
 
         Raises:
             UnreadableExample: marks and images differ in number, or an answer holds a control token.
             RecipeError: the template writes some turn otherwise when others follow.
         """
-        messages = self._messages(said, images, where)
+        messages = self._messages(said, shown, where)
         item = self._processed(messages, asking=False)
         ids, whole = item["input_ids"].tolist(), self._ids(messages, asking=False)
         labels = torch.full_like(item["input_ids"], IGNORE)
@@ -130,23 +136,26 @@ class Conversations:
 
     # -- processor --------------------------------------------------------------------------------------
 
-    def _messages(self, said: Sequence[Mapping[str, str]], images: Sequence[Any], where: str) -> list[dict[str, Any]]:
-        """Messages in parts: images where the text says so, else first of all."""
-        marks = sum(m["value"].count(IMAGE) for m in said)
-        if marks not in (0, len(images)):
-            raise UnreadableExample(f"{marks} marks {IMAGE} for {len(images)} images", where=where)
+    def _messages(self, said: Sequence[Mapping[str, str]], shown: Shown, where: str) -> list[dict[str, Any]]:
+        """Messages in parts: what is shown where the text says so, else first of all."""
+        marks = [mark for m in said for mark in MARKS.findall(m["value"])]
+        expected = [f"<{part['type']}>" for part in shown]
+        if marks not in ([], expected):
+            what = f"{len(shown)} images" if VIDEO not in expected else "a video"
+            raise UnreadableExample(f"{len(marks)} marks {' '.join(dict.fromkeys(marks))} for {what}", where=where)
+        if VIDEO in expected and not self.takes_videos:
+            raise self.no_videos(where)
         self._require_plain(said, where)
-        pending = list(images)
+        pending = list(shown)
         made: list[dict[str, Any]] = []
         for message in said:
             parts: list[dict[str, Any]] = []
-            if not marks and message["from"] == "human" and pending:
-                parts += [_shown(image) for image in pending]
-                pending = []
-            first, *others = message["value"].split(IMAGE)
+            if not marks and message["from"] == "human":
+                parts, pending = list(pending), []
+            first, *others = MARKS.split(message["value"])
             parts += _text(first.strip() if others else first)
             for text in others:
-                parts += [_shown(pending.pop(0)), *_text(text.strip())]
+                parts += [pending.pop(0), *_text(text.strip())]
             made.append({"role": ROLES[message["from"]], "content": parts})
         head = [{"role": "system", "content": _text(self.system)}] if self.system else []
         return head + made
@@ -156,7 +165,7 @@ class Conversations:
         for message in said:
             if self.escapes and message["from"] == "human":
                 continue
-            text = message["value"].replace(IMAGE, "")
+            text = MARKS.sub("", message["value"])
             if held := next((token for token in self.control if token in text), None):
                 what = "an answer" if message["from"] == "gpt" else "a question"
                 raise UnreadableExample(
@@ -165,14 +174,29 @@ class Conversations:
                     todo="Take it out of the record.",
                 )
 
+    def no_videos(self, where: str) -> RecipeError:
+        """What is said of a video that this processor or its template does not take."""
+        return RecipeError(
+            f"{where}: {self.name} takes no videos, by its processor or by its chat template",
+            where="models.llm",
+            expected="a model that does (Qwen-VL, LLaVA-OneVision, InternVL, SmolVLM2), or frames as `image`: a list",
+        )
+
     def _processed(self, messages: Sequence[Message], *, asking: bool) -> dict[str, Tensor]:
         """All that the processor gives for one conversation; ids and what goes with them without the batch axis."""
+        options: dict[str, Any] = {"return_tensors": "pt"}  # SmolVLM's takes all for its own where this is empty
+        if told := [part["told"] for m in messages for part in m["content"] if part["type"] == "video"]:
+            options |= {"do_sample_frames": False, "video_metadata": [told]}
         out = self.processor.apply_chat_template(
-            list(messages),
+            [
+                {**m, "content": [{n: v for n, v in part.items() if n != "told"} for part in m["content"]]}
+                for m in messages
+            ],
+            chat_template=self.processor.chat_template,  # SmolVLM's takes another one for videos
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"return_tensors": "pt"},  # SmolVLM's takes all for its own where this is empty
+            processor_kwargs=options,
             add_generation_prompt=asking,
             **self.variables,
             **({"sanitize_control_tokens": True} if self.escapes else {}),
@@ -197,12 +221,23 @@ class Conversations:
         from PIL import Image
 
         self.escapes = True
-        seen = {"role": "user", "content": [_shown(Image.new("RGB", (64, 64))), *_text("a")]}
+        seen = {"role": "user", "content": [image_part(Image.new("RGB", (64, 64))), *_text("a")]}
         try:
             self._processed([seen], asking=True)
         except (NotImplementedError, TypeError, ValueError):  # not with every tokenizer and processor
             return False
         return True
+
+    def _takes_videos(self) -> bool:
+        """Whether a video becomes pixels, and the template says where they are."""
+        from PIL import Image
+
+        seen = Frames(images=(Image.new("RGB", (64, 64)),) * 2, places=(0, 1), total=2, rate=1.0)
+        try:
+            found = self._processed([{"role": "user", "content": [video_part(seen), *_text("a")]}], asking=True)
+        except (AttributeError, ImportError, KeyError, NotImplementedError, TypeError, ValueError):
+            return False
+        return any(name not in TOKENWISE for name in found)
 
     def _unfit(self, what: str) -> RecipeError:
         return RecipeError(
@@ -220,8 +255,27 @@ def _shows_image(messages: Sequence[Message]) -> bool:
     return any(part["type"] != "text" for message in messages for part in message["content"])
 
 
-def _shown(image: Any) -> dict[str, Any]:
+def image_part(image: Any) -> dict[str, Any]:
+    """An image as a part of a message."""
     return {"type": "image", "image": image}
+
+
+def video_part(seen: Frames) -> dict[str, Any]:
+    """A video's frames as a part of a message; ``told``: when they are, as processors ask for it."""
+    import numpy as np
+    from transformers.video_utils import VideoMetadata
+
+    width, height = seen.images[0].size
+    told = VideoMetadata(
+        total_num_frames=seen.total,
+        fps=seen.rate,
+        width=width,
+        height=height,
+        duration=seen.total / seen.rate,
+        frames_indices=list(seen.places),
+    )
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in seen.images])).permute(0, 3, 1, 2)
+    return {"type": "video", "video": pixels, "told": told}
 
 
 def _text(text: str) -> list[dict[str, Any]]:
