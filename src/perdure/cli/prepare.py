@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ perdure prepare predictions merge.jsonl --task gqa --answers testdev_balanced_qu
 perdure prepare features --data coco_captions --root /data/coco2014 --out coco.safetensors
 perdure prepare clipscore runs/rlcf_caption-capdec_flickr30k/seed_0/predictions/0_0.jsonl --images /data/flickr30k
 """
+How = Literal["extract", "compare"]
 app = typer.Typer(
     help="Make data before a run.",
     epilog=epilog(EXAMPLES),
@@ -42,6 +43,11 @@ perdure prepare features --data caption_texts --root captions.txt --out texts.sa
 SCORED = """
 perdure prepare clipscore RUN/predictions/0_0.jsonl --images /data/flickr30k
 perdure score RUN/predictions/0_0.clipscore.jsonl --metric clipscore
+"""
+JUDGED = """
+perdure prepare judge RUN/predictions/3_1.jsonl --endpoint http://localhost:8000/v1 --model qwen
+perdure prepare judge RUN/predictions/3_*.jsonl --local Qwen/Qwen2.5-7B-Instruct --how compare
+perdure score RUN/predictions/3_1.judged.jsonl --metric judged_accuracy
 """
 RESULTS = """
 perdure prepare coco-results RUN/predictions/0_0.jsonl --out coco_format
@@ -174,6 +180,44 @@ def clipscore(
     print("  ".join(f"{name} {value:.2f}" for name, value in means.items()) + f"  -> {target}")
 
 
+@app.command("judge", epilog=epilog(JUDGED), context_settings=SETTINGS)
+def judge(
+    files: Annotated[list[Path], typer.Argument(help="saved answers of a run: predictions/*.jsonl", metavar="FILE...")],
+    endpoint: Annotated[str, typer.Option("--endpoint", help="address of an OpenAI-compatible endpoint")] = "",
+    model: Annotated[str, typer.Option("--model", help="the model's name at the endpoint")] = "",
+    key_variable: Annotated[
+        str, typer.Option("--key-variable", help="environment variable that holds the key")
+    ] = "OPENAI_API_KEY",
+    local: Annotated[str, typer.Option("--local", help="a chat model of transformers: hub id or folder")] = "",
+    how: Annotated[
+        How, typer.Option("--how", help="extract the answer for rules to compare, or compare it")
+    ] = "extract",
+    per_minute: Annotated[float | None, typer.Option("--per-minute", help="most requests a minute")] = None,
+    parallel: Annotated[int, typer.Option("--parallel", help="requests under way at a time")] = 8,
+    timeout: Annotated[float, typer.Option("--timeout", help="seconds to wait for a reply")] = 120.0,
+) -> None:
+    """Let a chat model read saved answers that no rule finds right; then `perdure score` averages the verdicts.
+
+    The judged records lie beside each file, and the replies, from which a stopped command goes on.
+    """
+    from perdure.errors import RecipeError
+    from perdure.files.folders import require_file
+    from perdure.prepare import judge as judging
+
+    chat = _chat(endpoint, model, key_variable, local, per_minute, parallel, timeout, temperature=0.0)
+    if chat is None:
+        todo = "Add --endpoint URL --model NAME, or --local FOLDER."
+        raise RecipeError("there is no judge", where="perdure prepare judge", todo=todo)
+    targets = [file.with_suffix(".judged.jsonl") for file in files]
+    for target in targets:
+        require_file(target, setting="--out")
+    for file, target in zip(files, targets):
+        with libraries_aside():
+            found = judging.judge_file(file, target, chat, how=how)
+        counted = f"{found['by_rule']} by rule, {found['asked']} asked about"
+        print(f"judged_accuracy {found['judged_accuracy']:.2f}  ({counted})  -> {target}")
+
+
 @app.command("coco-results", epilog=epilog(RESULTS), context_settings=SETTINGS)
 def coco_results(
     file: Annotated[Path, typer.Argument(help="saved captions of a run: predictions/*.jsonl")],
@@ -242,6 +286,7 @@ def _chat(
     per_minute: float | None,
     parallel: int,
     timeout: float,
+    temperature: float = 0.7,
 ) -> Any:
     from perdure.errors import RecipeError
     from perdure.prepare.chat import Endpoint
@@ -264,6 +309,7 @@ def _chat(
         parallel=parallel,
         per_minute=per_minute,
         timeout=timeout,
+        temperature=temperature,
     )
 
 

@@ -93,6 +93,7 @@ METRICS: dict[str, Metric] = {
     "format_errors": Metric("instruction", "%", "down", "answers in another form than the question asks for"),
     "superficial": Metric("instruction", "%", "down", "wrong answers in a wrong form"),
     "essential": Metric("instruction", "%", "down", "wrong answers in the right form"),
+    "judged_accuracy": Metric("instruction", "%", "up", "answers right by a judge's help; see perdure prepare judge"),
     "score": Metric("audio_visual", "%", "up", "the headline of each kind of audio-visual task"),
     "score_official": Metric("audio_visual", "%", "up", "as `score`, with top-1 for parsed videos"),
     "segment_accuracy": Metric("audio_visual", "%", "up", "one-second segments whose event is found"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from perdure.errors import DataError
 from perdure.metrics.answer_format import split_errors
 from perdure.metrics.vqa import score_records
 from perdure.types import Example, Query
@@ -41,6 +42,18 @@ def answer_scores(records: Iterable[Record]) -> dict[str, Any]:
     """All that the task's scorer says: accuracy, and for ScienceQA and GQA their sub-scores."""
     rows = list(records)
     return score_records(rows, rows[0]["scorer"], official=rows[0]["official"]) if rows else {}
+
+
+def judged_accuracy(records: Iterable[Record]) -> float | None:
+    """Mean score in percent with a judge's help; DataError if the records were not judged yet."""
+    rows = list(records)
+    if missing := [r["id"] for r in rows if r.get("judged") is None]:
+        raise DataError(
+            "the record was not judged",
+            where=str(missing[0]),
+            todo="It needs a chat model: perdure prepare judge PREDICTIONS --endpoint URL --model NAME",
+        )
+    return 100 * sum(r["judged"] for r in rows) / len(rows) if rows else None
 
 
 def format_compliance(records: Iterable[Record]) -> float | None:

@@ -50,6 +50,7 @@ class _Answered(_Record):
     form: str = ""
     official: bool = False
     has_image: bool = False
+    judged: Number = None
 
 
 class _Heard(_Record):

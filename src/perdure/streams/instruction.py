@@ -56,7 +56,7 @@ BENCHMARKS: dict[str, tuple[tuple[str, Scorer, Form | None], ...]] = {
     ),
 }
 """Tasks of each benchmark in their order, with scorer and form. Math and APP (interfaces) are published with a language
-model and a server as judges: here their answers are compared as they are."""
+model and a server as judges: here their answers are compared as they are, and `perdure prepare judge` asks a model."""
 TRAIN = ("train_4w.json", "train_brief_4w.json", "train.json")
 TEST = ("test_3000.json", "test.json")
 CAPTIONS = ("val_coco_type_3000.json", "test_coco_type.json")
