@@ -1,13 +1,15 @@
 """Forecasts: figures of a run in little, carried over to the whole."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from perdure import api, recipe
 from perdure.cli import main
-from perdure.testing import forecast
+from perdure.testing import forecast, measuring
 from perdure.testing.forecast import Whole
 from perdure.testing.measuring import Learned, Passage, Questioned, spread
 from perdure.testing.miniature import Stage
@@ -61,9 +63,10 @@ def test_each_task_is_read_for_the_first_time_once(asked):
     assert found.learning(0)[0, 0] == pytest.approx(80 * 0.002 + 0.06, abs=1e-9)
 
 
-def questioned(after, asked, candidates, cost):
-    triple = np.array([cost, cost, 100.0])
-    return Questioned(after=after, asked=asked, candidates=candidates, n=10, cost=triple, predictor=np.zeros(3))
+def questioned(after, asked, candidates, cost, fixed=0.0):
+    at = {"after": after, "asked": asked, "candidates": candidates, "n": 10}
+    costs = {"cost": np.array([cost, cost, 100.0]), "fixed": np.array([fixed, fixed, 0]), "predictor": np.zeros(3)}
+    return Questioned(**at, **costs)
 
 
 def test_tests_grow_with_the_plan_and_with_the_candidates(asked):
@@ -71,6 +74,32 @@ def test_tests_grow_with_the_plan_and_with_the_candidates(asked):
     found = whole(asked, rest=lambda n: 0, steps=lambda n: 1, tested=tested)
     assert [found.testing(t)[0] for t in range(5)] == pytest.approx([0.2, 0.6, 1.2, 2.0, 3.0])
     assert sum(found.testing(t)[2] for t in range(5)) == 15 * 20 * 100
+
+
+def test_what_a_test_costs_by_itself_counts_once_a_test(asked):
+    found = whole(asked, rest=lambda n: 0, steps=lambda n: 1, tested=[questioned(4, 0, 10, 0.01, fixed=3.0)])
+    assert [found.testing(t)[0] for t in range(3)] == pytest.approx([3.2, 6.4, 9.6])
+
+
+def test_a_metric_that_starts_a_program_is_told_from_what_each_test_costs(asked, monkeypatch):
+    now = np.zeros(2)
+
+    def answered(method, predict, task, *_, **__):
+        now[:] += 0.01 * len(task.test)
+        return list(task.test)
+
+    def measured(task, settings, records):
+        now[:] += 20 + 0.1 * len(records)
+
+    monkeypatch.setattr(measuring, "clocks", now.copy)
+    monkeypatch.setattr(measuring, "predicting", lambda *_: nullcontext())
+    monkeypatch.setattr(measuring, "answered", answered)
+    monkeypatch.setattr(measuring, "measured", measured)
+    stream, method = recipe.build_stream(asked), SimpleNamespace(predictor=lambda query: None)
+    found = measuring._test(method, stream, stream.tasks[0], 0, asked, SimpleNamespace(out=None))
+    assert found.n == 20
+    assert found.cost[:2] == pytest.approx([0.11, 0.11])
+    assert found.fixed[:2] == pytest.approx([20, 20])
 
 
 def test_memory_grows_by_the_tensors_that_grow_with_the_examples(asked):

@@ -47,6 +47,24 @@ def evaluate(
     Returns:
         metric name -> value, and the number of examples scored.
 
+    Raises: as `answered`.
+    """
+    found = answered(method, predict, task, query, settings, runtime=runtime, after=after)
+    return measured(task, settings, found), len(found)
+
+
+def answered(
+    method: Any,
+    predict: Callable[[Batch], Predictions],
+    task: Task,
+    query: Query,
+    settings: Evaluation,
+    *,
+    runtime: Runtime,
+    after: int,
+) -> list[Record]:
+    """The records of a task's tests, in their order, those that are on disk already among them.
+
     Raises:
         DataError: no example could be read.
         RecipeError: a method whose state goes from sample to sample is run on several processes.
@@ -67,7 +85,7 @@ def evaluate(
     if len(examples) and not found:
         raise DataError("no example could be read", where=f"task '{task.name}', split {settings.split}")
     part.finish(found)
-    return measured(task, settings, found), len(found)
+    return found
 
 
 def measured(task: Task, settings: Evaluation, records: Sequence[Record]) -> dict[str, Any]:

@@ -231,19 +231,20 @@ class Whole:
         for task in tasks:
             count = len(getattr(task, self.asked.evaluate.split))
             query = self.stream.query(task, after=t)
-            cost, made = self._test(task.index, len(query.candidates))
-            total += count * cost + (made if query not in queries else 0)
+            cost, fixed, made = self._test(task.index, len(query.candidates))
+            total += count * cost + fixed + (made if query not in queries else 0)
             if task.index not in self.tested:
                 total[:2] += count * self.reading[self.asked.evaluate.split]
             queries.add(query)
             self.tested.add(task.index)
         return total
 
-    def _test(self, asked: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of an example of a task, and of the predictor, among so many candidates: between first and last test."""
+    def _test(self, asked: int, candidates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of an example of a task, of the test, and of the predictor, among so many candidates: between the first and
+        the last test."""
         late = [each for each in self.most.tested if each.after == len(self.stream) - 1] or self.most.tested
         if not late:
-            return np.zeros(3), np.zeros(3)
+            return np.zeros(3), np.zeros(3), np.zeros(3)
         near = min(late, key=lambda each: abs(each.asked - asked))
         first = self.most.tested[0]
         like = min(late, key=lambda each: abs(each.asked - first.asked))
@@ -251,7 +252,7 @@ class Whole:
         away = np.clip((near.candidates - candidates) / more, 0, 1) if more > 0 else 0.0
         return tuple(  # type: ignore[return-value]
             getattr(near, name) * (1 + (_ratio(getattr(first, name), getattr(like, name)) - 1) * away)
-            for name in ("cost", "predictor")
+            for name in ("cost", "fixed", "predictor")
         )
 
     def saving(self, t: int) -> np.ndarray:

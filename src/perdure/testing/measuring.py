@@ -16,7 +16,7 @@ import numpy as np
 
 from perdure import calibration, checkpoint, device_memory, loop
 from perdure import recipe as recipes
-from perdure.evaluate import evaluate, predicting
+from perdure.evaluate import answered, measured, predicting
 from perdure.recipe import Recipe
 from perdure.run_folder.run_files import checkpoint_file
 from perdure.runtime import devices
@@ -55,7 +55,9 @@ class Questioned:
     n: int
     """Examples that were asked."""
     cost: np.ndarray
-    """Of an example: float64 [3], its times (`clocks`) and the bytes of its record."""
+    """Of one more example: float64 [3], its times (`clocks`) and the bytes of its record."""
+    fixed: np.ndarray
+    """Of a test, however many its examples: metrics that start programs of their own. [3], no bytes."""
     predictor: np.ndarray
     """Of making the predictor: [3], no bytes."""
 
@@ -184,13 +186,14 @@ def _save(method: Any, runtime: Miniature) -> np.ndarray:
 
 
 def _test(method: Any, stream: Stream, task: Task, after: int, asked: Recipe, runtime: Miniature) -> Questioned:
-    """Two examples to warm up and to guess by, then a batch, then more while there is time."""
+    """Two examples to warm up and to guess by, then a batch, then more while there is time. Metrics are timed by
+    themselves: with few records and with more."""
     settings = asked.evaluate
     examples = getattr(task, settings.split)
     query, whole = stream.query(task, after=after), len(examples)
     batch = min(getattr(method, "test_batch", settings.batch_size) or whole, whole)
 
-    def ask(count: int) -> tuple[np.ndarray, np.ndarray]:
+    def ask(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chosen = examples.select(np.linspace(0, whole - 1, count).round().astype(int).tolist())
         _make(chosen)
         began = clocks()
@@ -198,18 +201,22 @@ def _test(method: Any, stream: Stream, task: Task, after: int, asked: Recipe, ru
             predict = method.predictor(query)
         made = clocks()
         little = replace(task, **{settings.split: chosen})
-        evaluate(method, predict, little, query, settings, runtime=runtime, after=after)
-        return made - began, clocks() - made
+        found = answered(method, predict, little, query, settings, runtime=runtime, after=after)
+        said = clocks()
+        measured(little, settings, found)
+        return made - began, said - made, clocks() - said
 
-    count = min(2, whole)
-    made, took = ask(count)
+    few = count = min(2, whole)
+    made, took, scored = ask(count)
+    begun = scored
     for target in (batch, whole):
         each = took[0] / count
         fits = math.ceil((LONGEST if target == batch else TESTING) / max(each, 1e-9))
         more = target if target <= fits else fits // batch * batch or fits
         if more > count:
             count = more
-            made, took = ask(count)
+            made, took, scored = ask(count)
+    per_record = np.maximum(scored - begun, 0) / max(count - few, 1)
     file = runtime.out / "predictions" / f"{after}_{task.index}.jsonl" if runtime.out else None
     size = file.stat().st_size if file is not None and file.exists() else 0
     return Questioned(
@@ -217,6 +224,7 @@ def _test(method: Any, stream: Stream, task: Task, after: int, asked: Recipe, ru
         asked=task.index,
         candidates=len(query.candidates),
         n=count,
-        cost=np.append(took, size) / max(count, 1),
+        cost=np.append(took, size) / max(count, 1) + np.append(per_record, 0),
+        fixed=np.append(np.maximum(scored - count * per_record, 0), 0),
         predictor=np.append(made, 0),
     )
