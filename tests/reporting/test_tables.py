@@ -181,6 +181,17 @@ def test_other_weights_and_repeated_seeds_are_warned_of(tmp_path):
     assert tables.warnings(tables.groups(runs[:1])) == []
 
 
+def test_the_same_weights_in_another_role_are_the_same(tmp_path):
+    runs = [one_task(tmp_path / name, 80.0, seed=0) for name in "abc"]
+    for run, roles in zip(runs, ({"clip": "a"}, {"backbone": "a"}, {"clip": "a", "reward": "b"})):
+        models = {role: {"sha256": {"model.safetensors": 64 * mark}, "revision": None} for role, mark in roles.items()}
+        run.card["weights"] = models
+    assert not any("weights" in said for said in tables.warnings(tables.groups(runs)))
+    runs[1].card["weights"]["backbone"]["sha256"]["model.safetensors"] = 64 * "c"
+    said = " ".join(tables.warnings(tables.groups(runs)))
+    assert "not made with the same weights: backbone, clip, reward differ" in said
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"not a run's folder.*scores\.json"):
         load.read(tmp_path)

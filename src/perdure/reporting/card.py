@@ -102,8 +102,8 @@ def compare_cards(a: Mapping[str, Any], b: Mapping[str, Any], *, measured: bool 
 def identity(part: Any) -> dict[str, Any]:
     """What makes weights or data the same on another machine: hashes, fingerprints, revisions; else all."""
     flat = flatten(part) if isinstance(part, Mapping) else {}
-    marks = ("sha256", "fingerprint", "revision", "hash")
-    firm = {field: value for field, value in flat.items() if field.rsplit(".", 1)[-1].endswith(marks) and value}
+    marks = ("sha256", "fingerprint", "revision", "hash")  # a hash may lie below, by the name of its file
+    firm = {f: value for f, value in flat.items() if value and any(part.endswith(marks) for part in f.split("."))}
     return firm or {field: value for field, value in flat.items() if field.rsplit(".", 1)[-1] not in PLACES}
 
 

@@ -10,6 +10,7 @@ and both its intervals, bootstrap and t, exclude 0: with three pairs the bootstr
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -274,9 +275,9 @@ def warnings(together: Sequence[Group]) -> list[str]:
     """What makes these runs hard to compare, in sentences."""
     said: list[str] = []
     runs = [run for group in together for run in group.runs]
-    for part in ("data", "weights"):
-        marks = [identity(run.card.get(part)) for run in runs if run.card]
-        fields = sorted({f for mark in marks for f in mark if any(other.get(f) != mark[f] for other in marks)})
+    cards = [run.card for run in runs if run.card]
+    data = [identity(card.get("data")) for card in cards]
+    for part, fields in (("data", _differing(data)), ("weights", _other_weights(cards))):
         if fields:
             said.append(f"The runs were not made with the same {part}: {', '.join(fields)} differ.")
     for group in together:
@@ -290,6 +291,24 @@ def warnings(together: Sequence[Group]) -> list[str]:
     if len({tuple(run.tasks) for run in runs}) > 1:
         said.append("The runs do not have the same tasks.")
     return [*said, *studies(together)]
+
+
+def _differing(marks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fields that are not the same in all."""
+    return sorted({f for mark in marks for f in mark if any(other.get(f) != mark[f] for other in marks)})
+
+
+def _other_weights(cards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fields of models that two runs give the same role, and roles of runs that have neither a role nor weights in
+    common. A model that only one of them has, such as a reward model, is no reason not to compare."""
+    found: set[str] = set()
+    held = [{role: identity(one) for role, one in (card.get("weights") or {}).items()} for card in cards]
+    for a, b in itertools.combinations(held, 2):
+        shared = a.keys() & b.keys()
+        found |= {f"{role}.{field}" for role in shared for field in _differing([a[role], b[role]])}
+        if a and b and not shared and not any(one in b.values() for one in a.values()):
+            found |= a.keys() | b.keys()
+    return sorted(found)
 
 
 def studies(together: Sequence[Group]) -> list[str]:
