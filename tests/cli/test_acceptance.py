@@ -85,6 +85,9 @@ def test_the_demo_needs_no_network_and_no_home(tmp_path):
     assert [len(row) for row in table if row[1][0].isdigit()] == [1 + 8 + 3] * 4
     report = re.search(r"The report, with figures: (\S+)", done.stdout)
     assert report and (tmp_path / report[1]).stat().st_size < 1_000_000
+    assert "Before you compare" not in (page := (tmp_path / report[1]).read_text())  # one CLIP, in two roles
+    assert "forgot most: " in page
+    assert "pictures right that zero_shot had wrong" in (tmp_path / "runs/demo/shifted/report.html").read_text()
     assert len([line for line in lines if line.startswith("  perdure ")]) == 3
 
 

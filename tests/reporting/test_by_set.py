@@ -24,6 +24,9 @@ def run_of(folder, sets, *, method="tda", seed=0, metric="accuracy", expect=(), 
     recipe = {"method": {"name": method}, "run": {"seed": seed}, "expect": list(expect)}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     events = [
+        {"event": "task", "time": 0, "task": i, "learn_seconds": 1e-6, "test_seconds": 5} for i in range(len(sets))
+    ]
+    events += [
         {"event": "test", "time": 0, "task": i, "after": i, "asked": i, "n": 10, "seconds": 0.5, "peak_bytes": 2e9}
         for i in range(len(sets))
     ]
@@ -77,11 +80,14 @@ def test_ten_sets_have_their_mean_and_a_set_that_is_missing_has_none(tmp_path):
     assert cells(accuracy, "zero")["mean of ten sets"] is None and cells(accuracy, "zero")["Cars"] is None
 
 
-def test_the_report_holds_them_in_three_forms_with_the_spread_asked_for(tmp_path):
+def test_the_report_holds_them_in_four_forms_with_the_spread_asked_for(tmp_path):
     runs = [run_of(tmp_path / f"s{seed}", {n: v + seed for n, v in OOD.items()}, seed=seed) for seed in range(3)]
     paths = report(runs, tmp_path / "out", spread="sd")
     text = paths["report.md"].read_text()
     assert "|tda|71.00 ± 1.00|" in text and "mean over sets (accuracy)" in text and "when learned" not in text
+    page = paths["report.html"].read_text()
+    assert "Accuracy (% ↑) by test set" in page and '<td class="n">71.00 ± 1.00</td>' in page
+    assert "Time per task" in page and "learning" not in page.split("Figures")[1]  # nothing was learned
     rows = list(csv.DictReader(io.StringIO(paths["sets.csv"].read_text())))
     (one,) = [r for r in rows if r["metric"] == "accuracy" and r["set"] == "OOD mean"]
     assert float(one["mean"]) == 56 and float(one["sd"]) == 1 and one["n"] == "3"

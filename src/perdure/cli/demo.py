@@ -67,8 +67,9 @@ def command(
             with libraries_aside():
                 api.execute(recipe, again=again, quiet=True)
             show(name)
-    pages = report(list(folders.values()), out)
-    _say("", _seen({name: _row(folder) for name, folder in folders.items()}))
+    seen = _seen({name: _row(folder) for name, folder in folders.items()})
+    pages = report(list(folders.values()), out, seen=seen)
+    _say("", seen)
     print(f"The report, with figures: {pages['report.html']}\n", flush=True)
     _adapt(out, seed, again)
     print("\nNext:")
@@ -99,8 +100,9 @@ def _adapt(out: Path, seed: int, again: bool) -> None:
             api.execute(recipe, again=again, quiet=True)
         rows[name] = _right(folders[name])
         print(f"{name:<{NAME}} {100 * sum(rows[name].values()) / len(rows[name]):6.1f} %", flush=True)
-    pages = report(list(folders.values()), out / "shifted")
-    _say("", _gained(rows))
+    seen = _gained(rows)
+    pages = report(list(folders.values()), out / "shifted", seen=seen)
+    _say("", seen)
     print(f"The report: {pages['report.html']}")
 
 
@@ -229,4 +231,4 @@ def _gained(rows: Mapping[str, Mapping[str, bool]]) -> str:
         sure = "more than chance would" if chance < 0.05 and better > worse else "which may be chance"
         sure = "which is a loss" if chance < 0.05 and worse > better else sure
         said.append(f"{name} put {better} pictures right that {first} had wrong, and {worse} wrong: {sure}.")
-    return f"Of {len(rows[first])} such pictures: " + " ".join(said)
+    return f"Of {len(rows[first])} pictures with busy grounds: " + " ".join(said)

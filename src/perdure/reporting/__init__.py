@@ -41,14 +41,15 @@ def report_below(
     return report(find_runs(paths), place, spread=spread)
 
 
-def report(runs: Sequence[Path], out: Path, *, spread: Literal["sd", "ci"] = "ci") -> dict[str, Path]:
+def report(runs: Sequence[Path], out: Path, *, spread: Literal["sd", "ci"] = "ci", seen: str = "") -> dict[str, Path]:
     """Write ``report.html``, ``report.md``, ``scores.csv`` and ``report.json`` of these runs into the folder `out`.
 
     Runs that differ in their seed only are merged; different ones are compared. Of runs that only tested (test-time
-    adaptation) there are tables of methods and test sets, too: in ``report.md``, ``sets.csv`` and ``sets.tex``.
+    adaptation) there are tables of methods and test sets, too: on both pages, in ``sets.csv`` and ``sets.tex``.
 
     Args:
         spread: what stands behind ± in those: the standard deviation, or half of the 95 % interval of the mean.
+        seen: what the numbers say, in sentences for the head of ``report.html`` and ``report.md``.
 
     Returns:
         file name -> path.
@@ -64,13 +65,14 @@ def report(runs: Sequence[Path], out: Path, *, spread: Literal["sd", "ci"] = "ci
         where = ", ".join(str(run.folder) for run in read)
         raise DataError("there is no score yet", where=where, expected="a finished task", todo="Resume the run.")
     groups = tables.groups(scored)
+    wide = by_set.tables(groups)
     texts = {
-        "report.html": html.html(groups),
-        "report.md": markdown.markdown(groups),
+        "report.html": html.html(groups, seen=seen, sets=by_set.as_texts(wide, spread)),
+        "report.md": markdown.markdown(groups, seen=seen),
         "scores.csv": plain.scores_csv(groups),
         "report.json": plain.report_json(groups),
     }
-    if wide := by_set.tables(groups):
+    if wide:
         texts["report.md"] += "\n" + by_set.as_markdown(wide, spread) + "\n"
         texts |= {"sets.csv": by_set.as_csv(wide), "sets.tex": by_set.as_latex(wide, spread)}
     out = Path(out)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from perdure.metrics import find
 from perdure.reporting import markdown, plain
@@ -39,6 +39,14 @@ class Wide:
     """Label of a method, and its numbers."""
 
 
+class Texts(NamedTuple):
+    """A table as it is shown."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
 def tables(groups: Sequence[Group]) -> list[Wide]:
     """One table for each number that was measured on the test sets; none where runs have learned, or have one set."""
     if not groups or not all(run.only_tests and len(run.tasks) > 1 for group in groups for run in group.runs):
@@ -48,13 +56,24 @@ def tables(groups: Sequence[Group]) -> list[Wide]:
     return [table for name in names if (table := _table(groups, name)) is not None]
 
 
+def as_texts(tables: Sequence[Wide], spread: Spread) -> list[Texts]:
+    """Title, head and rows of each."""
+    return [
+        Texts(
+            _title(wide),
+            ["method", *wide.columns],
+            [[label, *(_cell(one, spread) for one in cells)] for label, cells in wide.lines],
+        )
+        for wide in tables
+    ]
+
+
 def as_markdown(tables: Sequence[Wide], spread: Spread) -> str:
     """One section a metric."""
-    parts = []
-    for wide in tables:
-        rows = [[label, *(_cell(one, spread) for one in cells)] for label, cells in wide.lines]
-        head = ["method", *wide.columns]
-        parts.append(f"### {_title(wide)}\n\n" + markdown.table(head, rows, right=range(1, len(head))))
+    parts = [
+        f"### {one.title}\n\n" + markdown.table(one.head, one.rows, right=range(1, len(one.head)))
+        for one in as_texts(tables, spread)
+    ]
     return "\n\n".join([*parts, _caption(tables, spread)]) if parts else ""
 
 

@@ -224,13 +224,19 @@ def gap_series(run: Run) -> dict[str, Curve]:
     return series
 
 
+UNSEEN = 1e-3
+"""Seconds that no figure shows: a method that does not learn takes microseconds for it."""
+
+
 def seconds_per_task(groups: Sequence[Group]) -> Figure | None:
-    """Learning and testing time of each task, from the ``task`` events."""
-    if not any(event.get("event") == "task" for g in groups for run in g.runs for event in run.events):
+    """Learning and testing time of each task, from the ``task`` events; none of runs that tested once."""
+    every = {part: [task_seconds(run, part) for g in groups for run in g.runs] for part in ("learn", "test")}
+    parts = [part for part, curves in every.items() if any((s or 0) > UNSEEN for curve in curves for s in curve)]
+    if not parts or all(len(curve) < 2 for curve in every["test"]):
         return None
-    canvas, panels = drawing.canvas(height=2.6, panels=(1, 2), share=False)
+    canvas, panels = drawing.canvas(height=2.6, panels=(1, len(parts)), share=False)
     rows, longest = [], 0
-    for panel, part in zip(panels, ("learn", "test")):
+    for panel, part in zip(panels, parts):
         for g, group in enumerate(groups):
             curves = [task_seconds(run, part) for run in group.runs]
             middle, low, high = _band(curves, (0.0, math.inf))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.reporting import clips, drawing, figures
+from perdure.reporting.by_set import Texts
 from perdure.reporting.drawing import Figure
 from perdure.reporting.history import COLUMNS, history
 from perdure.reporting.load import Run, flatten
@@ -39,23 +40,37 @@ FOLDED = 20_000
 """Most characters of a manifest on the page; the whole is in card.json."""
 
 
-def html(groups: Sequence[Group], *, drawn: Sequence[Figure] | None = None, limit: int = LIMIT) -> str:
-    """The page. `drawn`: the figures, if they are made already."""
+def html(
+    groups: Sequence[Group],
+    *,
+    seen: str = "",
+    sets: Sequence[Texts] = (),
+    drawn: Sequence[Figure] | None = None,
+    limit: int = LIMIT,
+) -> str:
+    """The page.
+
+    Args:
+        seen: sentences for its head.
+        sets: tables of methods and test sets.
+        drawn: the figures, if they are made already.
+        limit: bytes from which the largest figures are left out.
+    """
     remarks: list[str] = []
     if drawn is None:
         of_clips, remarks = clips.clip_figures(groups)
         drawn = [*figures.all_figures(groups), *of_clips]
     drawn = list(drawn)
-    page = _render(groups, drawn, remarks)
+    page = _render(groups, drawn, remarks, {"seen": seen, "sets": sets})
     while len(page.encode()) > limit and any(figure.svg for figure in drawn):
         largest = max(range(len(drawn)), key=lambda i: len(drawn[i].svg))
         note = f"{drawn[largest].note} Not drawn, to keep this page below {limit / 1e6:g} MB: see the table.".strip()
         drawn[largest] = replace(drawn[largest], svg="", note=note)
-        page = _render(groups, drawn, remarks)
+        page = _render(groups, drawn, remarks, {"seen": seen, "sets": sets})
     return page
 
 
-def _render(groups: Sequence[Group], drawn: Sequence[Figure], remarks: Sequence[str]) -> str:
+def _render(groups: Sequence[Group], drawn: Sequence[Figure], remarks: Sequence[str], more: Mapping[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -92,6 +107,7 @@ def _render(groups: Sequence[Group], drawn: Sequence[Figure], remarks: Sequence[
         manifests=[(group, _manifest(group.runs[0])) for group in groups if group.runs[0].card.get("stream")],
         command="perdure report " + " ".join(shlex.quote(str(run.folder)) for run in runs),
         rerun="perdure run " + shlex.quote(str(Path(runs[0].folder) / "recipe.yaml")),
+        **more,
     )
 
 

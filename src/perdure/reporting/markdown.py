@@ -22,10 +22,10 @@ from perdure.reporting.tables import (
 )
 
 
-def markdown(groups: Sequence[Group]) -> str:
-    """Score table, published numbers, differences and settings that differ."""
+def markdown(groups: Sequence[Group], *, seen: str = "") -> str:
+    """Score table, published numbers, differences and settings that differ. `seen`: sentences before them."""
     repeated = any(one.spread is not None for group in groups for one in group.summaries.values())
-    parts = [score_table(groups), CAPTION if repeated else ""]
+    parts = [*seen.splitlines(), score_table(groups), CAPTION if repeated else ""]
     parts += ["\n".join(f"> {text}" for text in warnings(groups))]
     parts += [_published(group) for group in groups]
     for run in [run for group in groups for run in group.runs]:
