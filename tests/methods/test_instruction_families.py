@@ -1,9 +1,12 @@
 """Methods of instruction tuning on several families of image-text-to-text models: two tasks, stopped and resumed."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from perdure.errors import Interrupted
 from perdure.files.tensor_files import shapes
@@ -129,6 +132,7 @@ def test_export_is_a_folder_that_transformers_loads_and_that_answers_the_same(vl
     first = AutoModelForImageTextToText.from_pretrained(tiny_vlm.folder(vlm_root, family))
     assert theirs.state_dict().keys() == first.state_dict().keys()
     assert shapes(str(tmp_path / "model")) == shapes(str(tiny_vlm.folder(vlm_root, family)))
+    assert configuration(tmp_path / "model") == configuration(tiny_vlm.folder(vlm_root, family))
     answer = method.predictor(None)
     for asked in tiny_vlm.questions():
         said = [{"type": "image", "image": image} for image in asked.inputs.get("image", [])]
@@ -143,6 +147,29 @@ def test_export_is_a_folder_that_transformers_loads_and_that_answers_the_same(vl
         tokens = theirs.generate(**taken)[0, taken["input_ids"].shape[1] :]
         expected = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
         assert answer(method.collate([method.preprocess(asked, False)])) == [expected]
+
+
+def configuration(folder):
+    """What vLLM and llama.cpp's converter read first: ``architectures`` and all sizes; but for the type of the weights,
+    which transformers adds within the parts."""
+
+    def kept(value):
+        return {k: kept(v) for k, v in value.items() if k != "dtype"} if isinstance(value, dict) else value
+
+    return kept(json.loads((folder / "config.json").read_text()))
+
+
+@pytest.mark.parametrize("family", ["llava_next", "gemma3"])
+def test_tensors_keep_the_names_of_checkpoints_on_the_hub(vlm_root, tmp_path, family):
+    """These were written by older versions of transformers, whose names other programs know."""
+    old = shutil.copytree(tiny_vlm.folder(vlm_root, family), tmp_path / "old")
+    tensors = load_file(old / "model.safetensors")
+    renamed = {name.replace("vision_tower.", "vision_tower.vision_model."): t for name, t in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, old / "model.safetensors", metadata={"format": "pt"})
+    method = LoraSequential(SequentialConfig(tuning=TUNING), llm=vlm.load(vlm.Config(weights=str(old))))
+    method.export(tmp_path / "model")
+    assert shapes(str(tmp_path / "model")) == shapes(str(old))
 
 
 def test_a_tasks_update_is_a_peft_folder_for_the_plain_checkpoint(vlm_root, tmp_path):
