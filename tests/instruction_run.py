@@ -1,7 +1,7 @@
-"""Learns the tiny instruction tasks with SEFE as a process of its own: ``python -m tests.instruction_run OUT [STEPS]``.
+"""Learns the tiny instruction tasks with SEFE as a process of its own.
 
-Started by test_several_processes.py, alone and by launchers as several processes. It stops after STEPS steps, and goes
-on from there when it is started again.
+``python -m tests.instruction_run OUT [STEPS] [WEIGHTS]``, started by test_several_processes.py, alone and by launchers as several processes. It stops after STEPS steps (-1: not),
+and goes on from there when it is started again. The model is a tiny LLaVA, or the vision-language model at WEIGHTS.
 """
 
 import sys
@@ -12,6 +12,7 @@ from perdure.checkpoint import save
 from perdure.errors import Interrupted
 from perdure.loop import run, seed_everything
 from perdure.methods.sefe import Config, Sefe
+from perdure.models import vlm
 from perdure.runtime import Runtime
 from tests.tiny_instruction import TUNING, tiny_llava, tiny_tasks
 
@@ -36,13 +37,14 @@ class Stopping(Sefe):
         return super().loss(batch)
 
 
-def main(out: Path, stop_after: int) -> None:
+def main(out: Path, stop_after: int, weights: str = "") -> None:
     seed_everything(0)
     # five conversations in batches of four and parts of two: a process has none, or too few for its parts
     tuning = replace(
         TUNING, dropout=0, mean="conversation", batch_size=4, accumulate=2, epochs=3, gradient_checkpointing=True
     )
-    method = Stopping(Config(tuning=tuning, fraction=0.1, weight=100), llm=tiny_llava())
+    llm = vlm.load(vlm.Config(weights=weights, dtype="float32", tune="language+projector")) if weights else tiny_llava()
+    method = Stopping(Config(tuning=tuning, fraction=0.1, weight=100), llm=llm)
     method.left = stop_after
     runtime = Runtime(device="cpu", out=out, quiet=True, threads=1)
     try:
@@ -55,4 +57,4 @@ def main(out: Path, stop_after: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else -1)
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else -1, *sys.argv[3:])

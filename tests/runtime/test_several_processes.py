@@ -1,6 +1,6 @@
 """A run in several processes is that in one: with whole weights in each, and shared out by FSDP or DeepSpeed's ZeRO.
 
-Each case of several starts real processes that talk through gloo, with SEFE on a tiny LLaVA.
+Each case of several starts real processes that talk through gloo, with SEFE on a tiny LLaVA, or a tiny Qwen2-VL.
 """
 
 import os
@@ -16,7 +16,7 @@ import torch
 from perdure import checkpoint
 from perdure.cli.launch import configurations
 from perdure.evaluate import read_records
-from tests import instruction_run
+from tests import instruction_run, tiny_vlm
 
 ROOT = Path(__file__).parents[2]
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -46,16 +46,16 @@ def launcher(configuration):
     return ["-m", "accelerate.commands.launch", *settings]
 
 
-def in_one(out):
+def in_one(out, weights=""):
     """`instruction_run` to its end in this process; its final state."""
-    instruction_run.main(out, stop_after=-1)
+    instruction_run.main(out, -1, weights)
     return checkpoint.load(out / "state.safetensors")
 
 
-def launch(out, *, by=None, stop_after=None):
+def launch(out, *, by=None, stop_after=None, weights=""):
     """Runs `instruction_run` in two processes by a shipped configuration; its final state if it came to the end."""
     command = [sys.executable, *launcher(by), "-m", "tests.instruction_run", str(out)]
-    command += [] if stop_after is None else [str(stop_after)]
+    command += [str(-1 if stop_after is None else stop_after), *([weights] if weights else [])]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -142,3 +142,12 @@ def test_resuming_a_shared_run_in_mid_task_equals_never_stopping(sharing, shared
 def test_one_process_goes_on_where_two_that_shared_the_weights_stopped(alone, stopped, tmp_path):
     again = shutil.copytree(stopped, tmp_path / "again")
     check_same(alone[1], in_one(again), rtol=1e-4, atol=1e-5)
+
+
+def test_a_vision_language_model_is_shared_out_too(sharing, tmp_path_factory, vlm_root, tmp_path):
+    weights = str(tiny_vlm.folder(vlm_root, "qwen2_vl"))
+    one = in_one(tmp_path, weights)
+    out = tmp_path_factory.mktemp("shared_vlm")
+    state = launch(out, by=sharing, weights=weights)
+    check_same(one, state, rtol=1e-4, atol=1e-5)
+    assert answers(out) == answers(tmp_path) and state["in parts"] == [True]
