@@ -1,7 +1,8 @@
 """Learns the tiny instruction tasks with SEFE as a process of its own.
 
-``python -m tests.instruction_run OUT [STEPS] [WEIGHTS]``, started by test_several_processes.py, alone and by launchers as several processes. It stops after STEPS steps (-1: not),
-and goes on from there when it is started again. The model is a tiny LLaVA, or the vision-language model at WEIGHTS.
+``python -m tests.instruction_run OUT [STEPS] [WEIGHTS]``, started by test_several_processes.py, alone and by launchers
+as several processes. It stops after STEPS steps (-1: not), and goes on from there when it is started again. The model
+is a tiny LLaVA, or the vision-language model at WEIGHTS.
 """
 
 import sys
