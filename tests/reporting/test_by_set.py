@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from perdure.reporting import by_set, load, report, tables
+from perdure.reporting import by_set, figures, load, report, tables
 from perdure.reporting.published import published
 
 
@@ -87,7 +87,6 @@ def test_the_report_holds_them_in_four_forms_with_the_spread_asked_for(tmp_path)
     assert "|tda|71.00 ± 1.00|" in text and "mean over sets (accuracy)" in text and "when learned" not in text
     page = paths["report.html"].read_text()
     assert "Accuracy (% ↑) by test set" in page and '<td class="n">71.00 ± 1.00</td>' in page
-    assert "Time per task" in page and "learning" not in page.split("Figures")[1]  # nothing was learned
     rows = list(csv.DictReader(io.StringIO(paths["sets.csv"].read_text())))
     (one,) = [r for r in rows if r["metric"] == "accuracy" and r["set"] == "OOD mean"]
     assert float(one["mean"]) == 56 and float(one["sd"]) == 1 and one["n"] == "3"
@@ -96,6 +95,12 @@ def test_the_report_holds_them_in_four_forms_with_the_spread_asked_for(tmp_path)
     assert r"tda & 71.00 $\pm$ 1.00" in tex and r"\begin{tabular}{lrrrrrrr}" in tex
     narrow = report(runs, tmp_path / "out", spread="ci")["report.md"].read_text()
     assert "|tda|71.00 ± 2.48|" in narrow
+
+
+def test_no_figure_shows_the_time_of_learning_nothing_or_of_one_test(tmp_path):
+    figure = figures.seconds_per_task(groups_of(run_of(tmp_path / "a", OOD)))
+    assert figure and {row[0] for row in figure.rows} == {"test"}
+    assert figures.seconds_per_task(groups_of(run_of(tmp_path / "b", {"A": 50.0}))) is None
 
 
 def test_runs_that_have_learned_have_no_such_table_and_keep_their_words(tmp_path):
