@@ -2,12 +2,13 @@
 
     python benchmarks/claims.py classes --out benchmarks/results/claims_classes.csv
     python benchmarks/claims.py shifts --seeds 0 1 2 3 4 --limit 100 --out benchmarks/results/claims_shifts.csv
+    python benchmarks/claims.py instruction --seeds 0 1 2 --out benchmarks/results/claims_instruction.csv
     python benchmarks/claims.py classes --table benchmarks/results/claims_classes.csv
 
 A seed is another draw of pictures and of all that a method draws. `classes`: the class stream of docs/worlds.md, with a
-set that is never taught (`evaluate.retention`). `shifts`: nine shifted looks, means over sets. Runs are kept in --work,
-and go on where they stopped. The CSV has a line for each (way, seed, number). Knows recipes by name; does not know any
-method's inside.
+set that is never taught (`evaluate.retention`). `shifts`: nine shifted looks, means over sets. `instruction`: eight
+instruction tasks, by `sefe_microworld`. Runs are kept in --work, and go on where they stopped. The CSV has a line for
+each (way, seed, number). Knows recipes by name; does not know any method's inside.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import sefe_microworld
 from scipy import stats
 
 import perdure
@@ -51,12 +53,13 @@ WAYS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "rlcf_prompt": ("rlcf_prompt/microworld", ()),
         "rlcf_encoder": ("rlcf_encoder/microworld", ()),
     },
+    "instruction": {name: (recipe, ()) for name, recipe in sefe_microworld.METHODS.items()},
 }
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A number of the way `a` is above that of `b` (for `lost` and `forgetting`: below)."""
+    """A number of the way `a` is above that of `b` (for those of `FEWER`: below)."""
 
     text: str
     number: str
@@ -84,8 +87,19 @@ CLAIMS = {
         Claim("on TPT", "mean", "rlcf_prompt", "tpt_prompt"),
         Claim("TPT improves on the policy", "mean", "tpt_prompt", "zero-shot"),
     ],
+    "instruction": [
+        Claim("ASD holds superficial forgetting down", "lost superficially", "lora_asd", "lora"),
+        Claim("beside RegLoRA too", "lost superficially", "sefe", "lora_reglora"),
+        Claim("ASD leaves fewer format errors", "errors final", "lora_asd", "lora"),
+        Claim("RegLoRA holds essential forgetting down", "lost essentially", "lora_reglora", "lora"),
+        Claim("beside ASD too", "lost essentially", "sefe", "lora_asd"),
+        Claim("RegLoRA adds to ASD, at the end", "MFN", "sefe", "lora_asd"),
+        Claim("SEFE improves on LoRA, at the end", "MFN", "sefe", "lora"),
+        Claim("on average", "MAA", "sefe", "lora"),
+        Claim("and forgets less", "BWT", "sefe", "lora"),
+    ],
 }
-FEWER = ("lost", "forgetting")
+FEWER = ("lost", "forgetting", "lost superficially", "lost essentially", "errors learned", "errors final")
 """Numbers of which less is better."""
 Table = Mapping[str, Mapping[int, Mapping[str, float]]]
 """Way -> seed -> number -> value."""
@@ -118,6 +132,8 @@ def main() -> None:
 def numbers(given: argparse.Namespace, way: str, seed: int) -> dict[str, float]:
     """What a finished run came to; it is run if it is not there."""
     recipe, settings = WAYS[given.what][way]
+    if given.what == "instruction":
+        return sefe_microworld.numbers(way, seed, given.work / given.what)
     name = way.replace(", ", "-").replace(" ", "_")
     changes = [*settings, f"run.out={given.work / given.what}", f"run.name={name}_{seed}", f"run.seeds=[{seed}]"]
     if given.what == "classes":

@@ -83,15 +83,25 @@ def run(name: str, seed: int, root: Path, out: Path, more: list[str], label: str
     print(f"{folder} seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
 
 
+def numbers(name: str, seed: int, work: Path) -> dict[str, float]:
+    """What a method comes to in the world of that seed, with that seed; made and run if it is not there."""
+    root = work / f"coin_{seed}"
+    if not (root / "annotations" / "OCRVQA" / "train_x20.json").is_file():
+        make_data(root, seed)
+    run(name, seed, root, work / "runs", [], "")
+    found = summary([r for r in cells(work / "runs", name) if r["seed"] == seed])
+    return {number: value for number, value in found.items() if value is not None}
+
+
 def perdure(*arguments: str) -> None:
     """``perdure ...``"""
     subprocess.run([sys.executable, "-m", "perdure", *arguments], check=True)
 
 
-def cells(runs: Path) -> list[dict[str, Any]]:
-    """One row a measured number of every run."""
+def cells(runs: Path, name: str = "*") -> list[dict[str, Any]]:
+    """One row a measured number of every run (or of that name)."""
     found = []
-    for path in sorted(runs.glob("*/seed_*/scores.json")):
+    for path in sorted(runs.glob(f"{name}/seed_*/scores.json")):
         scores, name = json.loads(path.read_text()), path.parent.parent.name
         for row in scores["rows"]:
             for metric in METRICS:
