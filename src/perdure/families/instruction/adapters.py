@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from perdure.errors import CheckpointError, RecipeError
@@ -48,7 +47,7 @@ class Matrix:
 
     def dense(self) -> Tensor:
         """The frozen weight as numbers, ``[outputs, inputs]``."""
-        return dequantize_module_weight(self.layer.base_layer) if self.quantized else whole(self.weight)
+        return lora.dequantized(self.layer.base_layer) if self.quantized else whole(self.weight)
 
     @property
     def shape(self) -> tuple[int, int]:
