@@ -133,6 +133,41 @@ def test_run_is_asked_about_videos(capsys, recipe, run, tmp_path):
     assert "the video cannot be read" in err
 
 
+def test_a_conversation_is_kept_turn_by_turn(capsys, recipe, run, monkeypatch):
+    one, other = (recipe.parent / f"things_1_{j}.png" for j in range(2))
+    typed = f"What is it?\nAnd why?\n/image {other}\nIs it like this?\n/reset\nAnd why?\n\nnot read\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    code, out, _ = command(capsys, "chat", run, one)
+    assert code == 0
+    answers = out.splitlines()
+
+    def told(text, *said, images=(one,)):
+        turns = [{"from": who, "value": t} for who, t in zip(("human", "gpt") * 9, said)]
+        return perdure.predict(run, [{"image": list(images), "text": text, "said": turns}])[0]["answer"]
+
+    first = ("<image>\nWhat is it?", answers[0])
+    second = ("And why?", answers[1])
+    assert answers[0] == told(first[0])
+    assert answers[1] == told("And why?", *first)
+    assert answers[2] == told("<image>\nIs it like this?", *first, *second, images=(one, other))
+    assert answers[3] == told("<image>\nAnd why?")
+    assert len(answers) == 4
+
+
+def test_what_a_conversation_cannot_be_about_is_said(capsys, recipe, run, monkeypatch):
+    picture, film = recipe.parent / "things_0_0.png", recipe.parent / "film.mp4"
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\n/image no.png\n/image film.mp4\nAnd?\n"))
+    code, out, err = command(capsys, "chat", run, picture)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert err.count("there is no such file") == 2
+    film.write_bytes(b"")
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\n"))
+    code, _, err = command(capsys, "chat", run, picture, film)
+    assert code == 2
+    assert "a conversation shows pictures, or one video" in err
+
+
 @pytest.mark.slow
 def test_exports_lines_answer_where_perdure_is_not_there(capsys, recipe, run, tmp_path):
     picture = recipe.parent / "things_0_0.png"

@@ -58,6 +58,21 @@ def test_answers_and_their_ends_are_learned_and_batches_equal_single_examples(vl
 
 
 @pytest.mark.parametrize("family", tiny_vlm.FAMILIES)
+def test_a_question_after_earlier_turns_is_read_as_in_training(vlm_root, family):
+    model = loaded(vlm_root, family)
+    turns = tiny_vlm.examples()[1]
+    whole = model.preprocess(turns, True)
+    *said, asked, _ = turns.inputs["conversations"]
+    inputs = {"said": said, "text": asked["value"], "image": turns.inputs["image"]}
+    item = model.preprocess(Example(id="q", inputs=inputs), False)
+    learned = (whole["labels"] != IGNORE).nonzero()[:, 0]
+    second = int(learned[(learned.diff() > 1).nonzero()[0, 0] + 1])
+    assert torch.equal(item["input_ids"], whole["input_ids"][:second])
+    first = model.preprocess(question("q", asked["value"], "", *turns.inputs["image"]), False)
+    assert len(first["input_ids"]) < len(item["input_ids"])
+
+
+@pytest.mark.parametrize("family", tiny_vlm.FAMILIES)
 def test_answers_in_a_batch_are_those_of_each_question_alone(vlm_root, family):
     model = loaded(vlm_root, family)
     answer = model.answerer(TUNING)
@@ -117,6 +132,15 @@ def test_projector_is_frozen_by_default_and_the_vision_tower_is_adapted_if_asked
     vision = [name for name in model.linear_names() if name.startswith("visual.")]
     assert len(vision) == 8
     assert not any("merger" in name for name in vision)
+
+
+def test_updates_are_on_the_named_layers_alone(vlm_root):
+    model = loaded(vlm_root, "smolvlm", targets=("q_proj", "v_proj"))
+    assert {name.rpartition(".")[2] for name in model.linear_names()} == {"q_proj", "v_proj"}
+    assert len(model.linear_names()) == 4
+    with pytest.raises(RecipeError, match=r"no layer is called 'query'.*q_proj, k_proj") as fault:
+        loaded(vlm_root, "smolvlm", targets=("query",)).linear_names()
+    assert fault.value.where == "models.llm.targets"
 
 
 def test_an_image_stands_where_the_text_says_so_or_first(vlm_root):

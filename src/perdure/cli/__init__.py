@@ -28,7 +28,7 @@ from typer import Option
 if TYPE_CHECKING:
     from perdure.errors import PerdureError
 
-ORDER = ("demo", "run", "list", "show", "cp", "check", "data", "predict", "serve", "score", "report", "export")
+ORDER = ("demo", "run", "list", "show", "cp", "check", "data", "predict", "chat", "serve", "score", "report", "export")
 ORDER += ("update", "versions", "promote", "rollback", "audit", "repro", "card")
 """Commands as they are listed; others follow by name."""
 EXAMPLES = """

@@ -55,6 +55,9 @@ class LanguageModel(nn.Module):
     trains_projector = True
     """Whether the projector is trained with the updates; if not, it is part of no state."""
 
+    converses = False
+    """Whether a question may follow earlier turns, and show several images."""
+
     def __init__(self, model: Any, tokenizer: Any, *, max_length: int = 2048) -> None:
         super().__init__()
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
@@ -83,6 +86,7 @@ class LanguageModel(nn.Module):
         """Tokens, labels and pixels of one example.
 
         Training reads ``conversations``, testing ``text`` (the question); ``image`` or ``video`` may be in both.
+        ``said`` are turns before a question.
 
         Raises UnreadableExample if no token of an answer is left to learn.
         """

@@ -29,7 +29,8 @@ def images(given: Iterable[Any], *, ask: str = "", videos: bool = False) -> list
     Args:
         given: paths, folders of images, tables, shards, ``hf:owner/name``; PIL images, uint8 arrays, bytes; or mappings
             with ``image`` (or a list of such) or ``video``, and ``text``, each of which may be missing. A video is a
-            file, a folder of frames or a list of frames.
+            file, a folder of frames or a list of frames. ``said``: earlier turns of a conversation, as records have
+            them: ``[{"from": "human", "value": ...}, {"from": "gpt", ...}, ...]``.
         ask: the question about each that brings none.
         videos: whether a file may be a video.
 
@@ -42,7 +43,8 @@ def images(given: Iterable[Any], *, ask: str = "", videos: bool = False) -> list
             shown = {name: one[name] for name in ("image", "video") if one.get(name) is not None}
             path = next((value for value in shown.values() if isinstance(value, str | Path)), None)
             name = str(one.get("name", f"item {number}")) if path is None else str(path)
-            found.append(_example(name, shown, one.get("text", ask)))
+            said = {"said": one["said"]} if one.get("said") else {}
+            found.append(_example(name, shown | said, one.get("text", ask)))
         elif isinstance(one, str | Path):
             for name, shown, text in _listed(one):
                 kind = "video" if videos and is_video(name) else "image"

@@ -56,6 +56,11 @@ class Loaded:
         return str(self.opened.runtime.device)
 
     @property
+    def converses(self) -> bool:
+        """Whether a question may follow earlier turns and show several images (`said` and a list of images)."""
+        return bool(getattr(getattr(self.opened.method, "llm", None), "converses", False))
+
+    @property
     def skipped(self) -> dict[str, str]:
         """What could not be read under ``unreadable="skip"``: name -> why."""
         return self.opened.runtime.skipped

@@ -234,12 +234,10 @@ class Llava(LanguageModel):
 
     def _image(self, example: Example) -> Any:
         images = images_of(example.inputs)
-        if "video" in example.inputs:
-            raise RecipeError(
-                f"{example.id}: LLaVA-1.5 takes no videos",
-                where="models.llm",
-                expected="name: vlm, with a model that does (Qwen-VL, LLaVA-OneVision, InternVL, SmolVLM2)",
-            )
+        for name, what in (("video", "takes no videos"), ("said", "answers single questions")):
+            if example.inputs.get(name):
+                expected = "name: vlm, with a model that does"
+                raise RecipeError(f"{example.id}: LLaVA-1.5 {what}", where="models.llm", expected=expected)
         if len(images) > 1:
             raise UnreadableExample(
                 f"{len(images)} images in one conversation",

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure import videos
-from perdure.errors import UnreadableExample
+from perdure.errors import RecipeError, UnreadableExample
 from perdure.files import tensor_files
 from perdure.images import open_image
 from perdure.models.language_model import IGNORE, AnswerLimits, LanguageModel, images_of
@@ -45,6 +45,8 @@ class Config:
     """Type of the weights."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Implementation of attention."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get updates, such as q_proj and v_proj; empty: all of those that `tune` says."""
     tune: Literal["language", "language+projector", "language+vision", "language+projector+vision"] = "language"
     """What is trained: low-rank updates on every linear layer of the language model but its head; with the projector
     whole; with updates on those of the vision tower."""
@@ -125,6 +127,7 @@ def _made(config: Config, *, with_weights: bool) -> Vlm:
         processor,
         name=name,
         tune=config.tune,
+        targets=config.targets,
         system=config.system,
         frames=config.frames,
         frame_rate=config.frame_rate,
@@ -139,11 +142,14 @@ class Vlm(LanguageModel):
         processor: its own.
         name: of the checkpoint, for errors.
         tune: what is trained, as in `Config`.
+        targets: names of layers that get updates; empty: all that `tune` says.
         system: a message before each conversation.
         max_length: tokens of a training conversation.
         frames: of a video.
         frame_rate: of videos that are lists or folders of frames.
     """
+
+    converses = True
 
     def __init__(
         self,
@@ -152,6 +158,7 @@ class Vlm(LanguageModel):
         *,
         name: str,
         tune: str = "language",
+        targets: Sequence[str] = (),
         system: str = "",
         max_length: int = 2048,
         frames: int = 8,
@@ -159,7 +166,7 @@ class Vlm(LanguageModel):
     ) -> None:
         super().__init__(model, processor.tokenizer, max_length=max_length)
         self.processor, self.name, self.tuned = processor, name, tune.split("+")
-        self.frames, self.frame_rate = frames, frame_rate
+        self.targets, self.frames, self.frame_rate = targets, frames, frame_rate
         self.trains_projector = "projector" in self.tuned
         self.conversations = Conversations(processor, name=name, system=system, ends=super().ends)
         self.image_tokens = _image_tokens(model.config)
@@ -173,7 +180,8 @@ class Vlm(LanguageModel):
             said = _turns(example.inputs["conversations"])
             made = self._cut(self.conversations.learned(said, shown, example.id), example.id)
         else:
-            made = self.conversations.question(example.inputs["text"], shown, example.id)
+            said = [*example.inputs.get("said", ()), {"from": "human", "value": example.inputs["text"]}]
+            made = self.conversations.question(said, shown, example.id)
         tokens = {name: made[name] for name in (*TOKENWISE, "labels") if name in made}
         media = {name: value for name, value in made.items() if name not in tokens}
         return {**tokens, "media": media if shown else {}, "has_image": bool(shown)}
@@ -263,7 +271,12 @@ class Vlm(LanguageModel):
             for name, m in self.model.named_modules():
                 if isinstance(m, nn.Linear) and name.startswith(VISION) and not name.startswith(parts):
                     found[name.removeprefix("model.")] = name
-        return found
+        kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in found))
+        for target in self.targets:
+            if target not in kinds:
+                expected = f"of {', '.join(kinds)}"
+                raise RecipeError(f"no layer is called {target!r}", where="models.llm.targets", expected=expected)
+        return {own: name for own, name in found.items() if not self.targets or own.rpartition(".")[2] in self.targets}
 
     @property
     def ends(self) -> list[int]:

@@ -65,9 +65,8 @@ class Conversations:
         self.ends = list(dict.fromkeys([*own, *ends, *self._end_mark()]))
         self.require_end()
 
-    def question(self, text: str, shown: Shown, where: str) -> dict[str, Tensor]:
-        """What the processor makes of a question that waits for its answer."""
-        said = [{"from": "human", "value": text}]
+    def question(self, said: Sequence[Mapping[str, str]], shown: Shown, where: str) -> dict[str, Tensor]:
+        """What the processor makes of a conversation that waits for its last question's answer."""
         return self._processed(self._messages(said, shown, where), asking=True)
 
     def learned(self, said: Sequence[Mapping[str, str]], shown: Shown, where: str) -> dict[str, Tensor]:
