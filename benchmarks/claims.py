@@ -3,18 +3,21 @@
     python benchmarks/claims.py classes --out benchmarks/results/claims_classes.csv
     python benchmarks/claims.py shifts --seeds 0 1 2 3 4 --limit 100 --out benchmarks/results/claims_shifts.csv
     python benchmarks/claims.py instruction --seeds 0 1 2 --out benchmarks/results/claims_instruction.csv
+    python benchmarks/claims.py replay --seeds 0 1 2 --data DIR_OF_MNIST --out benchmarks/results/claims_replay.csv
     python benchmarks/claims.py classes --table benchmarks/results/claims_classes.csv
 
 A seed is another draw of pictures and of all that a method draws. `classes`: the class stream of docs/worlds.md, with a
 set that is never taught (`evaluate.retention`). `shifts`: nine shifted looks, means over sets. `instruction`: eight
-instruction tasks, by `sefe_microworld`. Runs are kept in --work, and go on where they stopped. The CSV has a line for
-each (way, seed, number). Knows recipes by name; does not know any method's inside.
+instruction tasks, by `sefe_microworld`. `replay`: MNIST, two digits a task, and one gated convolutional network, whose
+gates only Dynamos uses; a seed is another start and order of the same images. Runs are kept in --work, and go on where
+they stopped. The CSV has a line for each (way, seed, number). Knows recipes by name; does not know any method's inside.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ import perdure
 from perdure.reporting import load, tables
 
 KEPT = "evaluate.retention=[{name: microworld, content: colored_shapes, test_per_class: 25, train_per_class: 0}]"
+BUFFER = ("method.buffer_size=200", "method.minibatch_size=10")
 WAYS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "classes": {
         "zero-shot": ("continual_clip/microworld", (KEPT,)),
@@ -54,6 +58,14 @@ WAYS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "rlcf_encoder": ("rlcf_encoder/microworld", ()),
     },
     "instruction": {name: (recipe, ()) for name, recipe in sefe_microworld.METHODS.items()},
+    "replay": {
+        "sgd": ("sgd/seq_mnist", ()),
+        "er": ("er/seq_mnist_500", BUFFER),
+        "derpp": ("derpp/seq_mnist_500", BUFFER),
+        "cls_er": ("cls_er/seq_mnist_500", BUFFER),
+        "dynamos": ("dynamos/seq_mnist_500", BUFFER),
+        "joint": ("joint_net/seq_mnist", ()),
+    },
 }
 
 
@@ -98,8 +110,18 @@ CLAIMS = {
         Claim("on average", "MAA", "sefe", "lora"),
         Claim("and forgets less", "BWT", "sefe", "lora"),
     ],
+    "replay": [
+        Claim("Dynamos ends above ER", "last", "dynamos", "er"),
+        Claim("above DER++", "last", "dynamos", "derpp"),
+        Claim("above CLS-ER", "last", "dynamos", "cls_er"),
+        Claim("with fewer active channels in gated layers (of 100)", "active", "dynamos", "er"),
+        Claim("and fewer multiply-adds (of 100 of the network without gates)", "multiply-adds", "dynamos", "er"),
+    ],
 }
-FEWER = ("lost", "forgetting", "lost superficially", "lost essentially", "errors learned", "errors final")
+FEWER = (
+    *("lost", "forgetting", "lost superficially", "lost essentially", "errors learned", "errors final"),
+    *("active", "multiply-adds"),
+)
 """Numbers of which less is better."""
 Table = Mapping[str, Mapping[int, Mapping[str, float]]]
 """Way -> seed -> number -> value."""
@@ -112,6 +134,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", help="these alone")
     parser.add_argument("--limit", type=int, default=100, help="images of a shifted set")
     parser.add_argument("--severity", type=int, default=5, help="of the shifts")
+    parser.add_argument("--data", type=Path, help="MNIST's folder")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of all runs")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="folder of the runs")
     parser.add_argument("--table", type=Path, help="print the tables of a CSV that is there; run nothing")
     parser.add_argument("--out", type=Path, help="CSV")
@@ -136,21 +160,48 @@ def numbers(given: argparse.Namespace, way: str, seed: int) -> dict[str, float]:
         return sefe_microworld.numbers(way, seed, given.work / given.what)
     name = way.replace(", ", "-").replace(" ", "_")
     changes = [*settings, f"run.out={given.work / given.what}", f"run.name={name}_{seed}", f"run.seeds=[{seed}]"]
-    if given.what == "classes":
-        changes += [f"stream.data.seed={seed}"]
-    else:
-        looks = ("sketch", "inverted", "noise", "blur", "pixelated", "contrast", "textured", "rotated", "tinted")
-        data = [
-            f"{{name: microworld, train_per_class: 0, style: {look}, severity: {given.severity}, seed: {seed}}}"
-            for look in looks
-        ]
-        changes += [f"stream.data=[{', '.join(data)}]", f"stream.limit={given.limit}"]
-    folder = perdure.run(recipe, changes, quiet=True).folder
-    found = tables.run_numbers(load.read(Path(folder)))
+    changes += [*WORLDS[given.what](given, seed), *given.set]
+    folder = Path(perdure.run(recipe, changes, quiet=True).folder)
+    found = tables.run_numbers(load.read(folder))
     short = {"average": "average", "last": "last", "forgetting": "forgetting", "over_sets": "mean"}
     short |= {"when_learned": "when learned", "kept": "kept", "lost": "lost"}
     wanted = ("accuracy", "microworld-colored_shapes")
-    return {short[n.aggregate]: v for n, v in found.items() if n.aggregate in short and n.metric in wanted}
+    scores = {short[n.aggregate]: v for n, v in found.items() if n.aggregate in short and n.metric in wanted}
+    return scores | (work(folder) if given.what == "replay" else {})
+
+
+def classes(given: argparse.Namespace, seed: int) -> list[str]:
+    return [f"stream.data.seed={seed}"]
+
+
+def shifts(given: argparse.Namespace, seed: int) -> list[str]:
+    looks = ("sketch", "inverted", "noise", "blur", "pixelated", "contrast", "textured", "rotated", "tinted")
+    data = [
+        f"{{name: microworld, train_per_class: 0, style: {look}, severity: {given.severity}, seed: {seed}}}"
+        for look in looks
+    ]
+    return [f"stream.data=[{', '.join(data)}]", f"stream.limit={given.limit}"]
+
+
+def replay(given: argparse.Namespace, seed: int) -> list[str]:
+    """One network for all; 600 images a class, so that a run takes about a minute."""
+    stream = [f"stream.data.root={given.data}", "stream.train_per_class=600", "stream.scope=all"]
+    tests = ["evaluate.plan=last", "evaluate.start=false"]
+    return [*stream, *tests, "models.net={name: gated_resnet, width: 16}"]
+
+
+WORLDS = {"classes": classes, "shifts": shifts, "replay": replay}
+"""What settings make a seed's world."""
+
+
+def work(folder: Path) -> dict[str, float]:
+    """Percent of the gated channels, and of the multiply-adds, that an image needs: all where no gate is used.
+    Over the images in the replay buffer at the end, as the card says."""
+    found = json.loads((folder / "card.json").read_text())["facts"].get("modularity")
+    if not found:
+        return {"active": 100.0, "multiply-adds": 100.0}
+    share = found["multiply_accumulates"] / found["multiply_accumulates_plain"]
+    return {"active": 100 * statistics.mean(found["keep_ratio"]), "multiply-adds": 100 * share}
 
 
 def write(rows: Sequence[Mapping[str, object]], file: Path) -> None:

@@ -70,6 +70,16 @@ def test_a_batch_may_hold_videos_with_and_without_an_entry(tmp_path):
         torch.testing.assert_close(whole, torch.cat(parts))
 
 
+def test_entries_are_the_same_in_bfloat16(tmp_path):
+    one, examples = system(tmp_path), tiny.task("localize-events", 0).train[:2]
+    for read in (False, True):
+        batch = front_ends.collate([front_ends.preprocess(one, example, True) for example in examples])
+        assert ("tokens" in batch) == read
+        with torch.autocast("cpu", torch.bfloat16):
+            whole = front_ends.resolve(one, batch)
+        assert whole["tokens"].dtype == whole["mel"].dtype == torch.float16
+
+
 def test_a_damaged_entry_is_made_again(tmp_path):
     task, one = tiny.task("localize-events", 0), system(tmp_path)
     before = inputs(one, task.train[0])

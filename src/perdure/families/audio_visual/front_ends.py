@@ -104,7 +104,8 @@ def resolve(system: System, batch: Batch) -> Batch:
     assert system.cache is not None
     system.cache.counts["read"] += sum(batch["cached"])
     rest = {name: value for name, value in batch.items() if name not in (*MEDIA, "cached", "key")}
-    return rest | {name: torch.stack(column) for name, column in zip(MADE, zip(*rows))}
+    with torch.autocast(system.clip.device.type, enabled=False):  # on the CPU it stacks no float16
+        return rest | {name: torch.stack(column) for name, column in zip(MADE, zip(*rows))}
 
 
 def _fresh(system: System, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
