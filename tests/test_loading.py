@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from perdure.errors import DataError, UnreadableExample
+from perdure.evaluate import _joined
 from perdure.loading import ExampleBatches, TensorBatches
 from perdure.runtime import Runtime
 from perdure.types import Example, Examples
@@ -109,3 +110,12 @@ def test_tensor_batches_follow_the_runtimes_order():
     loader = TensorBatches({"x": torch.arange(7)}, batch_size=3, runtime=r, stage="v")
     found = torch.cat([batch["x"] for batch, _ in loader.epoch(1)])
     assert torch.equal(found, r.permutation(7, "v", 1))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 20])
+def test_small_batches_of_features_are_joined_to_the_size_that_a_method_answers_at_once(size):
+    rows = torch.arange(11)
+    small = [*({"position": part, "x": part.float()} for part in rows.split(2)), None]
+    joined = list(_joined(small, size))
+    assert [part.tolist() for part in rows.split(size)] == [batch["position"].tolist() for batch in joined]
+    assert all(torch.equal(batch["x"], batch["position"].float()) for batch in joined)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -200,9 +200,7 @@ def _batches(
     if hasattr(method, "encoder"):
         at_once = min(size, encoded_at_once)
         found = features.batches(method, examples, batch_size=at_once, runtime=runtime, stage=stage)
-        if size > at_once:
-            return iter([_joined([batch for batch in found if batch is not None])]), 1
-        return found, -(-len(examples) // at_once)
+        return (found if size == at_once else _joined(found, size)), -(-len(examples) // size)
     batches = ExampleBatches(
         examples,
         method.preprocess,
@@ -215,9 +213,17 @@ def _batches(
     return (batch for batch, _ in batches.epoch(0)), len(batches)
 
 
-def _joined(batches: Sequence[Batch]) -> Batch | None:
-    """Several batches as one."""
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]} if batches else None
+def _joined(batches: Iterable[Batch | None], size: int) -> Iterator[Batch]:
+    """Smaller batches as batches of `size`; the last may be smaller."""
+    held: Batch = {}
+    for batch in batches:
+        if batch is not None:
+            held = {name: torch.cat([held[name], part]) if held else part for name, part in batch.items()}
+        while held and len(held["position"]) >= size:
+            yield {name: part[:size] for name, part in held.items()}
+            held = {name: part[size:] for name, part in held.items()} if len(held["position"]) > size else {}
+    if held:
+        yield held
 
 
 class _Part:
