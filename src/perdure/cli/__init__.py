@@ -134,6 +134,7 @@ def _with_what_goes_on(error: PerdureError, given: Sequence[str]) -> PerdureErro
 
 def _quieten() -> None:
     """What libraries have to say to programmers is not for users: warnings of what will change, and advice."""
+    import logging
     import warnings
 
     for kind in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
@@ -141,6 +142,8 @@ def _quieten() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # where it is installed, peft loads it in every run, and it says that an optional kernel is missing
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _say(text: str, *, alike: bool = False, then: Callable[[], str] = str) -> None:
