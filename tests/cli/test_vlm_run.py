@@ -1,5 +1,6 @@
 """A run of instruction tuning on a family other than LLaVA as a user has it: checked, run, asked, served, exported."""
 
+import base64
 import io
 import json
 import subprocess
@@ -152,6 +153,40 @@ def test_a_conversation_is_kept_turn_by_turn(capsys, recipe, run, monkeypatch):
     assert answers[2] == told("<image>\nIs it like this?", *first, *second, images=(one, other))
     assert answers[3] == told("<image>\nAnd why?")
     assert len(answers) == 4
+
+
+def test_conversations_over_http_in_openais_form_are_those_of_the_command(recipe, run):
+    pictures = [recipe.parent / f"things_1_{j}.png" for j in range(2)]
+
+    def shown(picture):
+        data = base64.b64encode(picture.read_bytes()).decode()
+        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+    def said(role, *parts):
+        return {"role": role, "content": [p if isinstance(p, dict) else {"type": "text", "text": p} for p in parts]}
+
+    talk = [
+        said("user", shown(pictures[0]), "What is it?"),
+        said("assistant", "a thing"),
+        said("user", shown(pictures[1]), "Like this?"),
+    ]
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a thing"}]
+    given = {"image": pictures, "text": "<image>\nLike this?", "said": turns}
+    with served.serving(make(run, Settings())) as client:
+        status, body = client.json({"messages": talk}, "/v1/chat/completions")
+        assert status == 200
+        assert body["choices"][0]["message"]["content"] == perdure.predict(run, [given])[0]["answer"]
+        both = [said("user", *(shown(picture) for picture in pictures), "Alike?")]
+        status, body = client.json({"messages": both}, "/v1/chat/completions")
+        own = perdure.predict(run, [{"image": pictures, "text": "<image><image>\nAlike?"}])[0]["answer"]
+        assert status == 200
+        assert body["choices"][0]["message"]["content"] == own
+        status, body = client.json({"messages": [talk[0], talk[2]]}, "/v1/chat/completions")
+        assert status == 400
+        assert "turns of user and assistant" in body["error"]["message"]
+        broken = said("user", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, "What?")
+        status, body = client.json({"messages": [*talk[:2], broken]}, "/v1/chat/completions")
+        assert status == 400
 
 
 def test_what_a_conversation_cannot_be_about_is_said(capsys, recipe, run, monkeypatch):

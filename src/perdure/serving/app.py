@@ -146,12 +146,14 @@ class Service:
         return JSONResponse(body, headers={VERSION_HEADER: str(model.version)})
 
     async def chat(self, request: Request) -> Response:
-        """An answer to one question, in OpenAI's form."""
+        """An answer to a question, in OpenAI's form."""
         self._admit(request)
         asked = await chat.read(request, self.settings.limits)
         model = await self._model(self._wanted(asked.model))
         if model.kind != "instruct":
             raise chat.Refused(404, f"this run answers with {WITH[model.kind]}: ask /predict", param="model")
+        if not model.converses:
+            chat.require_single(asked)
         both = Asked([asked.input])
         await run_in_threadpool(asking.look, both, self.settings.limits)
         (row,) = await self._answers(model, self._submit(model, both), both)
@@ -313,6 +315,7 @@ class Service:
         for one in asked.inputs:
             one.error = one.error or _lacking(model.kind, one)
             how = {"top": asked.top, "task": asked.task, "name": one.name, "pixel_limit": pixels}
+            how |= {"more": one.more, "said": one.said}
             jobs.append(None if one.error else Job(model, one.image, one.text, **how))
         try:
             self.batcher.submit([job for job in jobs if job is not None])

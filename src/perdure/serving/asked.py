@@ -48,11 +48,22 @@ class Input:
     image: bytes | None = None
     text: str = ""
     error: str = ""
+    more: tuple[bytes, ...] = ()
+    """Further images of a conversation; where there are some, texts say ``<image>`` where each stands."""
+    said: tuple[tuple[str, str], ...] = ()
+    """Earlier turns: who (`human`, `gpt`) said what."""
+
+    @property
+    def images(self) -> tuple[bytes, ...]:
+        """All of them."""
+        return self.more if self.image is None else (self.image, *self.more)
 
     @property
     def name(self) -> str:
         """Digest: the same input is the same to the method, in whatever request it comes."""
-        return hashlib.blake2b((self.image or b"") + b"\0" + self.text.encode(), digest_size=16).hexdigest()
+        turns = "\0".join(text for turn in self.said for text in turn) + "\0" if self.said else ""
+        said = b"\0".join([self.image or b"", *self.more]) + b"\0" + (turns + self.text).encode()
+        return hashlib.blake2b(said, digest_size=16).hexdigest()
 
 
 @dataclass
@@ -138,12 +149,13 @@ def look(asked: Asked, limits: Limits) -> None:
     """
     pixels = 0
     for one in asked.inputs:
-        if one.image is None or one.error:
+        if one.error:
             continue
         try:
             limit = limits.megapixels * 10**6
-            width, height = image_size(one.image, where="image", pixel_limit=limit, formats=FORMATS)
-            pixels += width * height
+            for image in one.images:
+                width, height = image_size(image, where="image", pixel_limit=limit, formats=FORMATS)
+                pixels += width * height
         except UnreadableExample as error:
             one.error = error.what
     if pixels > limits.megapixels * 10**6:

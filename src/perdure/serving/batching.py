@@ -53,13 +53,18 @@ class Job:
     name: str = ""
     """Digest of image and text: what the method draws for an input hangs on it."""
     pixel_limit: int = 50_000_000
+    more: tuple[bytes, ...] = ()
+    """Further images of the conversation."""
+    said: tuple[tuple[str, str], ...] = ()
+    """Its earlier turns."""
     future: Future[Answer] = field(default_factory=Future)
     came: float = field(default_factory=time.monotonic)
 
     @property
     def size(self) -> int:
         """Bytes that it keeps in memory."""
-        return len(self.image or b"") + len(self.text)
+        turns = sum(len(text) for _, text in self.said)
+        return len(self.image or b"") + sum(map(len, self.more)) + len(self.text) + turns
 
 
 class Batcher:
@@ -220,21 +225,27 @@ def _run(errand: Callable[[], Any], future: Future[Any]) -> None:
 
 
 def _decoded(job: Job) -> Any:
-    """The image in RGB, None without one, or what is wrong with it."""
+    """The image in RGB, a list of several, None without one, or what is wrong with it."""
     if job.image is None:
         return None
     try:
-        return open_image(job.image, where="image", pixel_limit=job.pixel_limit, formats=FORMATS)
+        how = {"where": "image", "pixel_limit": job.pixel_limit, "formats": FORMATS}
+        opened = [open_image(image, **how) for image in (job.image, *job.more)]
+        return opened if job.more else opened[0]
     except UnreadableExample as error:
         return error
 
 
 def _predicted(sound: Sequence[tuple[Job, Any]]) -> list[Answer]:
     first = sound[0][0]
-    given = [{"image": image, "text": job.text, "name": job.name} for job, image in sound]
+    given = [{"image": image, "text": job.text, "name": job.name, "said": _turns(job)} for job, image in sound]
     top = max(job.top for job, _ in sound)
     rows = first.model.predict(given, top=top, task=first.task, batch_size=len(given))
     return [_cut(row, job.top) for row, (job, _) in zip(rows, sound, strict=True)]
+
+
+def _turns(job: Job) -> list[dict[str, str]]:
+    return [{"from": who, "value": text} for who, text in job.said]
 
 
 def _cut(row: Answer, top: int) -> Answer:

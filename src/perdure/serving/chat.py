@@ -1,7 +1,8 @@
 """``/v1/chat/completions``: a question about a picture in OpenAI's form, for programs that speak it already.
 
-Knows the form of requests, answers, errors and server-sent events. What a run cannot do (several turns, sampling,
-tools, a system message) is refused, never ignored. Follows no address: images come as data URLs.
+Knows the form of requests, answers, errors and server-sent events. What a run cannot do (sampling, tools, a system
+message; where its model answers single questions, several turns and images) is refused, never ignored. Follows no
+address: images come as data URLs.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Refused(HTTPException):
 
 
 async def read(request: Request, limits: Limits) -> Chat:
-    """The one question of a request.
+    """The question of a request, with what was said before it.
 
     Raises:
         Refused: malformed, or something that is not done here.
@@ -73,37 +74,61 @@ async def read(request: Request, limits: Limits) -> Chat:
     model, stream = content.get("model") or "", content.get("stream") or False
     if not isinstance(model, str) or not isinstance(stream, bool):
         raise Refused(400, "`model` is no text, or `stream` not true or false")
-    return Chat(_question(content.get("messages")), model, most, stream)
+    return Chat(_conversation(content.get("messages")), model, most, stream)
 
 
-def _question(messages: Any) -> Input:
-    """Text and image of the only message."""
+def require_single(asked: Chat) -> None:
+    """Refuse a conversation, for a run that answers single questions about one image."""
+    if asked.input.said:
+        what = "one message of the user: this run answers single questions, without earlier turns"
+        raise Refused(400, f"expected {what}", param="messages")
+    if asked.input.more:
+        raise Refused(400, f"{len(asked.input.images)} images; a question is about one", param="messages")
+
+
+def _conversation(messages: Any) -> Input:
+    """Texts and images of a conversation that ends with a question.
+
+    Of one question about one image the text is as it was sent; else it says where each image stands.
+    """
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise Refused(400, "expected a list of messages", param="messages")
-    if len(messages) > 1 or messages[0].get("role") != "user":
-        what = "one message of the user: a run answers single questions, without a system message or earlier turns"
+    roles = [message.get("role") for message in messages]
+    if roles != [("user", "assistant")[i % 2] for i in range(len(roles))] or roles[-1] != "user":
+        what = "one message of the user, or turns of user and assistant that end with the user's: no system message"
         raise Refused(400, f"expected {what}", param="messages")
-    content = messages[0].get("content")
+    turns = [_parts(message.get("content")) for message in messages]
+    images = [value for turn in turns for kind, value in turn if kind == "image"]
+    texts = [_text(turn, marks=len(turns) > 1 or len(images) > 1) for turn in turns]
+    if not all(text.replace("<image>", "").strip() for text in texts):
+        raise Refused(400, "there is no question", param="messages")
+    found = asking.decoded({"text": texts[-1]} | ({"image": images[0]} if images else {}))
+    found.more = tuple(asking.decoded({"text": "", "image": image}).image or b"" for image in images[1:])
+    found.said = tuple(zip(("human", "gpt") * len(texts), [asking.decoded({"text": t}).text for t in texts[:-1]]))
+    return found
+
+
+def _parts(content: Any) -> list[tuple[str, str]]:
+    """(`text` or `image`, what it is) of a message's parts."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise Refused(400, "`content` is no text and no list of parts", param="messages")
-    texts, images = [], []
+    found = []
     for part in parts:
         match part:
             case {"type": "text", "text": str(text)}:
-                texts.append(text)
+                found.append(("text", text))
             case {"type": "image_url", "image_url": {"url": str(url)}}:
                 if not url.startswith("data:"):
                     raise Refused(400, "addresses are not followed: send the image as a data URL", param="messages")
-                images.append(url)
+                found.append(("image", url))
             case _:
                 raise Refused(400, "a part is neither a text nor an image_url", param="messages")
-    if len(images) > 1:
-        raise Refused(400, f"{len(images)} images; a question is about one", param="messages")
-    text = "\n".join(texts).strip()
-    if not text:
-        raise Refused(400, "there is no question", param="messages")
-    return asking.decoded({"text": text} | ({"image": images[0]} if images else {}))
+    return found
+
+
+def _text(parts: list[tuple[str, str]], *, marks: bool) -> str:
+    return "\n".join("<image>" if kind == "image" else text for kind, text in parts if marks or kind == "text").strip()
 
 
 def cut(answer: str, most: int | None, tokenizer: Any) -> tuple[str, str]:
