@@ -4,6 +4,7 @@
     python tools/pretrain_micro.py micro-clip-reward --steps 200 --out DIR     # a quick try elsewhere
     python tools/pretrain_micro.py micro-captioner                             # see micro_captioner.py
     python tools/pretrain_micro.py micro-clap                                  # see micro_clap.py
+    python tools/pretrain_micro.py micro-vit                                   # see micro_vit.py
     python tools/pretrain_micro.py micro-llava                                 # twice; see micro_llava.py
 
 Knows the settings, the contrastive loop and the tokenizer. Training sees scenes of the split "pretraining", close ones
@@ -25,6 +26,7 @@ from pathlib import Path
 import micro_captioner
 import micro_clap
 import micro_llava
+import micro_vit
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -80,6 +82,7 @@ SETTINGS = {
     "micro-captioner": micro_captioner.Settings(),
     "micro-clap": micro_clap.Settings(),
     "micro-llava": micro_llava.Settings(),
+    "micro-vit": micro_vit.Settings(),
 }
 
 
@@ -95,15 +98,10 @@ def main() -> None:
     changes = {k: json.loads(v) for k, v in (pair.split("=", 1) for pair in given.set)}
     settings = replace(SETTINGS[given.name], **changes, **({"steps": given.steps} if given.steps else {}))
     out = given.out or MODELS / given.name
-    if isinstance(settings, micro_captioner.Settings):
-        micro_captioner.make(settings, out)
-        return
-    if isinstance(settings, micro_clap.Settings):
-        micro_clap.make(settings, out)
-        return
-    if isinstance(settings, micro_llava.Settings):
-        micro_llava.make(settings, out)
-        return
+    for own in (micro_captioner, micro_clap, micro_llava, micro_vit):
+        if isinstance(settings, own.Settings):
+            own.make(settings, out)  # type: ignore[arg-type]
+            return
     started = time.process_time()
     tokenizer = word_tokenizer()
 
