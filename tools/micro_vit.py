@@ -9,7 +9,6 @@ in the card, where frozen features are judged on validation pictures.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable
