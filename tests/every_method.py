@@ -87,7 +87,8 @@ def _rehearsal(name: str, **settings: Any) -> Tiny:
 
 def _clip(name: str, **settings: Any) -> Tiny:
     roles = {"clip": clip_methods.fresh_clip}
-    return Tiny(name=name, roles=roles, streams={"classify": clip_methods.small_stream}, settings=settings)
+    streams = {"classify": clip_methods.small_stream}
+    return Tiny(name=name, roles=roles, streams=streams, settings=settings, given=("clip",))
 
 
 def _vit(name: str, *, role: str = "vit", **settings: Any) -> Tiny:
@@ -98,6 +99,13 @@ def _vit(name: str, *, role: str = "vit", **settings: Any) -> Tiny:
 def _with_reward(reward: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
     names = ("", 2, 3)
     return {f"policy{n}": clip_methods.fresh_clip for n in names} | {f"reward{n}": reward for n in names}
+
+
+def _head(name: str, **settings: Any) -> Tiny:
+    """A method that takes a CLIP or a ViT, on a ViT."""
+    roles = {"vit": tiny_vit.fresh_vit}
+    streams = {"classify": clip_methods.small_stream}
+    return Tiny(name=name, roles=roles, streams=streams, settings=settings, given=("vit",))
 
 
 def _test_time(name: str, **settings: Any) -> Tiny:
@@ -235,5 +243,13 @@ _ALL = (
     _audio_visual("av_coda_prompt", blocks=(0, 1), components=2, tasks=4, length=2, **_PARTS),
     _audio_visual("php", **tiny_audio_visual.SETTINGS),
 )
+_TUNED = {"batch_size": 3, "lora_rank": 2}
+ON_A_VIT: dict[str, Tiny] = {
+    "prototype": _head("prototype", batch_size=3),
+    "finetune": _head("finetune", **_TUNED),
+    "lwf": _head("lwf", **_TUNED),
+    "joint": _head("joint", **_TUNED),
+}
+"""Methods that take a CLIP or a ViT, on a ViT; on a CLIP they are in `METHODS`."""
 METHODS: dict[str, Tiny] = {tiny.name: tiny for tiny in _ALL}
 ASKED: list[tuple[str, str]] = [(tiny.name, kind) for tiny in _ALL for kind in tiny.streams]

@@ -5,7 +5,7 @@ Knows such a set as a task after all others, and which methods can be asked. Doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,13 @@ from perdure.settings.registry import Description
 from perdure.types import Dataset, Examples, Query, Stream, Task
 
 
-def require(method: Description, *, where: str) -> None:
-    """Raise a RecipeError unless a method answers by the names of classes that it has not learned."""
-    if "clip" not in method.roles or method.learned_classes_only:
+def require(method: Description, roles: Collection[str], *, where: str) -> None:
+    """Raise a RecipeError unless a method answers by the names of classes that it has not learned.
+
+    Args:
+        roles: of the models that it is given.
+    """
+    if "clip" not in roles or method.learned_classes_only:
         because = f": {method.learned_classes_only}" if method.learned_classes_only else ""
         raise RecipeError(
             f"method {method.name} answers only for classes that it has learned{because}",

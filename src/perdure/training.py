@@ -221,23 +221,32 @@ def features(
     autocast made is given as float32: what is done with features needs more digits than making them.
     """
 
-    def whole(value: Tensor) -> Tensor:
-        half = value.dtype in (torch.bfloat16, torch.float16)
-        return value.float() if half and runtime.precision != "float32" else value
-
     rows: list[dict[str, Tensor]] = []
     with torch.no_grad():
         for batch, _ in batches.epoch(0):
             if batch is not None:
                 with runtime.autocast():
                     out = encode(batch)
-                rows.append({n: whole(v.detach()).cpu() for n, v in out.items()} | {"position": batch["position"]})
+                rows.append(
+                    {n: whole(v.detach(), runtime).cpu() for n, v in out.items()} | {"position": batch["position"]}
+                )
     rows = runtime.gather(rows)
-    if not rows:
-        raise TrainingError("there is no example to encode", where=f"stage {batches.stage}")
+    require_rows(rows, stage=batches.stage)
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     order = joined["position"].argsort(stable=True)
     return {name: tensor[order] for name, tensor in joined.items()}
+
+
+def whole(value: Tensor, runtime: Runtime) -> Tensor:
+    """What autocast made, in float32."""
+    half = value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if half and runtime.precision != "float32" else value
+
+
+def require_rows(rows: Sequence[Any], *, stage: str) -> None:
+    """Raise a TrainingError where no example could be encoded."""
+    if not rows:
+        raise TrainingError("there is no example to encode", where=f"stage {stage}")
 
 
 def _step(

@@ -75,8 +75,8 @@ def old_logits(method: Lwf, stream) -> torch.Tensor:
     names = classifier.prompts(TEMPLATE, stream.tasks[0].candidates)
     images = torch.stack([method.preprocess(e, False)["image"] for e in stream.tasks[1].train])
     with torch.no_grad():
-        ids = classifier.tokenize(method.clip, names, torch.device("cpu"))
-        return classifier.logits(method.clip, images, ids)
+        ids = classifier.tokenize(method.network.clip, names, torch.device("cpu"))
+        return classifier.logits(method.network.clip, images, ids)
 
 
 def test_joint_trains_on_all_tasks_from_the_first_weights():
@@ -90,7 +90,7 @@ def test_joint_trains_on_all_tasks_from_the_first_weights():
     other_start = Joint(JointConfig(**SMALL), clip=fresh_clip())
     learn(other_start, stream.tasks[0])
     with torch.no_grad():
-        for parameter in other_start.parameters.values():
+        for parameter in other_start.network.parameters.values():
             parameter.add_(1.0)
     learn(other_start, stream.tasks[1])
     torch.testing.assert_close(other_start.state_dict()["parameters"], two_tasks.state_dict()["parameters"])
@@ -98,7 +98,7 @@ def test_joint_trains_on_all_tasks_from_the_first_weights():
 
 def test_the_logit_scale_is_never_trained():
     method = Finetune(FinetuneConfig(**SMALL, trains="all"), clip=fresh_clip())
-    assert "logit_scale" not in method.parameters and len(method.parameters) > 50
+    assert "logit_scale" not in method.network.parameters and len(method.network.parameters) > 50
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from perdure import testing
 from perdure.settings import registry
-from tests.every_method import METHODS
+from tests.every_method import METHODS, ON_A_VIT
 
 WHOLE = {"trains": "all", "loss": "local", "lr": 1e-5}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -33,6 +33,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("adapt", {"mode": "transductive"}),
 ]
 """Settings that change what is learned or kept."""
+ON_A_VIT_VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("finetune", {**WHOLE, "head": "cosine"}),
+    ("lwf", {"trains": "head", "loss": "local", "epochs": 2}),
+    ("joint", {"trains": "all", "lr": 1e-5}),
+]
 PLAIN: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in METHODS]
 
 
@@ -41,16 +46,26 @@ def test_every_registered_method_is_in_the_table_with_a_stream_of_each_of_its_ki
     assert asked == {name: set(registry.describe("methods", name).answers) for name in registry.names("methods")}
 
 
+def test_methods_that_take_a_clip_or_a_vit_are_tested_with_both():
+    both = {name for name in METHODS if set(registry.describe("methods", name).one_role_of) == {"clip", "vit"}}
+    assert both == set(ON_A_VIT)
+
+
 def name_of(settings: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in settings.items()) or "plain"
 
 
-CASES = [pytest.param(name, settings, id=f"{name}-{name_of(settings)}") for name, settings in [*PLAIN, *VARIANTS]]
+CASES = [
+    *(pytest.param(METHODS[n], settings, id=f"{n}-{name_of(settings)}") for n, settings in [*PLAIN, *VARIANTS]),
+    *(
+        pytest.param(ON_A_VIT[n], settings, id=f"{n} on a vit-{name_of(settings)}")
+        for n, settings in [*((n, {}) for n in ON_A_VIT), *ON_A_VIT_VARIANTS]
+    ),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "settings"), CASES)
-def test_it_behaves_as_a_method(name, settings):
-    tiny = METHODS[name]
+@pytest.mark.parametrize(("tiny", "settings"), CASES)
+def test_it_behaves_as_a_method(tiny, settings):
     made = testing.check_method(tiny.factory(**settings), tiny.stream, allow=tiny.allow)
     assert {*made, *tiny.allow} == set(testing.CHECKS)

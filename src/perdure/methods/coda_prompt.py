@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perdure.families.class_incremental import coda, prompting
+from perdure.families.class_incremental import coda, heads, prompting
 from perdure.layers.prompts import not_orthogonal, orthogonal_rows
 from perdure.models.vit import Vit
 from perdure.runtime import Runtime
@@ -83,7 +83,7 @@ class CodaPrompt(coda.Prompted):
     def __init__(self, config: Config, *, vit: Vit) -> None:
         prompting.check_blocks({"blocks": config.blocks}, vit)
         prompts = nn.ModuleDict({str(block): Components(config.length, vit.dim) for block in config.blocks})
-        super().__init__(config, vit, prompts.to(vit.dtype), prompting.uniform(vit.dim))
+        super().__init__(config, vit, prompts.to(vit.dtype), heads.uniform(vit.dim))
 
     def begin(self, task: Task, runtime: Runtime) -> None:
         """New components, orthogonal to those before."""

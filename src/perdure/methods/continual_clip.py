@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from perdure.families.clip import classifier, export, settings
+from perdure.families.clip.frozen_tower import FrozenTower, OnFrozenTower
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
 from perdure.settings.config import Template
-from perdure.types import Batch, Example, Query, Task
+from perdure.types import Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Config(settings.Prompts):
     template: Template = "a bad photo of a {}."
 
 
-class ContinualClip:
+class ContinualClip(OnFrozenTower):
     """State: the class names seen, for an export alone; each query brings its own."""
 
     Config = Config
@@ -37,10 +38,8 @@ class ContinualClip:
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)
         self.config, self.clip = config, clip.requires_grad_(False)
+        self.frozen = FrozenTower(self.clip)
         self.classes: list[str] = []
-
-    def preprocess(self, example: Example, training: bool) -> Batch:
-        return classifier.preprocess(self.clip, example)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         """Nothing is learned but names."""
@@ -48,7 +47,8 @@ class ContinualClip:
 
     def predictor(self, query: Query):
         config = self.config
-        return classifier.text_predictor(self.clip, config.template, query, clean=config.clean_names)
+        seen = self.frozen.unit
+        return classifier.text_predictor(self.clip, config.template, query, clean=config.clean_names, seen=seen)
 
     def state_dict(self) -> dict[str, Any]:
         return {"classes": list(self.classes)}

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure import training
-from perdure.families.class_incremental import pool, prompting
+from perdure.families.class_incremental import heads, pool, prompting
 from perdure.families.class_incremental.settings import Pool
 from perdure.layers.prompts import lay_out
 from perdure.models.vit import Insertions, Vit
@@ -74,7 +74,7 @@ class Dualprompt(prompting.Prompted):
         prompts = pool.Prompts(experts, pool=config.pool, like=vit)
         general = torch.zeros(len(config.general_blocks), 2, config.general_length, vit.dim, dtype=vit.dtype)
         prompts.general = nn.Parameter(general)
-        super().__init__(config, vit, prompts, prompting.truncated_normal(vit.dim))
+        super().__init__(config, vit, prompts, heads.truncated_normal(vit.dim))
 
     def begin(self, task: Task, runtime: Runtime) -> None:
         if self.config.batchwise and pool.slots_of(self.tasks, self.config) is None:

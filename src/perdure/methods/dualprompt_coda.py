@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.errors import RecipeError
-from perdure.families.class_incremental import coda, prompting
+from perdure.families.class_incremental import coda, heads, prompting
 from perdure.layers.prompts import similarities
 from perdure.models.vit import Vit
 from perdure.runtime import Runtime
@@ -64,7 +64,7 @@ class DualpromptCoda(coda.Prompted):
             str(block): nn.Parameter(torch.zeros(config.general_length, vit.dim)) for block in config.general_blocks
         }
         prompts = nn.ModuleDict({"experts": nn.ModuleDict(experts), "general": nn.ParameterDict(general)})
-        super().__init__(config, vit, prompts.to(vit.dtype), prompting.uniform(vit.dim))
+        super().__init__(config, vit, prompts.to(vit.dtype), heads.uniform(vit.dim))
 
     def begin(self, task: Task, runtime: Runtime) -> None:
         if self.tasks >= self.config.pool:

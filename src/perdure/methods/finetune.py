@@ -1,6 +1,7 @@
-"""Sequential fine-tuning of CLIP: each task's images against prompts, nothing done against forgetting.
+"""Sequential fine-tuning of a CLIP or a ViT on each task's images, nothing done against forgetting.
 
-With `loss: local` this is MG-CLIP's first stage alone. The lower bound that other methods are compared with.
+A CLIP's images are held against prompts, a ViT (role `vit`) gets a head that grows. With `loss: local` this is
+MG-CLIP's first stage alone. The lower bound that other methods are compared with.
 
 Knows one loss. Does not know past tasks' data.
 """
@@ -15,14 +16,17 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from perdure.families.clip import classifier, export, settings
+from perdure.families.class_incremental import tuned
+from perdure.families.class_incremental.settings import Tuning
+from perdure.families.clip import classifier
 from perdure.models.clip import Clip
+from perdure.models.vit import Vit
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(settings.Training):
+class Config(Tuning):
     """Settings of sequential fine-tuning."""
 
     loss: Literal["full", "local"] = "full"
@@ -34,52 +38,44 @@ class Finetune:
 
     Config = Config
     answers = frozenset({"classify"})
+    one_role_of = frozenset({"clip", "vit"})
     scores_are = "logits"
 
-    def __init__(self, config: Config, *, clip: Clip) -> None:
-        classifier.check_template(config.template)
-        self.config, self.clip = config, clip
-        self.parameters = classifier.trainable(
-            clip, config.trains, mode=config.lora_mode, rank=config.lora_rank, alpha=config.lora_alpha
-        )
+    def __init__(self, config: Config, *, clip: Clip | None = None, vit: Vit | None = None) -> None:
+        self.config, self.network = config, tuned.network(config, clip, vit)
         self.classes: list[str] = []
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return classifier.preprocess(self.clip, example)
+        return classifier.Preprocessor(self.network.transform)(example, training)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
         config = self.config
         classes = classifier.extend_classes(self.classes, task)
         taught = classifier.Taught(task) if config.loss == "local" else None
-        names = classes if taught is None else taught.names(classes)
-        prompts = classifier.prompts(config.template, names, clean=config.clean_names)
-        ids = classifier.tokenize(self.clip, prompts, runtime.device)
+        logits = self.network.logits(classes, runtime, labels=taught.labels if taught else None)
 
         def loss(batch: Batch) -> Tensor:
-            logits = classifier.logits(self.clip, batch["image"], ids)
-            return F.cross_entropy(logits, batch["label"] if taught is None else taught.places(batch["label"]))
+            return F.cross_entropy(logits(batch), batch["label"] if taught is None else taught.places(batch["label"]))
 
-        classifier.fit(loss, self.parameters, self.clip, task.train, config, runtime=runtime)
+        self.network.fit(loss, task.train, runtime)
         self.classes = classes
 
     def merged(self, how: str) -> Mapping[str, Tensor]:
         """All that is trained; of low-rank updates B alone, and towards the pretrained weights: ``W + a B A``."""
         if self.config.trains == "all":
-            return self.parameters
-        return {n: p for n, p in self.parameters.items() if "lora_B" in n} if how == "base" else {}
+            return self.network.parameters
+        return {n: p for n, p in self.network.parameters.items() if "lora_B" in n} if how == "base" else {}
 
     def predictor(self, query: Query):
-        config = self.config
-        return classifier.text_predictor(self.clip, config.template, query, clean=config.clean_names)
+        return self.network.predictor(query)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parameters": classifier.copy_parameters(self.parameters), "classes": list(self.classes)}
+        return {**self.network.state_dict(), "classes": list(self.classes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        classifier.restore_parameters(self.parameters, state["parameters"])
+        self.network.load_state_dict(state)
         self.classes = list(state["classes"])
 
-    def export(self, folder: Path) -> str:
-        """The trained model, or the pretrained one and its PEFT adapter; and the classes."""
-        config = self.config
-        return export.save_prompted(self.clip, folder, self.classes, template=config.template, clean=config.clean_names)
+    def export(self, folder: Path) -> str | None:
+        """Of a CLIP the trained model, or the pretrained one and its PEFT adapter; and the classes."""
+        return self.network.export(folder, self.classes)

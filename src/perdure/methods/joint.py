@@ -1,4 +1,4 @@
-"""Joint training of CLIP: keeps all examples of past tasks and trains anew on everything; the upper bound.
+"""Joint training of a CLIP or a ViT: keeps all past examples and trains anew on everything; the upper bound.
 
 After each task the weights start from the pretrained ones and are trained on the examples of all tasks so far. Not
 a continual method: storage and time grow with every task.
@@ -19,14 +19,17 @@ from torch.nn import functional as F
 
 from perdure import kept_examples
 from perdure.checkpoint import stored_bytes
-from perdure.families.clip import classifier, export, settings
+from perdure.families.class_incremental import tuned
+from perdure.families.class_incremental.settings import Tuning
+from perdure.families.clip import classifier
 from perdure.models.clip import Clip
+from perdure.models.vit import Vit
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(settings.Training):
+class Config(Tuning):
     """Settings of joint training."""
 
     epochs: Annotated[int, Field(ge=1)] = 1
@@ -38,51 +41,45 @@ class Joint:
 
     Config = Config
     answers = frozenset({"classify"})
+    one_role_of = frozenset({"clip", "vit"})
     scores_are = "logits"
 
-    def __init__(self, config: Config, *, clip: Clip) -> None:
-        classifier.check_template(config.template)
-        self.config, self.clip = config, clip
-        self.parameters = classifier.trainable(
-            clip, config.trains, mode=config.lora_mode, rank=config.lora_rank, alpha=config.lora_alpha
-        )
-        self.initial = classifier.copy_parameters(self.parameters)
+    def __init__(self, config: Config, *, clip: Clip | None = None, vit: Vit | None = None) -> None:
+        self.config, self.network = config, tuned.network(config, clip, vit)
+        self.initial = classifier.copy_parameters(self.network.parameters)
         self.classes: list[str] = []
         self.examples: list[Example] = []
 
     def preprocess(self, example: Example, training: bool) -> Batch:
-        return classifier.preprocess(self.clip, example)
+        return classifier.Preprocessor(self.network.transform)(example, training)
 
     def learn(self, task: Task, runtime: Runtime) -> None:
-        config = self.config
         classes = classifier.extend_classes(self.classes, task)
         examples = [*self.examples, *task.train]
-        classifier.restore_parameters(self.parameters, self.initial)
-        prompts = classifier.prompts(config.template, classes, clean=config.clean_names)
-        ids = classifier.tokenize(self.clip, prompts, runtime.device)
+        self.network.begin_anew(self.initial)
+        logits = self.network.logits(classes, runtime)
 
         def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(classifier.logits(self.clip, batch["image"], ids), batch["label"])
+            return F.cross_entropy(logits(batch), batch["label"])
 
-        classifier.fit(loss, self.parameters, self.clip, examples, config, runtime=runtime)
+        self.network.fit(loss, examples, runtime)
         self.classes, self.examples = classes, examples
 
     def predictor(self, query: Query):
-        config = self.config
-        return classifier.text_predictor(self.clip, config.template, query, clean=config.clean_names)
+        return self.network.predictor(query)
 
     def state_dict(self) -> dict[str, Any]:
         # Adapters are drawn at random when they are made; pretrained weights need no second copy.
         drawn = self.config.trains == "lora"
         return {
-            "parameters": classifier.copy_parameters(self.parameters),
+            **self.network.state_dict(),
             "initial": classifier.copy_parameters(self.initial) if drawn else {},
             "classes": list(self.classes),
             "examples": kept_examples.pack(self.examples),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        classifier.restore_parameters(self.parameters, state["parameters"])
+        self.network.load_state_dict(state)
         self.initial = dict(state["initial"]) or self.initial
         self.classes = list(state["classes"])
         self.examples = kept_examples.unpack(state["examples"])
@@ -92,7 +89,6 @@ class Joint:
         packed = kept_examples.pack(self.examples)
         return {"memory_examples": len(self.examples), "stored_bytes": stored_bytes(packed)}
 
-    def export(self, folder: Path) -> str:
-        """The trained model, or the pretrained one and its PEFT adapter; and the classes."""
-        config = self.config
-        return export.save_prompted(self.clip, folder, self.classes, template=config.template, clean=config.clean_names)
+    def export(self, folder: Path) -> str | None:
+        """Of a CLIP the trained model, or the pretrained one and its PEFT adapter; and the classes."""
+        return self.network.export(folder, self.classes)

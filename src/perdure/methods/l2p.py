@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure import training
-from perdure.families.class_incremental import pool, prompting
+from perdure.families.class_incremental import heads, pool, prompting
 from perdure.families.class_incremental.settings import Pool
 from perdure.models.vit import Insertions, Vit
 from perdure.runtime import Runtime
@@ -45,7 +45,7 @@ class L2p(prompting.Prompted):
     def __init__(self, config: Config, *, vit: Vit) -> None:
         vit.transformer()
         prompts = pool.Prompts((config.pool, config.length, vit.dim), pool=config.pool, like=vit)
-        super().__init__(config, vit, prompts, prompting.truncated_normal(vit.dim))
+        super().__init__(config, vit, prompts, heads.truncated_normal(vit.dim))
 
     def begin(self, task: Task, runtime: Runtime) -> None:
         if self.config.batchwise:

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perdure.errors import RecipeError
-from perdure.families.class_incremental import coda, prompting
+from perdure.families.class_incremental import coda, heads, prompting
 from perdure.layers.prompts import similarities
 from perdure.models.vit import Vit
 from perdure.runtime import Runtime
@@ -60,7 +60,7 @@ class L2pPrefix(coda.Prompted):
     def __init__(self, config: Config, *, vit: Vit) -> None:
         prompting.check_blocks({"blocks": config.blocks}, vit)
         pools = {str(block): PrefixPool(config.pool, config.length, vit.dim) for block in config.blocks}
-        super().__init__(config, vit, nn.ModuleDict(pools).to(vit.dtype), prompting.uniform(vit.dim))
+        super().__init__(config, vit, nn.ModuleDict(pools).to(vit.dtype), heads.uniform(vit.dim))
 
     def begin(self, task: Task, runtime: Runtime) -> None:
         if runtime.processes > 1:

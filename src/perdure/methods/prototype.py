@@ -1,4 +1,4 @@
-"""Prototypes (SimpleCIL): frozen CLIP, each class is the mean of its image features; the nearest by cosine wins.
+"""Prototypes (SimpleCIL): frozen CLIP or ViT, each class is the mean of its features; the nearest by cosine wins.
 
 Zhou et al., Revisiting Class-Incremental Learning with Pre-Trained Models, 2023. One pass over the images,
 nothing is trained, no text is used.
@@ -19,10 +19,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from perdure.families.class_incremental import heads, tuned
 from perdure.families.clip import classifier, export
+from perdure.families.clip.frozen_tower import FrozenTower, OnFrozenTower
 from perdure.models.clip import Clip
+from perdure.models.vit import Vit
 from perdure.runtime import Runtime
-from perdure.types import Batch, Example, Query, Task
+from perdure.types import Batch, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,27 +36,28 @@ class Config:
     """Images at a time where features are computed; changes no result."""
 
 
-class Prototype:
+class Prototype(OnFrozenTower):
     """State: `means`, one row a class in the order of labels, and the class names."""
 
     Config = Config
     learned_classes_only = "it reads no names of classes"
     answers = frozenset({"classify"})
+    one_role_of = frozenset({"clip", "vit"})
 
-    def __init__(self, config: Config, *, clip: Clip) -> None:
-        self.config, self.clip = config, clip.requires_grad_(False)
-        self.means = torch.zeros(0, clip.dim, dtype=clip.dtype)
+    def __init__(self, config: Config, *, clip: Clip | None = None, vit: Vit | None = None) -> None:
+        tower = tuned.one_of(clip, vit)
+        self.config, self.clip = config, clip
+        self.frozen = FrozenTower(tower.requires_grad_(False))
+        self.means = torch.zeros(0, tower.dim, dtype=tower.dtype)
         self.counts = torch.zeros(0, dtype=torch.long)
         """Images of each class."""
         self.classes: list[str] = []
 
-    def preprocess(self, example: Example, training: bool) -> Batch:
-        return classifier.preprocess(self.clip, example)
-
     def learn(self, task: Task, runtime: Runtime) -> None:
         classifier.require_every_class(task)
         classes = classifier.extend_classes(self.classes, task)
-        found = classifier.encode_images(self.clip, task.train, batch_size=self.config.batch_size, runtime=runtime)
+        size = self.config.batch_size
+        found = self.frozen.pass_over(task.train, batch_size=size, runtime=runtime, unit=True)
         classifier.require_every_class(task, found["label"])
         new, count = classifier.labels_of(task), torch.bincount(found["label"], minlength=len(classes))
         means = classifier.class_means(found["feature"], found["label"], new)
@@ -73,17 +77,17 @@ class Prototype:
 
     def predictor(self, query: Query):
         rows = self.means[query.offset : query.offset + len(query.candidates)]
-        means = F.normalize(rows, dim=1).to(self.clip.device)
+        means = F.normalize(rows, dim=1).to(self.frozen.tower.device)
 
         def predict(batch: Batch) -> Tensor:
-            cosines = classifier.unit_image_features(self.clip, batch["image"]) @ means.T
+            cosines = self.frozen.unit(batch) @ means.T
             return classifier.widen(cosines, classes=len(query.candidates), fill=-1.0)
 
         return predict
 
     def logits_of(self, scores: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
-        """Cosines times CLIP's logit scale, as CLIP weighs its own."""
-        return self.clip.scale.to(scores) * scores
+        """Cosines times CLIP's logit scale, as CLIP weighs its own; of a ViT times that of heads on cosines."""
+        return (heads.SCALE if self.clip is None else self.clip.scale.to(scores)) * scores
 
     def state_dict(self) -> dict[str, Any]:
         return {"means": self.means, "counts": self.counts, "classes": list(self.classes)}
@@ -92,9 +96,9 @@ class Prototype:
         self.means, self.classes = state["means"], list(state["classes"])
         self.counts = state.get("counts", torch.zeros(len(self.means), dtype=torch.long))
 
-    def export(self, folder: Path) -> str:
-        """The pretrained model and one mean feature a class."""
-        return export.save(self.clip, folder, self.classes, {"rows": self.means})
+    def export(self, folder: Path) -> str | None:
+        """The pretrained model and one mean feature a class. Of a ViT nothing that others read."""
+        return None if self.clip is None else export.save(self.clip, folder, self.classes, {"rows": self.means})
 
     def facts(self) -> dict[str, Any]:
         """Extra parameters, for the result card."""

@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perdure.families.clip import classifier, settings
+from perdure.families.clip.frozen_tower import FrozenTower, OnFrozenTower
 from perdure.layers import ridge
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
 from perdure.settings.config import Template
-from perdure.types import Batch, Example, Query, Task
+from perdure.types import Batch, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Config(settings.Prompts):
         return 8 * self.width**2 if self.form == "primal" else 0
 
 
-class Rail:
+class Rail(OnFrozenTower):
     """State: sums over all images (primal) or all unit features (dual), the weights, and the class names."""
 
     Config = Config
@@ -63,6 +64,7 @@ class Rail:
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)
         self.config, self.clip = config, clip.requires_grad_(False)
+        self.frozen = FrozenTower(self.clip)
         self.sums = ridge.Sums()
         self.expansion: Float[Tensor, "dim width"] | None = None
         self.kept: Float[Tensor, "images dim"] | None = None
@@ -70,16 +72,13 @@ class Rail:
         self.weights: Float[Tensor, "width classes"] | None = None
         self.classes: list[str] = []
 
-    def preprocess(self, example: Example, training: bool) -> Batch:
-        return classifier.preprocess(self.clip, example)
-
     def learn(self, task: Task, runtime: Runtime) -> None:
         config = self.config
         classifier.require_every_class(task)
         classes = classifier.extend_classes(self.classes, task)
         if config.form == "primal" and self.expansion is None:
             self.expansion = self._draw(runtime)
-        found = classifier.encode_images(self.clip, task.train, batch_size=config.batch_size, runtime=runtime)
+        found = self.frozen.pass_over(task.train, batch_size=config.batch_size, runtime=runtime, unit=True)
         classifier.require_every_class(task, found["label"])
         features, labels = found["feature"].double(), found["label"]
         if config.form == "primal":
@@ -119,7 +118,7 @@ class Rail:
             weights = self.weights[:, query.offset : query.offset + learned].to(self.clip.device)
 
         def predict(batch: Batch) -> Tensor:
-            images = classifier.unit_image_features(self.clip, batch["image"])
+            images = self.frozen.unit(batch)
             shares = (self.clip.scale * images @ texts.T).double().softmax(dim=1)
             return shares if weights is None else self.fused(shares, self._hidden(images) @ weights)
 

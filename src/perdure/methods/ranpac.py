@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from perdure.families.class_incremental import backbone as backbones
 from perdure.families.class_incremental import first_session
 from perdure.families.clip import classifier
+from perdure.families.clip.frozen_tower import FrozenTower, OnFrozenTower
 from perdure.layers import ridge
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
@@ -73,7 +74,7 @@ class Config:
         return 8 * self.projection_dim**2
 
 
-class Ranpac:
+class Ranpac(OnFrozenTower):
     """State: sums over all images seen, the random projection, the weights, and what the first session learned."""
 
     Config = Config
@@ -87,7 +88,8 @@ class Ranpac:
         self.ridges: list[float] = []
         """One a task, as chosen when it was learned."""
         self.classes: list[str] = []
-        self.session = first_session.make(config, backbone)
+        self.session = session = first_session.make(config, backbone)
+        self.frozen = FrozenTower(backbone, beside=session.state_dict if session else None)
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return backbones.Preprocessor(self.backbone.transform, self.config.augment)(example, training)
@@ -100,7 +102,7 @@ class Ranpac:
         if self.projection is None:
             self.projection = self._draw(runtime)
         size = self.config.batch_size
-        found = classifier.encode_images(self.backbone, task.train, batch_size=size, runtime=runtime, unit=False)
+        found = self.frozen.pass_over(task.train, batch_size=size, runtime=runtime)
         classifier.require_every_class(task, found["label"])
         features, labels = found["feature"].double(), found["label"]
         order = runtime.permutation(len(labels), "holdout")
@@ -136,7 +138,7 @@ class Ranpac:
             weights = F.normalize(weights, dim=0)
 
         def predict(batch: Batch) -> Tensor:
-            features = classifier.raw_image_features(self.backbone, batch["image"])
+            features = self.frozen.raw(batch)
             if weights is None:
                 return features.new_zeros(len(features), len(query.candidates))
             hidden = self._expand(features)

@@ -168,7 +168,7 @@ def check_fit(recipe: Recipe, stream: Any) -> None:
         split=recipe.evaluate.split,
     )
     if stream.retention:
-        retention.require(about, where="evaluate.retention")
+        retention.require(about, recipe.models.keys(), where="evaluate.retention")
     require_steps(recipe, stream)
     if recipe.merge.how != "none" and about.not_merged:
         what = f"method {recipe.method.name} cannot be merged: {about.not_merged}"

@@ -189,7 +189,8 @@ def probe_of(found: Planned) -> Task | None:
         return None
     dataset = found.gate.probe.build()
     if dataset.kind == "classify":
-        retention.require(registry.describe("methods", found.recipe.method.name), where="gate.probe")
+        about = registry.describe("methods", found.recipe.method.name)
+        retention.require(about, found.recipe.models.keys(), where="gate.probe")
     test = kept_tests.chosen(dataset.test if len(dataset.test) else dataset.train, kept_tests.LIMIT)
     offset = len(appending.classes_of(found.stream)) if dataset.kind == "classify" else 0
     metrics = next((task.metrics for task in found.stream if task.kind == dataset.kind), ("accuracy",))

@@ -1,7 +1,7 @@
 """Learning prompts and a linear head on a frozen vision transformer, task by task, and answering with them.
 
-Knows queries, the loss over a task's own classes, and a head that grows. Does not know where prompts come from: a
-method says what they are and how images and queries become features.
+Knows queries and the loss over a task's own classes. Does not know where prompts come from: a method says what they are
+and how images and queries become features.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from torch.nn import functional as F
 from perdure import training
 from perdure.errors import RecipeError
 from perdure.families.class_incremental import backbone as backbones
+from perdure.families.class_incremental import heads
 from perdure.families.clip import classifier
+from perdure.families.clip.frozen_tower import FrozenTower
 from perdure.loading import ExampleBatches
 from perdure.models.vit import Vit
 from perdure.runtime import Runtime
 from perdure.types import Batch, Example, Query, Task
-
-Start = Callable[[int, Runtime], tuple[Float[Tensor, " dim"], float]]
-"""First row and bias of a label in a head."""
 
 
 class Prompted:
@@ -39,10 +38,10 @@ class Prompted:
     drop_last = False
     """Leave out an epoch's last batch where it is not full, unless it is the only one."""
 
-    def __init__(self, config: Any, vit: Vit, prompts: nn.Module, start: Start) -> None:
+    def __init__(self, config: Any, vit: Vit, prompts: nn.Module, start: heads.Start) -> None:
         self.config, self.vit = config, vit
         self.prompts: Any = prompts
-        self.head = Head(vit.dim, start)
+        self.head = heads.Head(vit.dim, start)
         self.classes: list[str] = []
         self.tasks = 0
 
@@ -114,9 +113,7 @@ class Prompted:
 
     def _queries(self, task: Task, runtime: Runtime) -> Float[Tensor, "images dim"]:
         """Queries of all training images, in one pass, by position."""
-        found = classifier.encode_images(
-            self.vit, task.train, batch_size=128, runtime=runtime, unit=False, stage="queries"
-        )
+        found = FrozenTower(self.vit).pass_over(task.train, batch_size=128, runtime=runtime, stage="queries")
         rows = found["feature"].new_zeros(len(task.train), self.vit.dim)
         return rows.index_copy_(0, found["position"], found["feature"]).to(self.vit.device)
 
@@ -143,53 +140,6 @@ class Prompted:
     def facts(self) -> dict[str, Any]:
         """Parameters beside the backbone, for the result card."""
         return {"extra_parameters": sum(p.numel() for m in (self.prompts, self.head) for p in m.parameters())}
-
-
-class Head(nn.Module):
-    """Logits of all classes seen: a row and a bias a class, which a class gets when it first comes."""
-
-    def __init__(self, dim: int, start: Start) -> None:
-        super().__init__()
-        self.start = start
-        self.weight = nn.Parameter(torch.zeros(0, dim))
-        self.bias = nn.Parameter(torch.zeros(0))
-
-    def grow(self, classes: int, runtime: Runtime, *, like: Tensor) -> None:
-        """Rows up to `classes`, each drawn by its label, so that it does not depend on when it comes."""
-        weight, bias = self.weight.data.to(like), self.bias.data.to(like)
-        for label in range(len(weight), classes):
-            row, offset = self.start(label, runtime)
-            weight = torch.cat([weight, row.to(like)[None]])
-            bias = torch.cat([bias, torch.tensor([offset]).to(like)])
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-
-    def forward(self, features: Float[Tensor, "images dim"]) -> Float[Tensor, "images classes"]:
-        return F.linear(features, self.weight, self.bias)
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """A state of any number of classes."""
-        self.weight, self.bias = nn.Parameter(state["weight"].clone()), nn.Parameter(state["bias"].clone())
-
-
-def truncated_normal(dim: int) -> Start:
-    """timm's start of a head: normal with deviation 0.02 cut at two, bias 0."""
-
-    def start(label: int, runtime: Runtime) -> tuple[Tensor, float]:
-        row = nn.init.trunc_normal_(torch.empty(dim), std=0.02, generator=runtime.generator("head", label))
-        return row, 0.0
-
-    return start
-
-
-def uniform(dim: int) -> Start:
-    """torch's start of a linear layer: uniform within one over the root of the width, bias too."""
-
-    def start(label: int, runtime: Runtime) -> tuple[Tensor, float]:
-        bound = dim**-0.5
-        drawn = torch.empty(dim + 1).uniform_(-bound, bound, generator=runtime.generator("head", label))
-        return drawn[:dim], float(drawn[dim])
-
-    return start
 
 
 def check_blocks(blocks: Mapping[str, Sequence[int]], vit: Vit) -> None:

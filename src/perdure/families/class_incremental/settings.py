@@ -1,4 +1,4 @@
-"""Settings that prompt methods on a vision transformer share: how prompts and the head are trained.
+"""Settings that methods on a vision transformer share: how prompts, a head or a whole network are trained.
 
 Knows numbers only; imports no torch, so that recipes can be checked quickly.
 """
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
+
+from perdure.families.clip import settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +59,16 @@ class Pool(Prompting):
             yield "top_k", f"takes {self.top_k} of a pool of {self.pool}"
         if (self.copy_prompts or self.copy_keys) and not self.task_slots:
             yield "task_slots", "copying prompts or keys needs slots of a task's own; set task_slots: true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(settings.Training):
+    """How a CLIP under its classes' texts, or a backbone (role `vit`) under a head that grows, learns a task."""
+
+    trains: Literal["lora", "all", "head"] = "lora"
+    """Train adapters (`vit`: of each block's attention), or all weights but CLIP's logit scale (then 1e-5 is a usual
+    `lr`), or of a `vit` the head alone, on features that are computed once. A head always learns."""
+    head: Literal["linear", "cosine"] = "linear"
+    """Role `vit`: a row and a bias a class, or cosines with a row a class times a scale."""
+    head_lr: Annotated[float, Field(gt=0)] = 0.001
+    """Role `vit`: learning rate of the head, which falls as `lr` does."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -30,6 +30,9 @@ class ImageTower(Protocol):
     """What features are taken from: a CLIP's image side, or an image backbone (`perdure.models.vit`)."""
 
     transform: ClipTransform
+
+    def visual_parameters(self) -> Mapping[str, Tensor]: ...
+    def provenance(self) -> dict[str, Any]: ...
 
     @property
     def dim(self) -> int: ...
@@ -265,13 +268,23 @@ def encode_prompts(clip: Clip, texts: Sequence[str], *, batch_size: int = 256) -
 
 
 def text_predictor(
-    clip: Clip, template: str, query: Query, *, clean: bool = False
+    clip: Clip,
+    template: str,
+    query: Query,
+    *,
+    clean: bool = False,
+    seen: Callable[[Batch], Float[Tensor, "images dim"]] | None = None,
 ) -> Callable[[Batch], Float[Tensor, "images classes"]]:
-    """CLIP's own answer: logits of images against the prompts of a query's classes, which are encoded once."""
+    """CLIP's own answer: logits of images against the prompts of a query's classes, which are encoded once.
+
+    Args:
+        seen: unit features of a batch; None: of its images.
+    """
+    seen = seen or (lambda batch: unit_image_features(clip, batch["image"]))
     texts = encode_prompts(clip, prompts(template, query.candidates, clean=clean))
 
     def predict(batch: Batch) -> Tensor:
-        return clip.scale * unit_image_features(clip, batch["image"]) @ texts.T
+        return clip.scale * seen(batch) @ texts.T
 
     return predict
 
@@ -285,9 +298,10 @@ def encode_images(
     unit: bool = True,
     stage: str = "features",
 ) -> dict[str, Tensor]:
-    """One pass of the frozen image tower: ``feature`` [images dim], ``label`` and ``position`` [images], on the CPU.
+    """One pass of an image tower as it is: ``feature`` [images dim], ``label`` and ``position`` [images], on the CPU.
 
-    Rows are in the order of `examples`; those that cannot be read are left out.
+    Rows are in the order of `examples`; those that cannot be read are left out. A tower that stays as it is goes by
+    `frozen_tower`, whose features are kept.
     """
     encode = unit_image_features if unit else raw_image_features
     batches = ExampleBatches(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perdure.errors import DataError, RecipeError
-from perdure.families.clip import classifier
+from perdure.families.clip import classifier, frozen_tower
 from perdure.families.clip.templates import IMAGENET_80, TIP_7
 from perdure.families.test_time import objectives, views
 from perdure.families.test_time.carrying import Carries
@@ -29,8 +29,8 @@ from perdure.types import Batch, Example, Query, Task
 class OnFeatures(Carries):
     """A test-time method on frozen features: its own part is `begin` and `answer`.
 
-    ``encode(batch) -> {"feature": [images views dim]}`` is kept apart, so that a run can take the features from a cache
-    (`perdure.features`) and hand them to the predictor in place of images.
+    ``encode(batch) -> {"feature": [images views dim]}`` (of one view ``[images dim]``) is kept apart, so that a run can
+    take the features from a cache (`perdure.features`) and hand them to the predictor in place of images.
     """
 
     carries_state = True
@@ -63,8 +63,11 @@ class OnFeatures(Carries):
         """Nothing is learned."""
 
     @torch.no_grad()
-    def encode(self, batch: Batch) -> dict[str, Float[Tensor, "images views dim"]]:
-        """Unit features of the views of a batch of `preprocess`."""
+    def encode(self, batch: Batch) -> dict[str, Float[Tensor, "images *views dim"]]:
+        """Features of the views of a batch of `preprocess`: of unit length, but those of one view alone, which are as
+        every frozen tower gives them."""
+        if self.config.views == 1:
+            return frozen_tower.FrozenTower(self.clip).encode({"image": batch["views"][:, 0]})
         return {"feature": encode_views(self.clip, batch["views"])}
 
     def encoder(self) -> dict[str, Any]:
@@ -91,6 +94,8 @@ class OnFeatures(Carries):
         def predict(batch: Batch) -> Tensor:
             rows = batch if "feature" in batch else self.encode(batch)
             rows = {name: rows[name].to(texts) for name in self.encodes}
+            if self.config.views == 1:
+                rows["feature"] = F.normalize(rows["feature"], dim=1)[:, None]
             with torch.autocast(texts.device.type, enabled=False):  # products of features need all digits
                 return self.answer(self.carried, rows, texts)
 
@@ -181,13 +186,6 @@ def read_descriptions(path: Path | None) -> dict[str, list[str]] | None:
 
 def encoder_key(clip: Clip, config: Any) -> dict[str, Any]:
     """What the features of views depend on beside the images and, where views are drawn, the run's seed."""
-    from perdure.features import digest
-
-    key = {
-        "weights": digest(clip.visual_parameters()),
-        "dtype": str(clip.dtype),
-        "attention": clip.provenance()["attention"],
-        "transform": repr(clip.transform),
-        "views": config.views,
-    }
-    return key if config.views == 1 else key | {"augment": config.augment, "augmix": config.augmix, "random": True}
+    key = frozen_tower.tower_key(clip)
+    drawn = {"views": config.views, "augment": config.augment, "augmix": config.augmix, "random": True}
+    return key if config.views == 1 else key | drawn

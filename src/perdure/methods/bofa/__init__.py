@@ -27,6 +27,7 @@ from perdure import training
 from perdure.errors import DataError, RecipeError
 from perdure.families.class_incremental import backbone as backbones
 from perdure.families.clip import classifier
+from perdure.families.clip.frozen_tower import FrozenTower, OnFrozenTower
 from perdure.layers.prompts import unit
 from perdure.loading import Batches, ExampleBatches, TensorBatches
 from perdure.methods.bofa.moments import Gaussians, free_directions, precision, second_moment
@@ -72,7 +73,7 @@ class Config:
     """Random crops, mirrored half of the time; `none`: the tower runs once over a task's images."""
 
 
-class Bofa:
+class Bofa(OnFrozenTower):
     """State: projections of each task and their mean, moments of each task, Gaussian classes, class means."""
 
     Config = Config
@@ -85,6 +86,7 @@ class Bofa:
         if not config.templates:
             raise RecipeError("there is no template", where="method.templates", expected="at least one")
         self.config, self.clip = config, clip.requires_grad_(False)
+        self.frozen = FrozenTower(self.clip, of=("before the projection", self._pooled))
         self.start = self._projection()
         self.tuned = self.start.clone()
         """The whole projection as the last task's first stage left it."""
@@ -109,9 +111,10 @@ class Bofa:
 
     def inner(self, batch: Batch) -> Float[Tensor, "images inner"]:
         """The image tower's output before the projection."""
-        if "inner" in batch:
-            return batch["inner"]
-        output: Any = self.clip.model.vision_model(self.clip.transform.normalize(batch["image"]).to(self.clip.dtype))
+        return batch["inner"] if "inner" in batch else self.frozen.raw(batch)
+
+    def _pooled(self, pixels: Tensor) -> Tensor:
+        output: Any = self.clip.model.vision_model(pixels.to(self.clip.dtype))
         return output.pooler_output
 
     # -- learning ---------------------------------------------------------------------------------------
@@ -143,6 +146,10 @@ class Bofa:
 
     def _encode(self, task: Task, runtime: Runtime, *, stage: str) -> dict[str, Tensor]:
         """The tower's output of all training images, augmented as in training."""
+        if self.config.augment == "none":
+            size = self.config.batch_size
+            found = self.frozen.pass_over(task.train, batch_size=size, runtime=runtime, stage=stage)
+            return {"inner": found.pop("feature"), **found}
         batches = self._augmented(task, runtime, stage, shuffle=False)
         return training.features(
             lambda batch: {"inner": self.inner(batch), "label": batch["label"]}, batches, runtime=runtime
@@ -292,7 +299,15 @@ class Bofa:
         last = min(first + len(query.candidates), len(self.classes))
         names, device = self.classes[first:last], self.clip.device
         if not names:
-            return classifier.text_predictor(self.clip, self.config.templates[0], query, clean=self.config.clean_names)
+            template, clean = self.config.templates[0], self.config.clean_names
+            start = self.start.to(device)
+            return classifier.text_predictor(
+                self.clip,
+                template,
+                query,
+                clean=clean,
+                seen=lambda batch: F.normalize(self.inner(batch) @ start.T, dim=1),
+            )
         assert self.gaussians is not None
         fused = self.fused().to(device)
         means, texts = self.means[first:last].to(device), self._texts(names, self.config.templates)

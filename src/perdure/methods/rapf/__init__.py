@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from perdure import training
 from perdure.checkpoint import stored_bytes
 from perdure.families.clip import classifier, export, settings
+from perdure.families.clip.frozen_tower import FrozenTower, OnFrozenTower
 from perdure.loading import TensorBatches
 from perdure.methods.rapf.fusion import fuse_adapters
 from perdure.methods.rapf.gaussians import (
@@ -37,7 +38,7 @@ from perdure.methods.rapf.gaussians import (
 )
 from perdure.models.clip import Clip
 from perdure.runtime import Runtime
-from perdure.types import Batch, Example, Query, Task
+from perdure.types import Batch, Query, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class Config(settings.Prompts):
     """Enlarge covariances before sampling; for data sets with few images a class."""
 
 
-class Rapf:
+class Rapf(OnFrozenTower):
     """State: the adapter, and each class's mean and Cholesky factor in raw feature space; those of a class that comes
     again stay as they were."""
 
@@ -86,22 +87,18 @@ class Rapf:
     def __init__(self, config: Config, *, clip: Clip) -> None:
         classifier.check_template(config.template)
         self.config, self.clip = config, clip.requires_grad_(False)
+        self.frozen = FrozenTower(self.clip)
         dim, dtype = clip.dim, clip.dtype
         self.adapter = nn.Linear(dim, dim, bias=False, dtype=dtype).weight.detach()
         self.classes: list[str] = []
         self.means = torch.zeros(0, dim, dtype=dtype)
         self.factors = torch.zeros(0, dim, dim, dtype=dtype)
 
-    def preprocess(self, example: Example, training: bool) -> Batch:
-        return classifier.preprocess(self.clip, example)
-
     def learn(self, task: Task, runtime: Runtime) -> None:
         config, first, device = self.config, task.offset, runtime.device
         classifier.require_every_class(task)
         classes = classifier.extend_classes(self.classes, task)
-        features = classifier.encode_images(
-            self.clip, task.train, batch_size=config.encode_batch_size, runtime=runtime, unit=False
-        )
+        features = self.frozen.pass_over(task.train, batch_size=config.encode_batch_size, runtime=runtime)
         texts = classifier.encode_prompts(self.clip, self._prompts(classes))
         old = self.adapter.to(device)
         new = self._train(old, features, texts, first, runtime)
@@ -117,7 +114,7 @@ class Rapf:
         texts = classifier.encode_prompts(self.clip, self._prompts(query.candidates))
 
         def predict(batch: Batch) -> Tensor:
-            features = classifier.raw_image_features(self.clip, batch["image"])
+            features = self.frozen.raw(batch)
             return _logits(features, self.adapter.to(features), texts, self.clip.scale)
 
         return predict

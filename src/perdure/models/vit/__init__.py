@@ -136,6 +136,10 @@ class Vit(nn.Module):
             return self.tokens(pixels, inserted)[:, 0]
         return self.network(pixels.to(self.dtype))
 
+    def visual_parameters(self) -> dict[str, Tensor]:
+        """All that features depend on, by name: parameters and buffers, inserted adapters too."""
+        return self.network.state_dict()
+
     @property
     def weights_sha256(self) -> dict[str, str]:
         """SHA-256 of the weights files by name; empty for weights that came from no file."""
