@@ -55,7 +55,8 @@ FITTING = {
 
 def main_role(method: str) -> str:
     """The role by which it is tested; a CLIP whose answers are no cosines goes with the backbones."""
-    roles = registry.describe("methods", method).roles
+    about = registry.describe("methods", method)
+    roles = [role for role in about.roles if not ("clip" in about.one_role_of and role != "clip")]
     found = next(role for role in ("llm", "captioner", "audio", "net", "vit", "backbone", "clip") if role in roles)
     return "backbone" if found == "clip" and method in ("rail", "bofa") else found
 
@@ -168,6 +169,19 @@ def test_a_network_of_perdures_own_answers_as_its_run_and_carries_no_training_da
     assert prediction.predict(made, [picture]) == prediction.predict(run, [picture])
     stored = [name for name in tensors_of(made) if "image" in name or "stored" in name]
     assert not stored or method == "icarl", "replayed images stay at home"
+
+
+@pytest.mark.parametrize("method", ["prototype", "joint"])
+def test_on_a_vit_perdures_own_state_is_written_without_training_data(method, folder):
+    small = [*SMALL["clip"], f"run.out={folder}/vit_runs", "run.seeds=[0]"]
+    small += [] if method == "prototype" else ["method.epochs=1"]
+    run = api.execute(recipe.load(f"{method}/microworld_vit", small), quiet=True)[0].folder
+    made = folder / f"{method}_on_a_vit"
+    said = command("export", run, made)
+    assert "perdure.predict" in said and not (made / "model").exists()
+    assert not [name for name in tensors_of(made) if "image" in name]
+    picture = folder / "picture.png"
+    assert prediction.predict(made, [picture]) == prediction.predict(run, [picture])
 
 
 @pytest.mark.parametrize("method", OF_ROLE["captioner"])

@@ -2,13 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from fake_runs import falling, write_run
 
+from perdure import loop
 from perdure.errors import DataError
 from perdure.reporting import load, markdown, tables
 from perdure.reporting.published import published
+from perdure.runtime import Runtime
+from perdure.testing import tiny_stream
+from tests.every_method import METHODS
 
 
 def one_task(folder, accuracy, **more):
@@ -213,3 +218,41 @@ def test_missing_and_torn_parts_are_noted_and_damaged_ones_refused(tmp_path):
     (folder / "scores.json").write_text('{"tasks": [')
     with pytest.raises(DataError, match=r"scores\.json: this is no JSON"):
         load.read(folder)
+
+
+def test_accuracy_with_the_task_known_has_its_own_forgetting_beside_the_headlines(tmp_path):
+    """By hand: of two tasks the first falls from 90 to 50, and from 95 to 85 with the task known."""
+    folder = write_run(tmp_path / "run", matrix=[[90.0, None], [50.0, 80.0]])
+    scores = json.loads((folder / "scores.json").read_text())
+    known = {(0, 0): 95.0, (1, 0): 85.0, (1, 1): 90.0}
+    for row in scores["rows"]:
+        row["values"]["accuracy_in_task"] = known[row["after"], row["asked"]]
+    (folder / "scores.json").write_text(json.dumps(scores))
+    found = {number.title: value for number, value in tables.run_numbers(load.read(folder)).items()}
+    assert found == {
+        "average accuracy": 77.5,
+        "final accuracy": 65.0,
+        "accuracy when learned": 85.0,
+        "forgetting": 40.0,
+        "backward transfer": -40.0,
+        "average accuracy in task": 91.25,
+        "final accuracy in task": 87.5,
+        "accuracy in task when learned": 92.5,
+        "forgetting, task known": 10.0,
+        "backward transfer, task known": -10.0,
+    }
+
+
+def test_one_pass_gives_both(tmp_path):
+    """Each record's best answer of all and of its task: what is right of all is right of its own."""
+    plain = tiny_stream(tasks=2, train=4, test=4, size=16)
+    asked = tuple(replace(task, metrics=("accuracy", "accuracy_in_task")) for task in plain)
+    stream = replace(plain, tasks=asked)
+    scores = loop.run(METHODS["prototype"].make(), stream, runtime=Runtime(device="cpu", quiet=True, out=tmp_path))
+    both = {(row["after"], row["asked"]): row["values"] for row in scores.rows}
+    assert set(both) == {(0, 0), (1, 0), (1, 1)}
+    records = [json.loads(line) for line in (tmp_path / "predictions" / "1_0.jsonl").read_text().splitlines()]
+    for name, key in (("accuracy", "predicted"), ("accuracy_in_task", "predicted_in_task")):
+        assert both[1, 0][name] == 100 * sum(r[key] == r["target"] for r in records) / len(records)
+    assert {r["predicted_in_task"] for r in records} <= {0, 1}
+    assert all(r["predicted_in_task"] == r["target"] for r in records if r["predicted"] == r["target"])

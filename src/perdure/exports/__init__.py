@@ -20,7 +20,7 @@ from perdure.files.written_whole import MODE, write_json
 from perdure.loop import saved_state
 from perdure.run_folder.run_files import checkpoint_file
 
-DATA = frozenset({"memory", "stored", "initial"})
+DATA = frozenset({"memory", "stored", "initial", "examples"})
 """Parts of methods' states that are training data, or what training began with; kept where answers need them."""
 
 

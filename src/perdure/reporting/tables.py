@@ -50,6 +50,8 @@ AGGREGATES = {
 }
 """Title of each way to draw a metric together over tasks; MFT to BWT are those of instruction tuning, the last two
 those of a set that the stream does not teach."""
+TASK_KNOWN = "accuracy_in_task"
+"""The metric that stands beside the headline with all of its numbers: Task-IL beside Class-IL."""
 AVERAGES = ("average", "MAA", "last", "when_learned", "over_sets")
 """Which of them one number of a whole run is; the later ones where the plan of tests does not give the first."""
 
@@ -65,7 +67,9 @@ class Number:
 
     @property
     def title(self) -> str:
-        return AGGREGATES[self.aggregate].format(self.metric.replace("_", " "))
+        title = AGGREGATES[self.aggregate]
+        named = title.format(self.metric.replace("_", " "))
+        return f"{named}, task known" if self.metric == TASK_KNOWN and named == title else named
 
     @property
     def arrow(self) -> str:
@@ -336,7 +340,8 @@ def studies(together: Sequence[Group]) -> list[str]:
 
 
 def _aggregates(run: Run, metric: str, *, full: bool) -> dict[str, float | None]:
-    """The numbers over tasks that this run's cells define; transfer and forgetting for the headline only."""
+    """The numbers over tasks that this run's cells define; transfer and forgetting for the headline, and forgetting for
+    `TASK_KNOWN`."""
     headline = metric == run.headline
     cells = continual.from_rows(run.rows, tasks=len(run.tasks), metric=metric, or_first=headline)
     found = continual.summary(cells.matrix, counts=cells.counts, initial=cells.initial)
@@ -355,7 +360,8 @@ def _aggregates(run: Run, metric: str, *, full: bool) -> dict[str, float | None]
         plain = found[f"{weighed}_of_tasks"]
         if plain is None or math.isclose(plain, found[weighed] or 0.0, abs_tol=1e-9):
             del found[f"{weighed}_of_tasks"]
-    return {key: found[key] for key in (AGGREGATES if full else ("average", "last")) if key in found}
+    beside = ("average", "last", "when_learned", "forgetting", "bwt") if metric == TASK_KNOWN else ("average", "last")
+    return {key: found[key] for key in (AGGREGATES if full else beside) if key in found}
 
 
 def _group(label: str, runs: list[Run]) -> Group:
