@@ -3,9 +3,9 @@
     python benchmarks/real_features.py --pack DIR --seeds 0 1 2 3 4 5 6 7 8 9
 
 DIR holds ``clip_embeddings.npy`` (unit image features of ViT-B/32) and ``captions.json``, one caption an image. A class
-is a noun of `NOUNS`; an image counts if its caption names exactly one of them. Two new classes a task; a seed is another
-half for the test, another order of classes and another projection. What runs is the arithmetic of `prototype` and
-`ranpac`, without a tower: there are no pixels.
+is a noun of `NOUNS`; an image counts if its caption names exactly one of them. Two new classes a task; a seed is
+another half for the test, another order of classes and another projection. What runs is the arithmetic of `prototype`
+and `ranpac`, without a tower: there are no pixels.
 
 Knows features and captions. Does not know how they were made.
 """

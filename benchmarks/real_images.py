@@ -8,8 +8,8 @@
 DIR holds ``train/<class>`` and ``val/<class>``, with ``classes.tsv`` where folders are named by WordNet ids, or folders
 of classes alone, of which a keyed fifth is the test. Classes that the CLIP was trained on are left out. A seed is
 another order of classes and all that a method draws. The CLIP has OpenAI's real vocabulary and was trained on 4500
-images only: its zero-shot accuracy on other classes is near chance, so that nearly all of a method's accuracy is learned
-here. Features of frozen towers are made once for all (`run.features`). Figures are written as they come.
+images only: its zero-shot accuracy on other classes is near chance, so that nearly all of a method's accuracy is
+learned here. Features of frozen towers are made once for all (`run.features`). Figures are written as they come.
 
 Knows which methods run with which settings. Does not know any method's inside.
 """
