@@ -143,7 +143,8 @@ class AvJoint:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         facts = [{**p, "candidates": tuple(p["candidates"])} for p in state["problems"]]
         self.problems = {p["name"]: Problem(**p) for p in facts}
-        self.examples = {name: kept_examples.unpack(state["examples"][name]) for name in self.problems}
+        stored = state["examples"]  # an export carries none
+        self.examples = {name: kept_examples.unpack(stored[name]) for name in self.problems if name in stored}
         self.parts = self.make_parts(self.problems).eval() if self.problems else nn.ModuleDict()
         self.parts.load_state_dict(dict(state["parts"]))
 
