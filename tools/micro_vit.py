@@ -37,13 +37,13 @@ class Settings:
     """Of the pretraining."""
 
     seed: int = 5
-    steps: int = 4500
-    pool: int = 80_000
+    steps: int = 2000
+    pool: int = 40_000
     """Pictures drawn once."""
     outlines: int = 120
     batch: int = 128
     lr: float = 1e-3
-    warmup: int = 200
+    warmup: int = 100
     weight_decay: float = 0.05
     patch: int = 8
     width: int = 128
@@ -92,8 +92,8 @@ def pretrain(settings: Settings) -> ViTModel:
         optimizer.step()
         right = [(s.argmax(1) == t[rows]).float().mean().item() for s, t in zip(said, (outline, pattern))]
         shown += [loss.item(), *right]
-        if (step + 1) % 250 == 0:
-            loss_, first, second = shown / 250
+        if (step + 1) % 100 == 0:
+            loss_, first, second = shown / 100
             print(f"{step + 1} loss {loss_:.3f} outline {first:.3f} pattern {second:.3f} {time.process_time():.0f} s")
             shown[:] = 0
     return model.eval()
