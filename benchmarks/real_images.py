@@ -26,6 +26,7 @@ from typing import Any
 from claims import means, read, write
 
 from perdure import api, recipe
+from perdure.metrics import TASK_KNOWN
 from perdure.reporting import load, tables
 
 WEIGHTS = {"trains": "all", "lr": 1e-4, "epochs": 3, "batch_size": 32}
@@ -92,9 +93,9 @@ def measure(given: argparse.Namespace) -> None:
             folder = Path(api.execute(asked, quiet=True)[0].folder)
             found = tables.run_numbers(load.read(folder))
             numbers = {
-                SHORT[n.aggregate] + (", task known" if n.metric == tables.TASK_KNOWN else ""): round(value, 3)
+                SHORT[n.aggregate] + (", task known" if n.metric == TASK_KNOWN else ""): round(value, 3)
                 for n, value in found.items()
-                if n.aggregate in SHORT and n.metric in ("accuracy", tables.TASK_KNOWN)
+                if n.aggregate in SHORT and n.metric in ("accuracy", TASK_KNOWN)
             }
             table.setdefault(way, {})[seed] = numbers
             print(seed, way, json.dumps(numbers), flush=True)
@@ -132,7 +133,7 @@ def _write(way: str, step: int, data: Path, clip: Path, work: Path) -> Path:
         "stream": {**stream, "order": "random"},
         "models": {role: {"name": family, "weights": str(clip)}},
         "method": {"name": method, **settings},
-        "evaluate": {"metrics": ["accuracy", tables.TASK_KNOWN]},
+        "evaluate": {"metrics": ["accuracy", TASK_KNOWN]},
         "run": {"name": name, "out": str(work), "device": "cpu", "features": str(work / "features")},
     }
     file = work / f"{name}.yaml"

@@ -64,6 +64,8 @@ class Metric:
         return "↑" if self.direction == "up" else "↓"
 
 
+TASK_KNOWN = "accuracy_in_task"
+"""The metric whose forgetting and transfer stand beside the headline's: Task-IL beside Class-IL."""
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("classification", "%", "up", "examples whose highest score is the target"),
     "accuracy_in_task": Metric("classification", "%", "up", "the same among the classes of its task (Task-IL)"),

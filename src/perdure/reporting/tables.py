@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from perdure.metrics import METRICS, continual, find
+from perdure.metrics import METRICS, TASK_KNOWN, continual, find
 from perdure.reporting import load
 from perdure.reporting.card import identity
 from perdure.reporting.load import Run, flatten
@@ -48,10 +48,7 @@ AGGREGATES = {
     "kept": "{}, not taught, at the end",
     "lost": "points lost on {}",
 }
-"""Title of each way to draw a metric together over tasks; MFT to BWT are those of instruction tuning, the last two
-those of a set that the stream does not teach."""
-TASK_KNOWN = "accuracy_in_task"
-"""The metric that stands beside the headline with all of its numbers: Task-IL beside Class-IL."""
+"""Title of each way to draw a metric together over tasks; MFT to BWT: instruction tuning, the last two: `retention`."""
 AVERAGES = ("average", "MAA", "last", "when_learned", "over_sets")
 """Which of them one number of a whole run is; the later ones where the plan of tests does not give the first."""
 
@@ -67,9 +64,8 @@ class Number:
 
     @property
     def title(self) -> str:
-        title = AGGREGATES[self.aggregate]
-        named = title.format(self.metric.replace("_", " "))
-        return f"{named}, task known" if self.metric == TASK_KNOWN and named == title else named
+        named = AGGREGATES[self.aggregate].format(self.metric.replace("_", " "))
+        return f"{named}, task known" if self.metric == TASK_KNOWN and "in task" not in named else named
 
     @property
     def arrow(self) -> str:
@@ -167,7 +163,7 @@ def run_numbers(run: Run) -> dict[Number, float]:
     for metric in dict.fromkeys([run.headline, *scalar]):
         entry = find(metric, run.own_metrics)
         unit, direction = (entry.unit, entry.direction) if entry else ("", "up")
-        for aggregate, value in _aggregates(run, metric, full=metric == run.headline and direction == "up").items():
+        for aggregate, value in _aggregates(run, metric, up=direction == "up").items():
             better = continual.DIRECTIONS.get(aggregate, direction) if aggregate == "forgetting" else direction
             if value is not None:
                 found[Number(metric, aggregate, unit, better)] = value
@@ -339,11 +335,10 @@ def studies(together: Sequence[Group]) -> list[str]:
     return said
 
 
-def _aggregates(run: Run, metric: str, *, full: bool) -> dict[str, float | None]:
-    """The numbers over tasks that this run's cells define; transfer and forgetting for the headline, and forgetting for
-    `TASK_KNOWN`."""
-    headline = metric == run.headline
-    cells = continual.from_rows(run.rows, tasks=len(run.tasks), metric=metric, or_first=headline)
+def _aggregates(run: Run, metric: str, *, up: bool) -> dict[str, float | None]:
+    """The numbers over tasks that this run's cells define; transfer and forgetting where all are asked for."""
+    full = up and metric in (run.headline, TASK_KNOWN)
+    cells = continual.from_rows(run.rows, tasks=len(run.tasks), metric=metric, or_first=metric == run.headline)
     found = continual.summary(cells.matrix, counts=cells.counts, initial=cells.initial)
     found["when_learned"] = continual.accuracy_when_learned(cells.matrix)
     if len(run.tasks) == 1:
@@ -360,8 +355,7 @@ def _aggregates(run: Run, metric: str, *, full: bool) -> dict[str, float | None]
         plain = found[f"{weighed}_of_tasks"]
         if plain is None or math.isclose(plain, found[weighed] or 0.0, abs_tol=1e-9):
             del found[f"{weighed}_of_tasks"]
-    beside = ("average", "last", "when_learned", "forgetting", "bwt") if metric == TASK_KNOWN else ("average", "last")
-    return {key: found[key] for key in (AGGREGATES if full else beside) if key in found}
+    return {key: found[key] for key in (AGGREGATES if full else ("average", "last")) if key in found}
 
 
 def _group(label: str, runs: list[Run]) -> Group:
