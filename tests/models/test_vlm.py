@@ -100,8 +100,9 @@ def test_loss_is_that_of_the_whole_network_on_the_processors_own_tensors(vlm_roo
         torch.testing.assert_close(model.answer_loss(model.collate([item])), whole, rtol=1e-5, atol=1e-6)
 
 
-def test_recomputing_activations_changes_no_gradient(vlm_root):
-    model = loaded(vlm_root, "qwen3_vl", tune="language+projector")
+@pytest.mark.parametrize("family", tiny_vlm.FAMILIES)
+def test_recomputing_activations_changes_no_gradient(vlm_root, family):
+    model = loaded(vlm_root, family, tune="language+projector")
 
     def gradients(on):
         model.language_model.train()

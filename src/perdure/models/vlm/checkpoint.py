@@ -101,7 +101,7 @@ def processor_of(
             where=weights,
             todo="Name one: models.llm.chat_template=FILE.jinja, as the model was trained with.",
         )
-    of_videos = getattr(processor, "video_processor", None)
+    of_videos: Any = getattr(processor, "video_processor", None)
     if hasattr(of_videos, "cap_pixels_per_frame"):
         of_videos.cap_pixels_per_frame = True  # as in the families' own code; transformers will make it the default
     if max_pixels is not None:

@@ -148,7 +148,7 @@ class Conversations:
         pending = list(shown)
         made: list[dict[str, Any]] = []
         for message in said:
-            parts: list[dict[str, Any]] = []
+            parts: list[Mapping[str, Any]] = []
             if not marks and message["from"] == "human":
                 parts, pending = list(pending), []
             first, *others = MARKS.split(message["value"])
