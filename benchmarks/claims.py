@@ -30,6 +30,7 @@ import perdure
 from perdure.reporting import load, tables
 
 KEPT = "evaluate.retention=[{name: microworld, content: colored_shapes, test_per_class: 25, train_per_class: 0}]"
+HEAD = ("method.trains=head", "method.epochs=20", "method.head_lr=0.01")
 BUFFER = ("method.buffer_size=200", "method.minibatch_size=10")
 WAYS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "classes": {
@@ -47,6 +48,20 @@ WAYS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "wise_ft": ("wise_ft/microworld", (KEPT,)),
         "magmax": ("magmax/microworld", (KEPT,)),
         "joint": ("joint/microworld", (KEPT,)),
+    },
+    "vit": {
+        "prototype": ("prototype/microworld_vit", ()),
+        "ranpac": ("ranpac/microworld", ("models.backbone={name: vit, weights: micro-vit}",)),
+        "finetune": ("finetune/microworld_vit", ()),
+        "lwf": ("lwf/microworld_vit", ()),
+        "joint": ("joint/microworld_vit", ()),
+        "finetune, own rows of a head": ("finetune/microworld_vit", (*HEAD, "method.loss=local")),
+        "joint, head": ("joint/microworld_vit", HEAD),
+        "l2p": ("l2p/microworld", ()),
+        "l2p_prefix": ("l2p_prefix/microworld", ()),
+        "dualprompt": ("dualprompt/microworld", ()),
+        "dualprompt_coda": ("dualprompt_coda/microworld", ()),
+        "coda_prompt": ("coda_prompt/microworld", ()),
     },
     "shifts": {
         "zero-shot": ("zero_shot/microworld", ()),
@@ -90,6 +105,14 @@ CLAIMS = {
         Claim("The classifier in image space helps", "last", "mg_clip", "mg_clip, texts alone"),
         Claim("What is not taught is kept better than by fine-tuning", "lost", "mg_clip", "finetune"),
         Claim("MG-CLIP forgets less than RAPF", "forgetting", "mg_clip", "rapf"),
+    ],
+    "vit": [
+        Claim("RanPAC improves on class means", "last", "ranpac", "prototype"),
+        Claim("CODA-Prompt improves on fine-tuning", "last", "coda_prompt", "finetune"),
+        Claim("on class means", "last", "coda_prompt", "prototype"),
+        Claim("on L2P", "last", "coda_prompt", "l2p"),
+        Claim("on DualPrompt", "last", "coda_prompt", "dualprompt"),
+        Claim("LwF forgets less than fine-tuning", "forgetting", "lwf", "finetune"),
     ],
     "shifts": [
         Claim("RLCF, image encoder, improves on the policy", "mean", "rlcf_encoder", "zero-shot"),
@@ -190,7 +213,7 @@ def replay(given: argparse.Namespace, seed: int) -> list[str]:
     return [*stream, *tests, "models.net={name: gated_resnet, width: 16}"]
 
 
-WORLDS = {"classes": classes, "shifts": shifts, "replay": replay}
+WORLDS = {"classes": classes, "vit": classes, "shifts": shifts, "replay": replay}
 """What settings make a seed's world."""
 
 

@@ -39,7 +39,7 @@ class Config:
     weights: str
     """timm's name (`vit_base_patch16_224.augreg_in21k`), hub id (`google/vit-base-patch16-224-in21k`, `timm/...`),
     folder, weights file with timm's names (`.safetensors`, `.pth`, `.bin`, `.npz`), or a CLIP, of which the image
-    tower is taken (`openai/clip-vit-base-patch16`, the embedded `micro-clip`)."""
+    tower is taken (`openai/clip-vit-base-patch16`). Embedded: `micro-vit`, `micro-clip`."""
     revision: str | None = None
     """Commit, branch or tag on the hub; none: the cached copy, else the newest."""
     normalize: Literal["card", "none"] = "card"
