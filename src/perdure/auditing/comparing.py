@@ -74,8 +74,10 @@ def scores_apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> Apart:
             beside = now[t] if t < len(now) else []
             for asked, value in enumerate(row):
                 new = beside[asked] if asked < len(beside) else None
-                both = isinstance(value, int | float) and isinstance(new, int | float)
-                away = abs(value - new) if both else 0.0 if value == new else float("inf")
+                if isinstance(value, int | float) and isinstance(new, int | float):
+                    away = abs(value - new)
+                else:
+                    away = 0.0 if value == new else float("inf")
                 largest = max(largest, away)
                 first = first or (f"after task {t + 1}, task {asked + 1}" if away else "")
     return Apart(score=largest, numbers=0.0, answers=0, records=0, first=first)

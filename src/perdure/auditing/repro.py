@@ -114,7 +114,7 @@ def _others(card: Mapping[str, Any], asked: Recipe, built: Built) -> Iterator[st
     """What differs of weights, data and files of the user's own."""
     for role, before in card.get("weights", {}).items():
         model = built.models.get(role)
-        now = model.provenance() if hasattr(model, "provenance") else {}
+        now = model.provenance() if model is not None and hasattr(model, "provenance") else {}
         if identity(before) != identity(now):
             yield f"weights of {role}: the card's are {_mark(before)}, here are {_mark(now)}"
     yield from other_data(card.get("stream", {}), built.stream.manifest)

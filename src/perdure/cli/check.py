@@ -166,10 +166,11 @@ def _cost(said: Forecast, asked: Recipe) -> list[str]:
     ends = f"{duration(said.low)} to {duration(said.high)}"
     peak = ", ".join(f"{in_words(size)} peak {where}" for where, size in said.memory.items())
     lines = text(f"≈ {duration(said.seconds)} ({ends}), {peak}, {in_words(said.disk)} disk, on {said.device}")
-    if len(asked.seeds) > 1:
+    first, *others = asked.seeds
+    if others:
         lines += text(f"{len(asked.seeds)} runs, one for each seed: ≈ {duration(said.seconds * len(asked.seeds))}")
     if said.left < said.seconds:
-        folder = asked.folder(asked.seeds[0])
+        folder = asked.folder(first)
         lines += text(f"{folder} holds {said.done} of {said.tasks} tasks; left: ≈ {duration(said.left)}")
     rows = [["part", "time", "basis"], *([part.name, duration(part.seconds), part.basis] for part in said.parts)]
     rows += [[name, "", basis] for name, basis in said.basis.items()]

@@ -40,8 +40,8 @@ class Rules:
         test = first_of_each(dataset.test.targets, self.test_per_class)
         return {"train": train, "validation": validation, "test": test}
 
-    def cut(self, dataset: Dataset, label_of: Callable[[int], int]) -> tuple[dict[str, Examples], dict[str, Any]]:
-        """The splits with other labels, and what a manifest says of each."""
+    def cut(self, dataset: Dataset, label_of: Callable[[int], int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Examples of the splits with other labels, and what a manifest says of each."""
         parts, written = {}, {}
         for split, positions in self.splits(dataset).items():
             parts[split] = self.source(dataset, split).select(positions).relabel(label_of)

@@ -209,7 +209,8 @@ def _earlier(search: Search, entries: list[Mapping[str, Any]], tally: Tally) -> 
     found = []
     for one in ended:
         trial = search._trial(optuna.trial.Trial(search.study, one._trial_id))
-        state = {"COMPLETE": "finished", "PRUNED": "pruned"}.get(one.state.name, "failed")
+        state: jobs.State = "finished" if one.state.name == "COMPLETE" else "failed"
+        state = "pruned" if one.state.name == "PRUNED" else state
         named = {entry["folder"] for entry in entries}
         cells = [cell for cell in trial.cells if cell.key in named]
         tally.outcomes |= {cell.key: jobs.Outcome(state=state, fresh=False) for cell in cells}

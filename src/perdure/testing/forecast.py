@@ -104,21 +104,21 @@ def forecast(asked: Recipe, stream: Stream | None = None, *, began: float | None
     asked = asked.for_seed(asked.seeds[0])
     before = 0.0 if began else clocks()[1]
     began = began or time.time()
-    stream = stream or recipes.build_stream(asked)
-    recipes.check_fit(asked, stream)
+    built: Stream = stream or recipes.build_stream(asked)
+    recipes.check_fit(asked, built)
     start = np.array([time.time() - began, clocks()[1] - before])
-    whole = [len(task.train) for task in stream]
-    few = _counts(asked, stream, 1.0)
+    whole = [len(task.train) for task in built]
+    few = _counts(asked, built, 1.0)
     with tempfile.TemporaryDirectory(prefix="perdure-forecast-") as folder:
         places = iter(Path(folder) / name for name in ("warm", "few", "more"))
-        warm = go_through(asked, stream, next(places), counts=few[:1])
-        less = go_through(asked, stream, next(places), counts=few)
+        warm = go_through(asked, built, next(places), counts=few[:1])
+        less = go_through(asked, built, next(places), counts=few)
         took = sum(float(each.rest[0]) for each in less.learned)
-        more = _counts(asked, stream, float(np.clip(LEARNING / max(took, 1e-3), 4, 256)))
+        more = _counts(asked, built, float(np.clip(LEARNING / max(took, 1e-3), 4, 256)))
         settings: dict[str, Any] = {"limit": STEPS, "patience": PATIENCE, "tests": True}
-        most = go_through(asked, stream, next(places), counts=more, **settings)
+        most = go_through(asked, built, next(places), counts=more, **settings)
     start += warm.build + np.maximum(warm.learned[0].rest - less.learned[0].rest, 0)
-    return Whole(asked, stream, warm, less, most, start, whole).forecast()
+    return Whole(asked, built, warm, less, most, start, whole).forecast()
 
 
 def _counts(asked: Recipe, stream: Stream, times: float) -> list[int]:
@@ -162,8 +162,8 @@ class Whole:
         seconds, cpu = self.start + sum(by_task) + extra[:2]
         done, finished = self._held()
         left = np.zeros(2) if finished else self.start + sum(by_task[done:], np.zeros(2)) + extra[:2]
-        parts = {"start": self.start, "learn": sum(a[0] for a in learn), "test": (sum(test) + extra)[:2]}
-        parts |= {"save": sum(save)[:2]}
+        parts = {"start": self.start, "learn": sum(a[0] for a in learn), "test": sum(test, extra)[:2]}
+        parts |= {"save": sum(save, np.zeros(3))[:2]}
         said = self._bases()
         ends = sum(a[1:, 0] for a in learn) + (seconds - parts["learn"][0])
         predictions = sum(b[2] for b in test) + extra[2] if self.asked.evaluate.save_predictions else 0.0
