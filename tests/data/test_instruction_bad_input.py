@@ -27,7 +27,11 @@ TRAINING = {
         "'video' names a.png, which is not under",
         "is it the right folder?",
     ),
-    "mark without a video": (record("<video>\nWhat?"), "'video' is None, but 1 marks <video>", "Repair or remove"),
+    "mark without a video": (
+        record("<video>\nWhat?"),
+        "'video' is missing, but a message begins with <video>",
+        "Repair or remove",
+    ),
     "image and video": (
         record("<video>\nWhat?", video="a.mp4", image="x.png"),
         "there are an 'image' and a 'video', expected one or the other",

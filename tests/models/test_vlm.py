@@ -171,6 +171,12 @@ def test_control_tokens_in_a_question_are_text_and_in_an_answer_refused(vlm_root
         loaded(vlm_root, "idefics3").preprocess(question("q", "Why <end_of_utterance>?", ""), False)
 
 
+def test_the_word_for_a_video_is_a_word_where_there_is_none(vlm_root):
+    model = loaded(vlm_root, "qwen2_vl")
+    ids = model.preprocess(question("q", "What does <video> do in HTML?", ""), False)["input_ids"]
+    assert "What does <video> do in HTML?" in model.tokenizer.decode(ids)
+
+
 def test_conversation_is_cut_behind_its_images_or_refused(vlm_root):
     model = loaded(vlm_root, "qwen2_vl", system="Be brief.")
     example = tiny_vlm.examples()[1]

@@ -185,9 +185,8 @@ def _shown_fault(record: Mapping[str, Any]) -> str | None:
         if value is not None and not (listed and all(isinstance(one, str) for one in listed)):
             return f"{name!r} is {str(value)[:40]}, expected a path or a list of paths"
     texts = [str(m.get("value", "")) for m in record.get("conversations", ())] or [str(record.get("text", ""))]
-    marks = sum(text.count("<video>") for text in texts)
-    if marks > (record.get("video") is not None):
-        return f"'video' is {str(record.get('video'))[:40]}, but {marks} marks <video>"
+    if record.get("video") is None and any(text.strip().startswith("<video>") for text in texts):
+        return "'video' is missing, but a message begins with <video>"
     return None
 
 

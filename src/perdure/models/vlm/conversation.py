@@ -137,8 +137,9 @@ class Conversations:
 
     def _messages(self, said: Sequence[Mapping[str, str]], shown: Shown, where: str) -> list[dict[str, Any]]:
         """Messages in parts: what is shown where the text says so, else first of all."""
-        marks = [mark for m in said for mark in MARKS.findall(m["value"])]
         expected = [f"<{part['type']}>" for part in shown]
+        known = MARKS if VIDEO in expected else re.compile(IMAGE)  # else it is a word, of HTML say
+        marks = [mark for m in said for mark in known.findall(m["value"])]
         if marks not in ([], expected):
             what = f"{len(shown)} images" if VIDEO not in expected else "a video"
             raise UnreadableExample(f"{len(marks)} marks {' '.join(dict.fromkeys(marks))} for {what}", where=where)
@@ -151,7 +152,7 @@ class Conversations:
             parts: list[Mapping[str, Any]] = []
             if not marks and message["from"] == "human":
                 parts, pending = list(pending), []
-            first, *others = MARKS.split(message["value"])
+            first, *others = known.split(message["value"])
             parts += _text(first.strip() if others else first)
             for text in others:
                 parts += [pending.pop(0), *_text(text.strip())]
