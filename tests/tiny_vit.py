@@ -25,7 +25,9 @@ def write(folder: Path, *, depth: int = 3, size: int = 16, patch: int = 4) -> Pa
         layer_norm_eps=1e-6,
     )
     generator = torch.Generator().manual_seed(0)
-    model = ViTModel(config, add_pooling_layer=False)
+    with torch.random.fork_rng(devices=[]):  # the same one, whatever was drawn before
+        torch.manual_seed(0)
+        model = ViTModel(config, add_pooling_layer=False)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))

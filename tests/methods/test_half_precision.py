@@ -154,7 +154,7 @@ def learned(name, **settings):
     return state, runtime.losses[:1]
 
 
-DRAWN = {"dynamos": 0.2, "dynamos_sgd": 0.2, "coda_prompt": 0.3, "l2p": 0.05, "l2p_prefix": 0.05}
+DRAWN = {"dynamos": 0.2, "dynamos_sgd": 0.2, "coda_prompt": 0.3, "l2p": 0.05, "l2p_prefix": 0.05, "dualprompt": 0.05}
 """Gates are drawn, and a draw near its probability falls on the other side; keys of prompts have gradients near 0, of
 which Adam's steps take the sign."""
 
