@@ -170,11 +170,18 @@ class UnderHead:
     def _batches(self, examples: Sequence[Example], runtime: Runtime) -> Batches:
         size = self.config.batch_size
         if self.config.trains == "head":
-            found = FrozenTower(self.vit).pass_over(examples, batch_size=size, runtime=runtime)
+            found = self._pass_over(examples, runtime)
             found["place"] = found.pop("position")  # batches number the rows that there are
             return TensorBatches(found, batch_size=size, runtime=runtime, stage="train")
         look = classifier.Preprocessor(self.transform)
         return ExampleBatches(examples, look, batch_size=size, runtime=runtime, stage="train", training=True)
+
+    def _pass_over(self, examples: Sequence[Example], runtime: Runtime) -> dict[str, Tensor]:
+        """Features as they are now; those of a frozen backbone are kept."""
+        size = self.config.batch_size
+        if self.config.trains == "head":
+            return FrozenTower(self.vit).pass_over(examples, batch_size=size, runtime=runtime)
+        return classifier.encode_images(self.vit, examples, batch_size=size, runtime=runtime, unit=False)
 
     def _features(self, batch: Batch) -> Float[Tensor, "images dim"]:
         if "feature" in batch:
@@ -185,8 +192,7 @@ class UnderHead:
     def table(
         self, classes: Sequence[str], examples: Sequence[Example], runtime: Runtime
     ) -> Float[Tensor, "examples classes"]:
-        size = self.config.batch_size
-        found = classifier.encode_images(self.vit, examples, batch_size=size, runtime=runtime, unit=False)
+        found = self._pass_over(examples, runtime)
         logits = self.head(found["feature"].to(self.head.weight))[:, : len(classes)]
         return _by_position(logits.cpu(), found["position"], len(examples))
 
