@@ -33,6 +33,9 @@ from perdure.reporting import load, tables
 KEPT = "evaluate.retention=[{name: microworld, content: colored_shapes, test_per_class: 25, train_per_class: 0}]"
 HEAD = ("method.trains=head", "method.epochs=20", "method.head_lr=0.01")
 REPLAYED = ("method.buffer_size=200", "method.minibatch_size=16")
+VOTE = 64
+"""MG-CLIP's `visual_weight`: among 4, 16, 64 and 256 the best average accuracy on validation pictures of world 100
+(76.4, 80.1, 82.6, 81.9)."""
 WAYS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "classes": {
         "zero-shot": ("continual_clip/microworld", (KEPT,)),
@@ -43,6 +46,8 @@ WAYS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "mg_clip": ("mg_clip/microworld", (KEPT,)),
         "mg_clip, ten epochs": ("mg_clip/microworld", ("method.epochs=10", KEPT)),
         "mg_clip, texts alone": ("mg_clip/microworld", ("method.visual=false", KEPT)),
+        "mg_clip, images alone": ("mg_clip/microworld", ("method.text_weight=0", KEPT)),
+        "mg_clip, vote chosen": ("mg_clip/microworld", (f"method.visual_weight={VOTE}", KEPT)),
         "ranpac": ("ranpac/microworld", ()),
         "rail": ("rail/microworld", (KEPT,)),
         "bofa": ("bofa/microworld", (KEPT,)),
@@ -104,6 +109,11 @@ CLAIMS = {
         Claim("Stopping by the gap is better than ten epochs", "last", "mg_clip", "mg_clip, ten epochs"),
         Claim("and keeps more of what is not taught", "lost", "mg_clip", "mg_clip, ten epochs"),
         Claim("The classifier in image space helps", "last", "mg_clip", "mg_clip, texts alone"),
+        Claim(
+            "Its weight in the vote, chosen on validation pictures, helps", "last", "mg_clip, vote chosen", "mg_clip"
+        ),
+        Claim("MG-CLIP with that weight improves on the frozen model", "last", "mg_clip, vote chosen", "zero-shot"),
+        Claim("on class means of the frozen model", "last", "mg_clip, vote chosen", "prototype"),
         Claim("What is not taught is kept better than by fine-tuning", "lost", "mg_clip", "finetune"),
         Claim("MG-CLIP forgets less than RAPF", "forgetting", "mg_clip", "rapf"),
     ],
