@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--tests", nargs="*", help="styles, or tests of captions")
+    parser.add_argument("--severity", type=int, default=3, help="of the styles")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-5], help="learning rates of adapting")
     parser.add_argument("--lr-text", type=float, nargs="+", help="of texts as queries, if it is another")
     parser.add_argument("--only", nargs="*", help="of the variants only these")
@@ -81,7 +82,7 @@ def retrieval(asked):
     """Both directions: zero-shot, the reward alone, averaged cosines, distillation, RLCF."""
     policy, reward = load_clip(asked.clip), load_clip(asked.reward)
     for name in asked.tests or (["coco"] if asked.coco else STYLES):
-        stream = built("streams", "retrieval", data=[data_of(asked, {"style": name})], names=[name], limit=asked.images)
+        stream = built("streams", "retrieval", data=[data_of(asked, {"style": name, "severity": asked.severity})], names=[name], limit=asked.images)
         for task, key in zip(stream, ("images", "texts")):
             rates = (asked.lr_text or asked.lr) if key == "texts" else asked.lr
             samples = 12 if key == "texts" else 20
