@@ -82,7 +82,13 @@ def retrieval(asked):
     """Both directions: zero-shot, the reward alone, averaged cosines, distillation, RLCF."""
     policy, reward = load_clip(asked.clip), load_clip(asked.reward)
     for name in asked.tests or (["coco"] if asked.coco else STYLES):
-        stream = built("streams", "retrieval", data=[data_of(asked, {"style": name, "severity": asked.severity})], names=[name], limit=asked.images)
+        stream = built(
+            "streams",
+            "retrieval",
+            data=[data_of(asked, {"style": name, "severity": asked.severity})],
+            names=[name],
+            limit=asked.images,
+        )
         for task, key in zip(stream, ("images", "texts")):
             rates = (asked.lr_text or asked.lr) if key == "texts" else asked.lr
             samples = 12 if key == "texts" else 20

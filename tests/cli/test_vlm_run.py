@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -77,6 +78,19 @@ def test_what_is_learned_is_shown_within_eighty_columns(capsys, recipe, monkeypa
     assert "  [image: 12 tokens]" in shown
     marked = [line.removeprefix("> ") for line in shown[: shown.index("", 1)] if line.startswith("> ")]
     assert "".join(marked) == ("thing 0, as long as it takes " * 4).strip() + "<|im_end|>"
+
+
+def test_a_videos_tokens_are_shown_as_what_is_seen(capsys, recipe):
+    folder = recipe.parent / "annotations" / "films"
+    folder.mkdir()
+    things = recipe.parent / "annotations" / "things"
+    for name in ("train.json", "test.json"):
+        (folder / name).write_text(json.dumps(json.loads((things / name).read_text())[3:]))
+    code, out, _ = command(capsys, "check", recipe, "--tokens", "stream.tasks=[{name: films}]")
+    assert code == 0
+    assert "films, films/train/3: " in out
+    assert re.search(r"tokens, [1-9]\d* of images, ", out)
+    assert "<video>" not in out[out.index("films, films/train/3") :]
 
 
 def test_it_names_a_recipe_without_a_language_model(capsys):
