@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
+from claims import margin
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -121,8 +121,7 @@ def ranpac(width: int) -> Callable[..., Tensor]:
 
 def interval(values: list[float]) -> str:
     """Mean and half of the 95 % interval, by Student's t."""
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5 if values[1:] else 0.0
-    return f"{statistics.mean(values):5.1f} ± {half:.1f}"
+    return f"{statistics.mean(values):5.1f} ± {margin(values):.1f}"
 
 
 if __name__ == "__main__":

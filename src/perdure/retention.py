@@ -44,7 +44,7 @@ def added(stream: Stream, sets: Sequence[Named], *, split: str) -> Stream:
         dataset, where = named.build(), f"evaluate.retention.{i}"
         if dataset.kind != "classify":
             raise RecipeError(f"{named.name} is of kind {dataset.kind}", where=where, expected="kind classify")
-        name = str(dataset.facts.get("folder") or dataset.name)
+        name = dataset.called
         if name in [task.name for task in kept]:
             raise RecipeError(f"two sets are called {name}", where=where, expected="a set named once")
         test = dataset.test if len(dataset.test) else dataset.train

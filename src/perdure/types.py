@@ -192,6 +192,11 @@ class Dataset:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """JSON-ready facts worth a line in the result card (source, counts, fingerprint of the file list)."""
 
+    @property
+    def called(self) -> str:
+        """What a task of it is called where nobody says: its folder, else its name."""
+        return str(self.facts.get("folder") or self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

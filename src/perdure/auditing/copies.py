@@ -154,9 +154,9 @@ def _looks(examples: Sequence[Named]) -> tuple[_Looks, list[Named]]:
             image = open_image(named[1].inputs["image"])
         except UnreadableExample:
             continue
-        row = len(opened)
-        signs[row] = np.where(imagehash.phash(image.convert("L")).hash.reshape(-1), 1.0, -1.0)
-        gray[row], color[row] = _thumbnail(image.convert("L")), _thumbnail(image.convert("RGB"))
+        row, plain = len(opened), image.convert("L")
+        signs[row] = np.where(imagehash.phash(plain).hash.reshape(-1), 1.0, -1.0)
+        gray[row], color[row] = _thumbnail(plain), _thumbnail(image.convert("RGB"))
         opened.append(named)
     return _Looks(*(values[: len(opened)] for values in (signs, gray, color))), opened
 

@@ -54,10 +54,7 @@ def command(
 
     require_folder(out, setting="--out")
     print("\n".join(textwrap.wrap(FIRST, min(width() or 99, 99))), end="\n\n", flush=True)
-    from perdure.recipe import load
-
-    places = [f"run.out={out}", f"run.seed={seed}"]
-    recipes = {name: load(f"{name}/microworld", [*SMALLER, *places, f"run.name={name}"]) for name in METHODS}
+    recipes = _recipes(METHODS, SMALLER, out, seed)
     folders = {name: recipe.folder(seed) for name, recipe in recipes.items()}
     from perdure import api  # brings torch
     from perdure.reporting import report
@@ -86,15 +83,11 @@ def command(
 def _adapt(out: Path, seed: int, again: bool) -> None:
     """The second part: the same picture, answered as it is and after adapting to it."""
     from perdure import api
-    from perdure.recipe import load
     from perdure.reporting import report
 
     _say(SECOND, "")
     folders, rows = {}, {}
-    for name in ADAPTING:
-        recipe = load(
-            f"{name}/microworld", [*SHIFTED, f"run.out={out / 'shifted'}", f"run.seed={seed}", f"run.name={name}"]
-        )
+    for name, recipe in _recipes(ADAPTING, SHIFTED, out / "shifted", seed).items():
         folders[name] = recipe.folder(seed)
         with libraries_aside():
             api.execute(recipe, again=again, quiet=True)
@@ -104,6 +97,14 @@ def _adapt(out: Path, seed: int, again: bool) -> None:
     pages = report(list(folders.values()), out / "shifted", seen=seen)
     _say("", seen)
     print(f"The report: {pages['report.html']}")
+
+
+def _recipes(methods: Sequence[str], changes: Sequence[str], out: Path, seed: int) -> dict[str, Any]:
+    """Those of the methods on the embedded world."""
+    from perdure.recipe import load
+
+    places = [f"run.out={out}", f"run.seed={seed}"]
+    return {name: load(f"{name}/microworld", [*changes, *places, f"run.name={name}"]) for name in methods}
 
 
 def _say(*parts: str) -> None:

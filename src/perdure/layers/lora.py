@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -203,11 +202,6 @@ def without_lora(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-
-
-def dequantized(layer: nn.Module) -> Tensor:
-    """The weight of a layer of bitsandbytes as numbers, ``[outputs, inputs]``."""
-    return dequantize_module_weight(layer)
 
 
 def save_adapter(model: nn.Module, folder: Path, *, base: str | None = None) -> None:

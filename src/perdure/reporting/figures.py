@@ -230,16 +230,15 @@ UNSEEN = 1e-3
 
 def seconds_per_task(groups: Sequence[Group]) -> Figure | None:
     """Learning and testing time of each task, from the ``task`` events; none of runs that tested once."""
-    every = {part: [task_seconds(run, part) for g in groups for run in g.runs] for part in ("learn", "test")}
-    parts = [part for part, curves in every.items() if any((s or 0) > UNSEEN for curve in curves for s in curve)]
-    if not parts or all(len(curve) < 2 for curve in every["test"]):
+    every = {part: [[task_seconds(run, part) for run in g.runs] for g in groups] for part in ("learn", "test")}
+    parts = [part for part in every if any((s or 0) > UNSEEN for runs in every[part] for curve in runs for s in curve)]
+    if not parts or all(len(curve) < 2 for runs in every["test"] for curve in runs):
         return None
     canvas, panels = drawing.canvas(height=2.6, panels=(1, len(parts)), share=False)
     rows, longest = [], 0
     for panel, part in zip(panels, parts):
         for g, group in enumerate(groups):
-            curves = [task_seconds(run, part) for run in group.runs]
-            middle, low, high = _band(curves, (0.0, math.inf))
+            middle, low, high = _band(every[part][g], (0.0, math.inf))
             drawing.draw_curve(panel, np.arange(1, len(middle) + 1), middle, low, high, style=g)
             rows += [[part, group.label, t + 1, v] for t, v in enumerate(middle) if v is not None]
             longest = max(longest, len(middle))

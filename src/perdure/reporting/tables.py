@@ -137,7 +137,11 @@ def settings(run: Run) -> dict[str, Any]:
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Dotted setting -> its value in each run, for the settings that are not the same in all."""
-    every = [settings(run) for run in runs]
+    return _differing([settings(run) for run in runs])
+
+
+def _differing(every: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Field -> its value in each mapping, for the fields that are not the same in all."""
     names = sorted({name for one in every for name in one})
     table = {name: [one.get(name) for one in every] for name in names}
     return {name: values for name, values in table.items() if any(v != values[0] for v in values)}
@@ -291,11 +295,6 @@ def warnings(together: Sequence[Group]) -> list[str]:
     if len({tuple(run.tasks) for run in runs}) > 1:
         said.append("The runs do not have the same tasks.")
     return [*said, *studies(together)]
-
-
-def _differing(marks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Fields that are not the same in all."""
-    return sorted({f for mark in marks for f in mark if any(other.get(f) != mark[f] for other in marks)})
 
 
 def _other_weights(cards: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -119,7 +119,7 @@ def _ordered(named: dict[str, Dataset], order: tuple[str, ...]) -> tuple[str, ..
 
 def _names(datasets: list[Dataset]) -> list[str]:
     """Names of the data sets, numbered where that is not unique."""
-    raw = [str(dataset.facts.get("folder") or dataset.name) for dataset in datasets]
+    raw = [dataset.called for dataset in datasets]
     return [name if raw.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(raw)]
 
 

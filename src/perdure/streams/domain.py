@@ -131,6 +131,6 @@ def _labels(dataset: Dataset, classes: tuple[str, ...], name: str) -> list[int]:
 
 def _names(datasets: Sequence[Dataset]) -> list[str]:
     """Style, folder or name of each; numbered where that is not unique."""
-    raw = [str(d.facts.get("style") or d.facts.get("folder") or d.name) for d in datasets]
+    raw = [str(d.facts.get("style") or d.called) for d in datasets]
     times = Counter(raw)
     return [name if times[name] == 1 else f"{name}-{index}" for index, name in enumerate(raw)]

@@ -68,7 +68,7 @@ def build(config: Config) -> Stream:
         if dataset.kind != "classify":
             where = f"stream.data.{index}"
             raise RecipeError(f"{dataset.name} is of kind {dataset.kind}", where=where, expected="kind classify")
-        name = config.names[index] if config.names else str(dataset.facts.get("folder") or dataset.name)
+        name = config.names[index] if config.names else dataset.called
         if name in [task.name for task in tasks]:
             raise RecipeError(f"two data sets are called {name}", where="stream.names", todo="Name each of them.")
         phrase = config.phrases[index] if config.phrases else "{}"

@@ -72,7 +72,7 @@ def build(config: Config) -> Stream:
         raise DataError("nothing to learn from", where=f"data set {dataset.name}", expected="training examples")
     task = Task(
         index=0,
-        name=config.called or str(dataset.facts.get("folder") or dataset.name),
+        name=config.called or dataset.called,
         kind=dataset.kind,
         candidates=dataset.candidates,
         train=train,

@@ -261,7 +261,7 @@ def _labels(dataset: Dataset, name: str, config: Config) -> list[int]:
 
 
 def _own_name(dataset: Dataset) -> str:
-    return str(dataset.facts.get("style") or dataset.facts.get("folder") or dataset.name)
+    return str(dataset.facts.get("style") or dataset.called)
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -23,6 +23,8 @@ from perdure.sweeping.tally import Tally, Tell, about, begin, take
 
 STARTUP = 4
 """Trials that are never ended early: the median of fewer says little."""
+ENDED: Mapping[str, jobs.State] = {"COMPLETE": "finished", "PRUNED": "pruned"}
+"""Optuna's words for trials that did not fail."""
 
 
 @dataclass
@@ -209,8 +211,7 @@ def _earlier(search: Search, entries: list[Mapping[str, Any]], tally: Tally) -> 
     found = []
     for one in ended:
         trial = search._trial(optuna.trial.Trial(search.study, one._trial_id))
-        state: jobs.State = "finished" if one.state.name == "COMPLETE" else "failed"
-        state = "pruned" if one.state.name == "PRUNED" else state
+        state = ENDED.get(one.state.name, "failed")
         named = {entry["folder"] for entry in entries}
         cells = [cell for cell in trial.cells if cell.key in named]
         tally.outcomes |= {cell.key: jobs.Outcome(state=state, fresh=False) for cell in cells}

@@ -194,7 +194,7 @@ def probe_of(found: Planned) -> Task | None:
     test = kept_tests.chosen(dataset.test if len(dataset.test) else dataset.train, kept_tests.LIMIT)
     offset = len(appending.classes_of(found.stream)) if dataset.kind == "classify" else 0
     metrics = next((task.metrics for task in found.stream if task.kind == dataset.kind), ("accuracy",))
-    named = f"probe {dataset.facts.get('folder') or dataset.name}"
+    named = f"probe {dataset.called}"
     split = found.recipe.evaluate.split
     return replace(
         retention.as_task(dataset, test, name=named, index=PROBE, offset=offset, split=split), metrics=metrics

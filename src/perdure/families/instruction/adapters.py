@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from perdure.errors import CheckpointError, RecipeError
@@ -47,7 +48,7 @@ class Matrix:
 
     def dense(self) -> Tensor:
         """The frozen weight as numbers, ``[outputs, inputs]``."""
-        return lora.dequantized(self.layer.base_layer) if self.quantized else whole(self.weight)
+        return dequantize_module_weight(self.layer.base_layer) if self.quantized else whole(self.weight)
 
     @property
     def shape(self) -> tuple[int, int]:
