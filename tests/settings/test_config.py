@@ -91,7 +91,7 @@ def test_what_yaml_can_hold_is_accepted(mapping):
         ({"flag": "yes"}, "flag: expected true or false, found 'yes'"),
         ({"flag": 1}, "flag: expected true or false, found 1"),
         ({"mode": "sen"}, "mode: expected seen or all, found 'sen'; did you mean `seen`?"),
-        ({"milestones": 3}, "milestones: expected a list, found 3"),
+        ({"milestones": 3}, "milestones: expected a list, found 3; did you mean `[3]`?"),
         ({"milestones": [1, "b"]}, "milestones.1: expected a whole number, found 'b'"),
         ({"pair": [1]}, "pair: expected a longer list, found a list"),
         ({"root": 3}, "root: expected text, found 3"),

@@ -96,7 +96,9 @@ _BOUNDS = {
 
 
 def nearest_choice(words: list[str], found: Any) -> str:
-    """The nearest of the choices that a text missed."""
+    """The nearest of the choices that a text missed; of one value in place of a list, the list of it."""
+    if "a list" in words and isinstance(found, str | int | float) and not isinstance(found, bool):
+        return f"did you mean `[{found}]`?"
     options = [o for w in words for o in w.replace(" or ", ", ").split(", ") if o.isidentifier() or "+" in o]
     near = nearest(found, options) if isinstance(found, str) and options else None
     return f"did you mean `{near}`?" if near else ""
