@@ -275,6 +275,7 @@ def go_through(
         write_text(folder / "recipe.yaml", recipe.to_yaml(asked))
     runtime.log("session", device=str(runtime.device), processes=runtime.processes)
     runtime.flush()
+    recording.say_notes(built.models, runtime)
     with _Noting(runtime), stopping_on_signals(runtime), device_memory.explained(asked, runtime):
         given: dict[str, Any] = {"evaluation": asked.evaluate, "runtime": runtime}
         if leaves and len(built.stream) > 1:

@@ -35,6 +35,13 @@ def leaves_versions(asked: Recipe, built: Built) -> bool:
     return learns and any(len(task.train) for task in built.stream)
 
 
+def say_notes(models: Mapping[str, Any], runtime: Runtime) -> None:
+    """What models assumed of their weights (`notes`)."""
+    for role, model in models.items():
+        for note in getattr(model, "notes", ()):
+            runtime.say(f"models.{role}: {note}")
+
+
 def say_sizes(asked: Recipe, built: Built, runtime: Runtime, folder: Path) -> None:
     """What versions will take on the disk, before they do."""
     saved = checkpoint_file(folder)

@@ -14,7 +14,7 @@ from perdure.loop import run
 from perdure.runtime import Runtime
 from perdure.settings import registry
 from tests.every_method import ON_A_VIT
-from tests.tiny_vit import fresh_vit
+from tests.tiny_vit import fresh_vit, write
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
@@ -103,3 +103,11 @@ def test_sets_that_the_stream_does_not_teach_are_not_asked_of_a_head(tmp_path):
     small = ["stream.train_per_class=1", "stream.test_per_class=1", f"run.out={tmp_path}", kept]
     with pytest.raises(RecipeError, match="answers only for classes that it has learned"):
         perdure.run("finetune/microworld_vit", small, quiet=True)
+
+
+def test_what_was_assumed_of_the_weights_is_said_at_the_start(tmp_path):
+    weights = write(tmp_path / "vit")
+    small = ["stream.train_per_class=1", "stream.test_per_class=1", "stream.step=20", f"run.out={tmp_path}"]
+    (done,) = perdure.run("prototype/microworld_vit", [*small, f"models.vit.weights={weights}"], quiet=True)
+    said = (done.folder / "log.txt").read_text()
+    assert f"models.vit: {weights}: no preprocessor_config.json; pixels are normalized by mean 0.5 0.5 0.5" in said

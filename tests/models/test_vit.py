@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import AutoConfig, AutoModel, DeiTConfig, DeiTModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from perdure.errors import RecipeError, WeightsError
 from perdure.models import clip, vit
@@ -69,6 +69,26 @@ def test_dinov2_with_layer_scale_and_other_positions(tmp_path, pixels):
     assert larger.image_features(torch.rand(1, 3, 24, 24)).shape == (1, 32)
 
 
+def test_deit_with_its_distillation_token(tmp_path, pixels):
+    model = lively(DeiTModel(DeiTConfig(**SIZES, image_size=16, layer_norm_eps=1e-6), add_pooling_layer=False))
+    model.save_pretrained(tmp_path)
+    loaded = vit.load(vit.Config(weights=str(tmp_path)))
+    same(loaded.image_features(pixels), model(pixels).last_hidden_state[:, 0])
+    assert loaded.tokens(pixels).shape == (3, 18, 32)
+    larger = vit.load(vit.Config(weights=str(tmp_path), image_size=24))
+    assert larger.image_features(torch.rand(1, 3, 24, 24)).shape == (1, 32)
+
+
+@pytest.mark.parametrize("kind, mean", [("vit", 0.5), ("dinov2", 0.485), ("deit", 0.485)])
+def test_without_a_processor_pixels_are_normalized_as_the_family_was_trained(tmp_path, kind, mean):
+    AutoModel.from_config(AutoConfig.for_model(kind, **SIZES, image_size=16)).save_pretrained(tmp_path)
+    loaded = vit.load(vit.Config(weights=str(tmp_path), image_size=16))
+    assert loaded.transform.mean[0] == mean
+    assert f"no preprocessor_config.json; pixels are normalized by mean {mean}" in loaded.notes[0]
+    assert vit.load(vit.Config(weights=str(tmp_path), image_size=16, normalize="none")).notes == ()
+    assert vit.load(vit.Config(weights="micro-vit")).notes == ()
+
+
 def test_the_image_tower_of_a_clip():
     theirs = clip.load(clip.Config(weights="micro-clip"))
     tower = vit.load(vit.Config(weights="micro-clip"))
@@ -84,12 +104,65 @@ def test_a_folder_of_timm(tmp_path, pixels, name):
     model = lively(timm.create_model(name, **sizes))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     card = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.9, "interpolation": "bicubic"}
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "pretrained_cfg": card}))
+    said = {"architecture": name, "pretrained_cfg": card, "model_args": sizes}
+    (tmp_path / "config.json").write_text(json.dumps(said))
     loaded = vit.load(vit.Config(weights=str(tmp_path)))
     same(loaded.image_features(pixels), model(pixels))
     assert loaded.is_plain
     assert loaded.transform.shorter_side == 17
     assert loaded.transform.mean == (0.1, 0.2, 0.3)
+
+
+def saved_by_timm(folder, name, **sizes):
+    """A lively model as timm's `save_for_hf` leaves it."""
+    timm = pytest.importorskip("timm")
+    model = lively(timm.create_model(name, num_classes=0, **sizes))
+    timm.models.save_for_hf(model, folder, model_args=sizes)
+    return model
+
+
+@pytest.mark.parametrize("name", ["vit_huge_patch14_224", "vit_giant_patch14_clip_224", "vit_tiny_patch16_224"])
+def test_heads_are_those_of_the_architecture_or_of_its_arguments(tmp_path, name):
+    model = saved_by_timm(tmp_path, name, img_size=112, depth=1)
+    pixels = torch.rand(2, 3, *model.patch_embed.img_size)
+    loaded = vit.load(vit.Config(weights=str(tmp_path)))
+    same(loaded.image_features(pixels), model(pixels))
+    assert loaded.is_plain
+
+
+def test_a_width_of_ones_own_has_the_heads_that_the_folder_states(tmp_path, pixels):
+    model = saved_by_timm(tmp_path, "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=48, num_heads=4)
+    loaded = vit.load(vit.Config(weights=str(tmp_path)))
+    same(loaded.image_features(pixels), model(pixels))
+    save_file(model.state_dict(), tmp_path / "alone.safetensors")
+    with pytest.raises(WeightsError, match=r"how many heads .* width 48"):
+        vit.load(vit.Config(weights=str(tmp_path / "alone.safetensors")))
+
+
+def test_what_is_taken_for_plain_is_plain_in_timm():
+    """Every architecture that this timm has: its blocks, heads, epsilon and GELU."""
+    timm = pytest.importorskip("timm")
+    plain = [name for name in timm.list_models(["vit_*", "deit_*"]) if vit._PLAIN.fullmatch(name)]
+    assert len(plain) > 30
+    for name in plain:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0, depth=1)
+        block = model.blocks[0]
+        assert type(model).__name__ == "VisionTransformer"
+        assert type(block).__name__ == "Block"
+        assert type(block.mlp.act).__name__ == ("QuickGELU" if "quickgelu" in name else "GELU")
+        assert block.norm1.eps == (1e-5 if "clip" in name else 1e-6)
+        assert (model.global_pool, model.num_prefix_tokens) == ("token", 1)
+        width = 896 if "_plus_" in name else vit._WIDTHS[name.split("_")[1]]
+        assert (model.embed_dim, block.attn.num_heads) == (width, vit.formats.HEADS[width])
+
+
+def test_architectures_that_plain_ones_resemble_are_timms_own(tmp_path, pixels):
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    model = saved_by_timm(tmp_path, "vit_small_patch16_rope_ape_224", **sizes)
+    loaded = vit.load(vit.Config(weights=str(tmp_path)))
+    assert not loaded.is_plain
+    same(loaded.image_features(pixels), model(pixels))
 
 
 def test_any_other_architecture_of_timm_gives_features_alone(tmp_path, pixels):
@@ -102,6 +175,14 @@ def test_any_other_architecture_of_timm_gives_features_alone(tmp_path, pixels):
     same(loaded.image_features(pixels), model(pixels))
     with pytest.raises(RecipeError, match="plain vision transformer"):
         loaded.tokens(pixels)
+
+
+def test_what_timm_refuses_is_said_with_its_reason(tmp_path):
+    saved_by_timm(tmp_path, "resnet10t")
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(said | {"architecture": "resnet14t"}))
+    with pytest.raises(WeightsError, match=r"Error\(s\) in loading state_dict for ResNet: Missing key\(s\)"):
+        vit.load(vit.Config(weights=str(tmp_path)))
 
 
 def test_a_file_of_timms_names_and_the_first_release(tmp_path, pixels):

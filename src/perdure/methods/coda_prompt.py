@@ -34,7 +34,7 @@ class Config(coda.Settings):
 
     components: Annotated[int, Field(ge=1)] = 10
     """New components a task (published: a pool of 100 over all tasks)."""
-    length: Annotated[int, Field(ge=2)] = 8
+    length: coda.Length = 8
     """Vectors of a prompt: the first half for keys, the rest for values."""
     blocks: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4)
     """Blocks with a prompt of their own, counted from 0."""

@@ -35,11 +35,11 @@ class Config(coda.Settings):
     """Experts: at least as many as there are tasks."""
     expert_blocks: Blocks = (2, 3, 4)
     """Blocks with expert prefixes, counted from 0."""
-    expert_length: Annotated[int, Field(ge=2)] = 20
+    expert_length: coda.Length = 20
     """Vectors of an expert, the first half for keys."""
     general_blocks: Blocks = (0, 1)
     """Blocks with general prefixes."""
-    general_length: Annotated[int, Field(ge=2)] = 6
+    general_length: coda.Length = 6
     """Vectors of a general prefix, the first half for keys."""
 
 

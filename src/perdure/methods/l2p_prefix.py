@@ -33,7 +33,7 @@ class Config(coda.Settings):
     """Prompts a block."""
     top_k: Annotated[int, Field(ge=1)] = 5
     """Prompts an image takes."""
-    length: Annotated[int, Field(ge=2)] = 20
+    length: coda.Length = 20
     """Vectors of a prompt, the first half for keys."""
     blocks: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     """Blocks with a pool, counted from 0. Published also: 0 to 4."""

@@ -34,6 +34,10 @@ class Settings(Prompting):
     """Leave out an epoch's last batch where it is not full, as published; never a task's only one."""
 
 
+Length = Annotated[int, Field(ge=2, multiple_of=2)]
+"""Of a prompt: half of its vectors stand before keys, the others before values."""
+
+
 class Prompted(prompting.Prompted):
     """Prompt methods under CODA-Prompt's schedule; prompts start uniform in 0..1."""
 
@@ -54,7 +58,7 @@ class Prompted(prompting.Prompted):
 
 
 def halves(prompt: Float[Tensor, "... length dim"]) -> tuple[Tensor, Tensor]:
-    """For keys (of an odd length the smaller half) and for values."""
+    """For keys and for values: attention takes as many of the one as of the other."""
     middle = prompt.shape[-2] // 2
     return prompt[..., :middle, :], prompt[..., middle:, :]
 

@@ -7,7 +7,8 @@ prompts, prefixes and adapters; other architectures give features alone and need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +31,30 @@ __all__ = ["Config", "Insertions", "Vit", "load"]
 
 _PROCESSORS = ("ViT", "DeiT", "BitImageProcessor", "CLIP")
 _HALF = (0.5, 0.5, 0.5)
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_TRAINED_WITH = {"deit": _IMAGENET, "dinov2": _IMAGENET}
+"""Families whose published weights were not trained with 0.5 by 0.5."""
+_WIDTHS = {
+    "tiny": 192,
+    "xsmall": 256,
+    "small": 384,
+    "medium": 512,
+    "betwixt": 640,
+    "base": 768,
+    "large": 1024,
+    "huge": 1280,
+    "giant": 1408,
+    "gigantic": 1664,
+}
+_PLAIN = re.compile(
+    rf"(?:vit|deit)_({'|'.join(_WIDTHS)})_patch\d+(_36x1)?(_plus)?(_clip(_quickgelu)?)?_\d+(_miil)?"
+    r"|vit_(small|base|large)_patch14_dinov2"
+)
+"""timm's architectures that differ in sizes, heads, epsilon and GELU alone, and these by their names."""
+_SIZES = {"img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "init_values"}
+"""Arguments that leave them plain: tensors say them, or `num_heads` does."""
+_NOTHING = {"in_chans": 3, "global_pool": "token"}
+"""Arguments that timm states and that change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +75,7 @@ class Config:
     shorter_side: Annotated[int, Field(ge=1)] | None = None
     """Pixels of the shorter side before the center crop; none: as the weights say. Published code: 256, CIFAR 224."""
     heads: Annotated[int, Field(ge=1)] | None = None
-    """Attention heads, for files that do not say; none: width / 64."""
+    """Attention heads, for files that do not say; none: those of the published vision transformer of that width."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Type of weights and activations."""
 
@@ -63,23 +88,33 @@ def load(config: Config) -> Vit:
         RecipeError: timm is needed and is not installed.
     """
     source = _source(config)
-    network, transform = _folder(source, config) if source.path.is_dir() else _file(source, config)
+    notes: list[str] = []
+    network, transform = _folder(source, config, notes) if source.path.is_dir() else _file(source, config, notes)
     size = transform.size
     shorter = config.shorter_side or transform.shorter_side
     if shorter is not None and shorter < size:
         raise RecipeError(f"shorter_side is {shorter}", where="models.vit", expected=f"at least the {size} pixels seen")
     transform = replace(transform, shorter_side=None if shorter == size else shorter)
     if config.normalize == "none":
-        transform = replace(transform, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return Vit(network.to(getattr(torch, config.dtype)), transform=transform, source=source)
+        transform, notes = replace(transform, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), []
+    return Vit(network.to(getattr(torch, config.dtype)), transform=transform, source=source, notes=notes)
 
 
 class Vit(nn.Module):
     """A frozen image backbone with its preprocessing. Features are the class token after the last layer norm."""
 
-    def __init__(self, network: nn.Module, *, transform: ClipTransform, source: Source | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        transform: ClipTransform,
+        source: Source | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.network, self.transform, self.source = network, transform, source
+        self.notes = tuple(notes)
+        """What was assumed of the weights; a run says it at its start."""
         self.requires_grad_(False).eval()
 
     @property
@@ -171,15 +206,24 @@ def _source(config: Config) -> Source:
     return replace(found, name=name)
 
 
-def _file(source: Source, config: Config) -> tuple[nn.Module, ClipTransform]:
+def _file(source: Source, config: Config, notes: list[str]) -> tuple[nn.Module, ClipTransform]:
     """A weights file with timm's names; what it was normalized with is not said there."""
     path = source.path
     state: Mapping[str, Tensor] = formats.from_npz(path) if path.suffix == ".npz" else read_tensors(path)[0]
     network = _plain(state, config, eps=1e-6, where=str(path))
-    return network, ClipTransform(size=network.shape.image_size, mean=_HALF, std=_HALF)
+    return network, ClipTransform(size=network.shape.image_size, **_assumed(path, "", notes))
 
 
-def _folder(source: Source, config: Config) -> tuple[nn.Module, ClipTransform]:
+def _assumed(path: Path, kind: str, notes: list[str]) -> dict[str, Any]:
+    """Mean and deviation of pixels that a family was trained with, where nothing beside the weights says it."""
+    how = _TRAINED_WITH.get(kind, {"mean": _HALF, "std": _HALF})
+    mean, deviation = (" ".join(f"{value:g}" for value in how[key]) for key in ("mean", "std"))
+    beside = f"no {preprocessor.FILE}" if kind else "a weights file alone"
+    notes.append(f"{path}: {beside}; pixels are normalized by mean {mean} and deviation {deviation}")
+    return how
+
+
+def _folder(source: Source, config: Config, notes: list[str]) -> tuple[nn.Module, ClipTransform]:
     said = read_json(source.path / "config.json") if (source.path / "config.json").is_file() else {}
     files = source.weight_files()
     state: dict[str, Tensor] = {}
@@ -204,16 +248,19 @@ def _folder(source: Source, config: Config) -> tuple[nn.Module, ClipTransform]:
     network = _plain(formats.from_huggingface(state), asked, eps=eps, where=where)
     size = network.shape.image_size
     if not (source.path / preprocessor.FILE).is_file():
-        return network, ClipTransform(size=size, mean=_HALF, std=_HALF)
+        return network, ClipTransform(size=size, **_assumed(source.path, kind, notes))
+    return network, _processor(source.path, size, int(said.get("image_size", size)), config)
+
+
+def _processor(folder: Path, size: int, trained: int, config: Config) -> ClipTransform:
+    """What the folder's processor says; its sizes are those of the weights, not those asked for."""
     try:
-        return network, preprocessor.from_folder(source.path, size=size, kinds=_PROCESSORS)
+        return preprocessor.from_folder(folder, size=size, kinds=_PROCESSORS)
     except WeightsError:
         if config.image_size is None:
             raise
-        trained = int(said["image_size"])  # the processor's sizes are those of the weights, not those asked for
-        return network, replace(
-            preprocessor.from_folder(source.path, size=trained, kinds=_PROCESSORS), size=size, shorter_side=None
-        )
+        look = preprocessor.from_folder(folder, size=trained, kinds=_PROCESSORS)
+        return replace(look, size=size, shorter_side=None)
 
 
 def _clip_tower(
@@ -249,24 +296,15 @@ def _plain(state: Mapping[str, Tensor], config: Config, *, eps: float, where: st
 def _timm(
     said: Mapping[str, Any], state: Mapping[str, Tensor], config: Config, *, where: str
 ) -> tuple[nn.Module, ClipTransform]:
-    """A folder as timm writes it: `architecture` and `pretrained_cfg` in config.json."""
+    """A folder as timm writes it: `architecture`, `model_args` and `pretrained_cfg` in config.json."""
     name, card = str(said["architecture"]), dict(said.get("pretrained_cfg") or {})
-    plain = name.startswith(("vit_", "deit_")) and "pos_embed" in state and "patch_embed.proj.weight" in state
-    plain = plain and state["pos_embed"].shape[1] != 0 and "cls_token" in state and "reg_token" not in state
-    if plain:
-        asked = config
-        if "dinov2" in name and config.image_size is None:
-            asked = replace(config, image_size=224)
-        network: nn.Module = _plain(state, asked, eps=1e-5 if "clip" in name else 1e-6, where=where)
-        if "quickgelu" in name:
-            shape = replace(network.shape, quick_gelu=True)  # type: ignore[attr-defined]
-            with torch.device("meta"):
-                other = VisionTransformer(shape)
-            other.load_state_dict(network.state_dict(), assign=True)
-            network = other
+    other = dict(said.get("model_args") or {})
+    other.pop("num_classes", None)
+    if _PLAIN.fullmatch(name) and {k for k, v in other.items() if _NOTHING.get(k) != v} <= _SIZES:
+        network: nn.Module = _plain_timm(name, state, other, config, where=where)
         size = network.shape.image_size  # type: ignore[attr-defined,union-attr]
     else:
-        network, size = _foreign(name, state, card, config, where=where)
+        network, size = _foreign(name, state, card, other, config, where=where)
     mean, std = (channel_triple(card.get(key) or _HALF, where) for key in ("mean", "std"))
     share = float(card.get("crop_pct") or 1.0)
     method = "bilinear" if card.get("interpolation") == "bilinear" else "bicubic"
@@ -274,10 +312,31 @@ def _timm(
     return network, ClipTransform(size=size, shorter_side=shorter, mean=mean, std=std, interpolation=method)
 
 
+def _plain_timm(
+    name: str, state: Mapping[str, Tensor], other: Mapping[str, Any], config: Config, *, where: str
+) -> VisionTransformer:
+    """One of the plain architectures; `other` than the name's are its sizes."""
+    known = formats.HEADS[896 if "_plus_" in name else _WIDTHS[name.split("_")[1]]]
+    size = config.image_size or (224 if "dinov2" in name else None)
+    return formats.build(
+        _sized(state, replace(config, image_size=size), where=where),
+        heads=config.heads or other.get("num_heads") or known,
+        eps=1e-5 if "clip" in name else 1e-6,
+        quick_gelu="quickgelu" in name,
+        where=where,
+    )
+
+
 def _foreign(
-    name: str, state: Mapping[str, Tensor], card: Mapping[str, Any], config: Config, *, where: str
+    name: str,
+    state: Mapping[str, Tensor],
+    card: Mapping[str, Any],
+    other: Mapping[str, Any],
+    config: Config,
+    *,
+    where: str,
 ) -> tuple[nn.Module, int]:
-    """Any other architecture, by timm."""
+    """Any other architecture, by timm, with the arguments that it was made with."""
     try:
         import timm
     except ImportError:
@@ -286,11 +345,13 @@ def _foreign(
             where=where,
             todo="Type: pip install 'perdure[timm]'.",
         ) from None
-    size = config.image_size or int((card.get("input_size") or (3, 224, 224))[-1])
+    sides: Any = other.get("img_size") or card.get("input_size") or 224
+    size = config.image_size or int(sides if isinstance(sides, int) else sides[-1])
     try:
-        network = timm.create_model(name, pretrained=False, num_classes=0)
+        network = timm.create_model(name, pretrained=False, **{**other, "num_classes": 0})
         own = network.state_dict()
         network.load_state_dict({n: t for n, t in state.items() if n in own or not formats.DROPPED.fullmatch(n)})
-    except RuntimeError as error:
-        raise WeightsError(f"cannot be loaded ({str(error).strip().splitlines()[0]})", where=where) from None
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        lines = [line.strip() for line in str(error).strip().splitlines()[:2]]
+        raise WeightsError(f"cannot be loaded ({' '.join(lines)})", where=where) from None
     return network, size

@@ -1,7 +1,8 @@
 """A vision transformer with timm's names (Dosovitskiy et al. 2021), open to what methods insert into its blocks.
 
 Knows patches, positions, blocks and the last layer norm, with the variants of CLIP's towers (a layer norm in front,
-quick GELU) and of DINOv2 (layer scale). Does not know where weights come from, nor classes.
+quick GELU), of DINOv2 (layer scale) and of DeiT (a distillation token). Does not know where weights come from, nor
+classes.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Shape:
     patch_bias: bool = True
     layer_scale: bool = False
     """A trained factor on each channel of what attention and MLP add (DINOv2)."""
+    distilled: bool = False
+    """A second token after the class token (DeiT's distillation), with a position of its own."""
 
 
 class VisionTransformer(nn.Module):
@@ -58,7 +61,8 @@ class VisionTransformer(nn.Module):
         self.shape = shape
         side = shape.image_size // shape.patch
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side**2, shape.dim))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, shape.dim)) if shape.distilled else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + shape.distilled + side**2, shape.dim))
         self.patch_embed = PatchEmbedding(shape)
         self.norm_pre = nn.LayerNorm(shape.dim, eps=shape.eps) if shape.norm_before else nn.Identity()
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
@@ -68,6 +72,8 @@ class VisionTransformer(nn.Module):
         self, pixels: Float[Tensor, "images 3 size size"], inserted: Insertions = NOTHING
     ) -> Float[Tensor, "images tokens dim"]:
         patches = self.patch_embed(pixels)
+        if self.dist_token is not None:
+            patches = torch.cat([self.dist_token.expand(len(patches), -1, -1), patches], dim=1)
         first, places = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         begin = self.cls_token.expand(len(patches), -1, -1)
         if inserted.prompts is not None:
@@ -127,6 +133,9 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "images tokens dim"], prefix: Prefix | None = None) -> Tensor:
         query, keys, values = self.qkv(x).chunk(3, dim=2)
         if prefix is not None:
+            before = [part.shape[-2] for part in prefix]
+            if before[0] != before[1]:  # on a CPU PyTorch's attention reads beyond the values' end
+                raise ValueError(f"a prefix of {before[0]} keys and {before[1]} values")
             keys, values = (
                 torch.cat([p.to(x.dtype).expand(len(x), -1, -1), tokens], dim=1)
                 for p, tokens in zip(prefix, (keys, values))

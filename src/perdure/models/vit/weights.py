@@ -20,11 +20,16 @@ from perdure.errors import WeightsError
 from perdure.models.vit.network import Shape, VisionTransformer
 
 State = Mapping[str, Tensor]
-DROPPED = re.compile(r"(head|head_dist|fc|pre_logits|classifier|pooler|mask_token|embeddings\.mask_token|heads?)\b.*")
+DROPPED = re.compile(
+    r"(head|head_dist|fc|pre_logits|(cls_|distillation_)?classifier|pooler|mask_token|embeddings\.mask_token|heads?)\b.*"
+)
 """What stands on top, and is not part of a backbone."""
+HEADS = {192: 3, 256: 4, 384: 6, 512: 8, 640: 10, 768: 12, 896: 14, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
+"""Of the published vision transformers, by width: 64 channels a head up to ViT-L; ViT-H, -g and -G have 16."""
 _HF = (
     (r"^(vit|deit|dinov2)\.", ""),
     (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.distillation_token$", "dist_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
@@ -54,10 +59,11 @@ def build(state: State, *, heads: int | None, eps: float, where: str, quick_gelu
     """The network that these tensors (timm's names) fill.
 
     Args:
-        heads: of the attentions; None: width / 64.
+        heads: of the attentions; None: as published for the width (`HEADS`).
 
     Raises:
-        WeightsError: not the tensors of a vision transformer with a class token, or some are left over.
+        WeightsError: not the tensors of a vision transformer with a class token, some are left over, or nothing says
+            the heads.
     """
     state = {name.removeprefix("backbone.").removeprefix("module."): tensor for name, tensor in state.items()}
     state = {name: tensor for name, tensor in state.items() if not DROPPED.fullmatch(name)}
@@ -88,17 +94,21 @@ def shape_of(state: State, *, heads: int | None, eps: float, quick_gelu: bool, w
         kernel, positions = state["patch_embed.proj.weight"], state["pos_embed"]
         blocks = {int(n.split(".")[1]) for n in state if n.startswith("blocks.")}
         dim, patch = kernel.shape[0], kernel.shape[2]
-        side = round((positions.shape[1] - 1) ** 0.5)
+        side, before = _grid(state)
         mlp = state["blocks.0.mlp.fc1.weight"].shape[0]
     except (KeyError, IndexError, ValueError):
         raise WeightsError(
             "not the tensors of a vision transformer", where=where, expected="timm's or Hugging Face's names"
         ) from None
-    if positions.shape[1] != side**2 + 1:
+    if positions.shape[1] != side**2 + before:
         raise WeightsError(
-            f"{positions.shape[1]} positions", where=where, expected="one, and those of a square of patches"
+            f"{positions.shape[1]} positions", where=where, expected=f"{before}, and those of a square of patches"
         )
-    heads = heads or max(dim // 64, 1)
+    heads = heads or HEADS.get(dim)
+    if heads is None:
+        raise WeightsError(
+            f"nothing says how many heads the attention of width {dim} has", where=where, todo="Set the model's heads."
+        )
     if dim % heads:
         raise WeightsError(f"a width of {dim} is not {heads} equal heads", where=where, todo="Set heads.")
     return Shape(
@@ -113,7 +123,14 @@ def shape_of(state: State, *, heads: int | None, eps: float, quick_gelu: bool, w
         norm_before="norm_pre.weight" in state,
         patch_bias="patch_embed.proj.bias" in state,
         layer_scale="blocks.0.ls1.gamma" in state,
+        distilled="dist_token" in state,
     )
+
+
+def _grid(state: State) -> tuple[int, int]:
+    """Patches along a side, and the tokens before them that have positions."""
+    before = 2 if "dist_token" in state else 1
+    return round(max(state["pos_embed"].shape[1] - before, 0) ** 0.5), before
 
 
 def from_huggingface(state: State) -> dict[str, Tensor]:
@@ -202,10 +219,10 @@ def resized(state: State, *, image_size: int, where: str) -> dict[str, Tensor]:
     if image_size % patch:
         raise WeightsError(f"image_size is {image_size}", where=where, expected=f"a multiple of {patch} pixels")
     positions: Any = state["pos_embed"]
-    side, wanted = round((positions.shape[1] - 1) ** 0.5), image_size // patch
+    (side, before), wanted = _grid(state), image_size // patch
     if side == wanted:
         return dict(state)
-    grid = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+    grid = positions[:, before:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
     grid = F.interpolate(grid, size=(wanted, wanted), mode="bicubic", antialias=True)
     places = grid.flatten(2).transpose(1, 2).to(positions.dtype)
-    return {**state, "pos_embed": torch.cat([positions[:, :1], places], dim=1)}
+    return {**state, "pos_embed": torch.cat([positions[:, :before], places], dim=1)}
