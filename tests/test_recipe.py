@@ -400,6 +400,27 @@ def test_differences_name_what_moves_numbers_and_nothing_else():
     assert ("method.name", "mg_clip", "prototype") in recipe.differences(old, other)
 
 
+def test_a_published_number_knows_in_what_a_run_differs_from_the_recipe_that_states_it():
+    write(GOOD + "expect: [{metric: last, value: 80, source: a paper}]")
+    asked = ["stream.data.size=16", "run.seed=3", "evaluate.start=true", "run.device=cpu"]
+    changed = recipe.load("q.yaml", ["method.lr=1", *asked])
+    assert changed.expect[0].stated_with == {"method.lr": 0.001, "stream.data.size": 8}
+    assert recipe.load("q.yaml", ["run.seeds=[1, 2]"]).expect[0].stated_with == {}
+    once_more = recipe.load(again(changed), ["method.lr=0.001", "models.clip.weights=mine"])
+    assert set(once_more.expect[0].stated_with) == {"stream.data.size", "models.clip.weights"}
+    assert again(once_more).expect == once_more.expect
+
+
+def test_where_a_data_set_of_several_lies_is_no_difference():
+    text = "stream: {name: multi_domain, data: [digits, cifar10]}\n"
+    text += "models: {clip: {name: clip, weights: micro-clip}}\nmethod: rail"
+    old = recipe.load(write(text))
+    other = recipe.load("q.yaml", ["stream.data=[{name: digits, size: 16}, {name: cifar10, root: /x}]"])
+    assert [name for name, *_ in recipe.differences(old, other)] == ["stream.data"]
+    placed = recipe.load("q.yaml", ["stream.data=[digits, {name: cifar10, root: /x}]"])
+    assert recipe.differences(old, placed) == []
+
+
 def test_runs_lie_in_a_folder_of_their_name_and_seed():
     loaded = recipe.load("mg_clip/cifar100", ["run.seeds=[4, 5]"])
     assert loaded.folder(5) == Path("runs/mg_clip-cifar100/seed_5")

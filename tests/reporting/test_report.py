@@ -11,7 +11,7 @@ import pytest
 from fake_runs import falling, write_run
 
 from perdure.errors import DataError
-from perdure.reporting import drawing, figures, html, load, markdown, plain, published, report, tables
+from perdure.reporting import drawing, figures, html, load, markdown, plain, published, report, tables, wide
 from perdure.reporting.terminal import terminal
 
 
@@ -153,6 +153,30 @@ def test_published_numbers_stand_beside_ours_with_their_source(pages):
     assert unknown.ours is None and unknown.difference is None
     for text in (read(pages[1]).text, pages[1]["report.md"].read_text()):
         assert "A Paper, table 3" in text and "other weights" in text
+
+
+def test_what_a_run_changes_stands_beside_published_numbers_and_other_data_leave_them_out(tmp_path):
+    def group(name, **stated_with):
+        expect = [{"metric": "last", "value": 74.05, "source": "A Paper", "stated_with": stated_with}]
+        folder = write_run(tmp_path / name, matrix=falling(3), expect=expect)
+        return tables.groups([load.read(folder)])
+
+    (found,) = published.published(group("epochs", **{"method.lr": 0.01, "stream.increment": 10})[0])
+    assert found.note == "method.lr was 0.01, now 0.001; stream.increment was 10, now 2"
+    for name, was in (
+        ("stream.data", [{"name": "cifar100"}]),
+        ("stream.data.name", "imagenet_r"),
+        ("models.vit.weights", "vit_base"),
+        ("method.name", "l2p"),
+    ):
+        other = group(name, **{name: was, "method.lr": 0.01})
+        assert published.published(other[0]) == []
+        (said,) = [text for text in tables.warnings(other) if "published numbers are left out" in text]
+        assert f"{name} was {tables.shown(was)}, now " in said and "method.lr" not in said
+        assert "74.05" not in markdown.markdown(other) + terminal(other, width=80)
+        assert "Published beside ours" not in html.html(other)
+        table = wide.wide([run for one in other for run in one.runs])
+        assert [line.source for line in table.lines] == [""] and said in table.remarks
 
 
 def test_markdown_has_direction_interval_and_seeds(pages):

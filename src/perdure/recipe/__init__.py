@@ -21,30 +21,32 @@ from perdure.recipe.section_names import unknown_sections
 from perdure.recipe.sections import Expect, Recipe, Run
 from perdure.recipe.source import NAMED_SECTIONS, Layer, Mark, Unreadable, Wrong, located, merge, read, read_overrides
 from perdure.recipe.text import dump
+from perdure.recipe.whole import Setting, differences, expecting, flat, resolved, to_mapping, to_yaml
 from perdure.run_folder import run_files
 from perdure.settings import config, registry
 from perdure.settings.config import Named
 from perdure.settings.faults import Fault, Keys, display
-from perdure.settings.inert import moves_no_number
-from perdure.settings.source import docs_of
 from perdure.settings.suggestions import nearest
 from perdure.types import Evaluation, Merge
 
 SHIPPED, shipped = registry.RECIPES, registry.recipes
-__all__ = ["Expect", "Recipe", "Run", "build", "differences", "load", "resolved", "to_yaml"]
+__all__ = [
+    "Expect",
+    "Recipe",
+    "Run",
+    "Setting",
+    "build",
+    "differences",
+    "flat",
+    "load",
+    "resolved",
+    "to_mapping",
+    "to_yaml",
+]
 MOST_BASES = 20
 """Recipes that are based on one another."""
 MAPPING = "<mapping>"
 """What messages call settings that come as a mapping; its lines are those of the YAML that it stands for."""
-
-
-class Setting(NamedTuple):
-    """One line of `perdure show`."""
-
-    value: Any
-    origin: str
-    """`default`, `file:line` or `command line`."""
-    doc: str
 
 
 class Built(NamedTuple):
@@ -77,12 +79,14 @@ def load(asked: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str
     given, more = read_overrides(overrides)
     if "base" in given.values:
         more.append(Wrong(mark=given.keys[("base",)], what="`base` is read from a file only", hint="run that recipe"))
+    speaks = "expect" in layer.values and given.values and "expect" not in given.values
+    stated = _checked(layer, default_name="run")[0] if speaks else None
     layer, wrong = _over(layer, given), wrong + more
     recipe, faults = _checked(layer, default_name="run" if text is not None else _run_name(file, label))
     wrong += [located(fault, layer) for fault in faults]
     if wrong or recipe is None:
         raise Unreadable(wrong, layer.files)
-    return recipe
+    return recipe if stated is None else expecting(recipe, stated)
 
 
 def locate(path_or_name: str | Path) -> tuple[Path, str]:
@@ -201,74 +205,6 @@ def head_grows(recipe: Recipe, role: str) -> bool:
     able = getattr(registry.settings("models", named.name), "head_grows", False)
     does = role in registry.describe("methods", recipe.method.name).head_grows
     return bool(able and does and recipe.stream.name == "chained" and recipe.merge.how == "none")
-
-
-def resolved(recipe: Recipe) -> dict[str, Setting]:
-    """Every setting by its dotted name, defaults included, with its origin and its documentation."""
-    table: dict[str, Setting] = {}
-
-    def add(name: str, value: Any, doc: str, *, within: str = "") -> None:
-        origin = recipe.origins.get(name) or recipe.origins.get(within) or "default"
-        table[name] = Setting(config.plain(value), origin, doc)
-
-    def add_named(prefix: str, named: Named) -> None:
-        place = cast(registry.Place, named.place)
-        add(f"{prefix}.name", named.name, registry.describe(place, named.name).summary, within=prefix)
-        cls, docs = registry.settings(place, named.name), registry.field_docs(place, named.name)
-        instance = config.parse(cls, named.settings, where=prefix)
-        for key in config.field_types(cls):
-            value = getattr(instance, key)
-            if isinstance(value, Named):
-                add_named(f"{prefix}.{key}", value)
-            else:
-                add(f"{prefix}.{key}", value, docs.get(key, ""))
-
-    add_named("stream", recipe.stream)
-    for role, named in recipe.models.items():
-        add_named(f"models.{role}", named)
-    add_named("method", recipe.method)
-    for section in ("evaluate", *(["merge"] if recipe.merge.how != "none" else []), "run"):
-        part = getattr(recipe, section)
-        docs = docs_of(type(part))
-        for key in config.field_types(type(part)):
-            add(f"{section}.{key}", getattr(part, key), docs[key])
-    if recipe.expect:
-        add("expect", recipe.expect, "Published numbers, printed beside ours.")
-    return table
-
-
-def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
-    """Settings that move numbers and differ: dotted name, old value, new value (None where absent)."""
-    before, after = flat(resolved(old)), flat(resolved(new))
-    names = [n for n in dict.fromkeys([*before, *after]) if n.partition(".")[0] != "expect"]
-    pairs = [(name, before.get(name), after.get(name)) for name in names if not moves_no_number(name, after)]
-    return [(name, was, now) for name, was, now in pairs if was != now]
-
-
-def flat(table: Mapping[str, Setting]) -> dict[str, Any]:
-    """Values by dotted name, those within groups of settings too."""
-    found: dict[str, Any] = {}
-    for name, setting in table.items():
-        inner = setting.value if isinstance(setting.value, Mapping) else None
-        found |= {name: setting.value} if inner is None else {f"{name}.{key}": value for key, value in inner.items()}
-    return found
-
-
-def to_mapping(recipe: Recipe) -> dict[str, Any]:
-    """The whole recipe as YAML's mappings, defaults included."""
-    tree: dict[str, Any] = {}
-    for name, setting in resolved(recipe).items():
-        *path, last = name.split(".")
-        part = tree
-        for key in path:
-            part = part.setdefault(key, {})
-        part[last] = setting.value
-    return tree
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe as a file that `load` reads back as an equal one."""
-    return dump(to_mapping(recipe))
 
 
 def _with_base(file: Path, label: str, inside: tuple[Path, ...], text: str | None = None) -> tuple[Layer, list[Wrong]]:

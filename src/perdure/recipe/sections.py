@@ -90,6 +90,8 @@ class Expect:
     """Where the number is printed."""
     note: str = ""
     """What differs between their setting and ours."""
+    stated_with: dict[str, Any] = field(default_factory=dict)
+    """Settings of the recipe that states the number, where a run has others: written when they are changed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The published numbers that a recipe expects, beside ours.
 
-Knows a recipe's `expect`. Does not know how numbers were measured.
+Knows by which names papers call our numbers. Does not know how numbers were measured.
 
 A list of ``{metric: average, value: 86.19, source: "...", note: "..."}``. `metric` is a row of the report, a
 metric (its final value), or the field's usual short name.
@@ -9,9 +9,9 @@ metric (its final value), or the field's usual short name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from perdure.reporting.expected import expected
 from perdure.reporting.tables import Group, Number, Summary
 
 SHORT = {
@@ -52,13 +52,11 @@ class Published:
 def published(group: Group) -> list[Published]:
     """What the first run's recipe expects, with the group's numbers of the same meaning."""
     found = []
-    for item in group.runs[0].recipe.get("expect") or []:
-        if not (isinstance(item, Mapping) and isinstance(item.get("value"), int | float) and "metric" in item):
-            continue  # a recipe that was edited by hand
-        number = match(str(item["metric"]), group)
+    for item in expected(group.runs[0]):
+        number = match(item.metric, group)
         ours = None if number is None or group.runs[0].unfinished else group.summaries[number]
-        told = {key: str(item.get(key) or "") for key in ("source", "note")}
-        found.append(Published(name=str(item["metric"]), value=item["value"], number=number, ours=ours, **told))
+        about = {"source": item.source, "note": item.note}
+        found.append(Published(name=item.metric, value=item.value, number=number, ours=ours, **about))
     return found
 
 

@@ -11,7 +11,6 @@ and both its intervals, bootstrap and t, exclude 0: with three pairs the bootstr
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ import numpy as np
 from perdure.metrics import METRICS, TASK_KNOWN, continual, find
 from perdure.reporting import load
 from perdure.reporting.card import identity
-from perdure.reporting.load import Run, flatten
+from perdure.reporting.expected import left_out
+from perdure.reporting.load import Run, flatten, shown
 from perdure.settings.inert import OF_RUN
 
 ENOUGH = 3
@@ -145,17 +145,6 @@ def _differing(every: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     names = sorted({name for one in every for name in one})
     table = {name: [one.get(name) for one in every] for name in names}
     return {name: values for name, values in table.items() if any(v != values[0] for v in values)}
-
-
-def shown(value: Any) -> str:
-    """A setting as people write it in a recipe; a dash for nothing."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
 
 
 def run_numbers(run: Run) -> dict[Number, float]:
@@ -291,6 +280,8 @@ def warnings(together: Sequence[Group]) -> list[str]:
             said.append(f"{group.label}: seed {', '.join(map(str, twice))} occurs more than once and counts once.")
         if group.deterministic:
             said.append(f"{group.label}: deterministic: seeds do not differ; {len(group.runs)} runs count as one.")
+        if why := left_out(group.runs[0]):
+            said.append(f"{group.label}: {why}.")
         said += [f"{run.name}: {note}." for run in group.runs for note in run.notes]
     if len({tuple(run.tasks) for run in runs}) > 1:
         said.append("The runs do not have the same tasks.")

@@ -27,6 +27,17 @@ OF_RUN = frozenset(
 """Settings of `run`. What `unreadable` left out is named in the card."""
 OF_METHODS = frozenset({"accumulate", "at_once", "chunk", "generate_batch", "encode_batch_size"})
 """How much is worked on at once, beside `evaluate.batch_size`."""
+BESIDE_PUBLISHED = frozenset(
+    {
+        "run.seed",
+        "evaluate.plan",
+        "evaluate.start",
+        "evaluate.metrics",
+        "evaluate.retention",
+        "evaluate.save_predictions",
+    }
+)
+"""What makes a replicate, or measures more, of what a published number is of."""
 
 
 def moves_no_number(name: str, settings: Mapping[str, Any]) -> bool:
