@@ -45,6 +45,17 @@ def test_a_report_can_go_elsewhere_and_leave_the_run_as_it_is(tmp_path, capsys):
     assert sorted(p.name for p in run.iterdir()) == before
 
 
+def test_a_report_of_several_lies_apart_from_theirs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [run_folder(tmp_path / name, seed, 40.0 + 10 * seed) for seed, name in enumerate("ab")]
+    assert perdure(capsys, "report", runs[0])[0] == 0
+    before = {p: p.read_bytes() for run in runs for p in run.rglob("*") if p.is_file()}
+    code, said = perdure(capsys, "report", *runs)
+    assert code == 0 and "comparison/report.html" in said.out.splitlines()
+    assert before == {p: p.read_bytes() for run in runs for p in run.rglob("*") if p.is_file()}
+    assert "|45.00|" in (tmp_path / "comparison" / "report.md").read_text()
+
+
 def test_a_folder_that_is_no_run_ends_with_one_message(tmp_path, capsys):
     code, said = perdure(capsys, "report", tmp_path)
     assert code == 2 and "this is not a run's folder" in said.err and "Traceback" not in said.err

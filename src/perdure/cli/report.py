@@ -37,8 +37,8 @@ class Spread(StrEnum):
 
 EXAMPLES = """
 perdure report runs/mg_clip-microworld
-perdure report runs/mg_clip-cifar100 runs/rapf-cifar100 --out comparison
-perdure report runs/tda-microworld runs/tent-microworld --spread sd --out comparison
+perdure report runs/mg_clip-cifar100 runs/rapf-cifar100
+perdure report runs/tda-microworld runs/tent-microworld --spread sd --out shifted
 perdure report runs/er-digits-sweep --table wide --metrics average,forgetting --format latex
 """
 
@@ -50,7 +50,9 @@ def command(
             help="folders of runs, or folders that hold them", metavar="RUN...", autocompletion=_complete.runs
         ),
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for the report [the first RUN]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="folder for the report [RUN; of several: comparison]")
+    ] = None,
     spread: Annotated[
         Spread, typer.Option("--spread", help="behind ± in wide tables: standard deviation or 95 % interval")
     ] = Spread.ci,

@@ -14,6 +14,8 @@ from perdure.files.folders import require_folder
 from perdure.reporting.card import compare_cards, make_card
 
 __all__ = ["compare_cards", "find_runs", "make_card", "report", "report_below"]
+COMPARISON = "comparison"
+"""Folder of the report of several."""
 
 
 def report_below(
@@ -23,7 +25,8 @@ def report_below(
 
     Args:
         folders: of runs, or of what holds some; one or several.
-        out: folder for the report; the first of `folders` if left out.
+        out: folder for the report. If left out: the folder that is named; of several, so that none loses its own,
+            `comparison` in the working folder.
         spread: see `report`.
 
     Returns:
@@ -36,7 +39,8 @@ def report_below(
     paths = [Path(one) for one in ([folders] if isinstance(folders, str | Path) else folders)]
     if not paths:
         raise DataError("no run is named", where="report", expected="a run's folder")
-    place = Path(out) if out is not None else paths[0]
+    several = len({path.absolute() for path in paths if not path.is_file()}) > 1
+    place = Path(out) if out is not None else Path(COMPARISON) if several else paths[0]
     require_folder(place, setting="--out")
     return report(find_runs(paths), place, spread=spread)
 
