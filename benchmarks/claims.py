@@ -57,7 +57,7 @@ WAYS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     },
     "vit": {
         "prototype": ("prototype/microworld_vit", ()),
-        "ranpac": ("ranpac/microworld", ("models.backbone={name: vit, weights: micro-vit}",)),
+        "ranpac": ("ranpac/microworld", ("models.clip=null", "models.vit={name: vit, weights: micro-vit}")),
         "finetune": ("finetune/microworld_vit", ()),
         "lwf": ("lwf/microworld_vit", ()),
         "joint": ("joint/microworld_vit", ()),

@@ -91,8 +91,8 @@ def _clip(name: str, **settings: Any) -> Tiny:
     return Tiny(name=name, roles=roles, streams=streams, settings=settings, given=("clip",))
 
 
-def _vit(name: str, *, role: str = "vit", **settings: Any) -> Tiny:
-    roles = {role: tiny_vit.fresh_vit}
+def _vit(name: str, **settings: Any) -> Tiny:
+    roles = {"vit": tiny_vit.fresh_vit}
     return Tiny(name=name, roles=roles, streams={"classify": clip_methods.small_stream}, settings=settings)
 
 
@@ -200,7 +200,7 @@ _ALL = (
     _clip("wise_ft", trains="both", **_TOWERS),
     _clip("rail", template=clip_methods.TEMPLATE, width=24, batch_size=3),
     _clip("bofa", templates=(clip_methods.TEMPLATE,), rank=3, epochs=2, rank_epochs=1, batch_size=3),
-    _vit("ranpac", role="backbone", projection_dim=24, batch_size=3),
+    _head("ranpac", projection_dim=24, batch_size=3),
     _vit("l2p", pool=4, top_k=2, length=2, batchwise=False, **_PROMPTS),
     _vit("l2p_prefix", pool=4, top_k=2, length=4, blocks=(0, 1), **_PROMPTS),
     _vit("dualprompt", pool=4, general_blocks=(0,), expert_blocks=(1, 2), expert_length=2, **_PROMPTS),

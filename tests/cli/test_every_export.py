@@ -58,7 +58,7 @@ def main_role(method: str) -> str:
     about = registry.describe("methods", method)
     roles = [role for role in about.roles if not ("clip" in about.one_role_of and role != "clip")]
     found = next(role for role in ("llm", "captioner", "audio", "net", "vit", "backbone", "clip") if role in roles)
-    return "backbone" if found == "clip" and method in ("rail", "bofa") else found
+    return "backbone" if found == "clip" and method in ("rail", "bofa", "ranpac") else found
 
 
 LEARNING = [

@@ -23,7 +23,6 @@ from perdure.families.class_incremental import heads, tuned
 from perdure.families.clip import classifier, export
 from perdure.families.clip.frozen_tower import FrozenTower, OnFrozenTower
 from perdure.models.clip import Clip
-from perdure.models.vit import Vit
 from perdure.runtime import Runtime
 from perdure.types import Batch, Query, Task
 
@@ -44,8 +43,8 @@ class Prototype(OnFrozenTower):
     answers = frozenset({"classify"})
     one_role_of = frozenset({"clip", "vit"})
 
-    def __init__(self, config: Config, *, clip: Clip | None = None, vit: Vit | None = None) -> None:
-        tower = tuned.one_of(clip, vit)
+    def __init__(self, config: Config, *, clip: Clip | None = None, vit: classifier.ImageTower | None = None) -> None:
+        tower = tuned.one_of(clip=clip, vit=vit)
         self.config, self.clip = config, clip
         self.frozen = FrozenTower(tower.requires_grad_(False))
         self.means = torch.zeros(0, tower.dim, dtype=tower.dtype)

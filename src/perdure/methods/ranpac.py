@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perdure.families.class_incremental import backbone as backbones
-from perdure.families.class_incremental import first_session
+from perdure.families.class_incremental import first_session, tuned
 from perdure.families.clip import classifier
 from perdure.families.clip.frozen_tower import FrozenTower, OnFrozenTower
 from perdure.layers import ridge
@@ -79,8 +79,17 @@ class Ranpac(OnFrozenTower):
 
     Config = Config
     answers = frozenset({"classify"})
+    one_role_of = frozenset({"clip", "vit", "backbone"})
 
-    def __init__(self, config: Config, *, backbone: classifier.ImageTower) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clip: classifier.ImageTower | None = None,
+        vit: classifier.ImageTower | None = None,
+        backbone: classifier.ImageTower | None = None,
+    ) -> None:
+        backbone = tuned.one_of(clip=clip, vit=vit, backbone=backbone)
         self.config, self.backbone = config, backbone
         self.sums = ridge.Sums()
         self.projection: Float[Tensor, "dim width"] | None = None

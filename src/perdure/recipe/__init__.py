@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 
 from perdure import demands, metrics, retention
 from perdure.errors import RecipeError
+from perdure.recipe import given_models
 from perdure.recipe.heading import data_explained
 from perdure.recipe.limits import require_room, require_steps
 from perdure.recipe.section_names import unknown_sections
@@ -151,6 +152,8 @@ def build_method(recipe: Recipe, seed: int) -> tuple[Any, dict[str, Any]]:
 
     seed_everything(seed)
     models = {role: named.build() for role, named in recipe.models.items()}
+    for role, model in models.items():
+        given_models.require_verbs(recipe, role, model)
     seed_everything(seed)  # the method's own start does not depend on what models drew
     method = recipe.method.build(**models)
     if recipe.merge.how != "none":
@@ -259,7 +262,7 @@ def _checked(layer: Layer, *, default_name: str) -> tuple[Recipe | None, list[Fa
         models = {role: value for role, value in models.items() if value is not None}
         for role, value in models.items():
             faults += config.check_named("models", value, ("models", role))
-        faults += _roles(values.get("method"), models)
+        faults += given_models.faults(values.get("method"), models)
     else:
         faults.append(Fault(path=("models",), what=f"expected models by role, found {display(models)}"))
     run_values = values.get("run", {})
@@ -293,30 +296,6 @@ def _named(place: str, value: Any) -> Named:
 def _origins(layer: Layer) -> dict[str, str]:
     marks: dict[Keys, Mark] = {**layer.marks, **layer.keys}
     return {".".join(str(p) for p in path): str(mark) for path, mark in marks.items()}
-
-
-def _roles(method: Any, models: Mapping[str, Any]) -> list[Fault]:
-    """Models that the method needs and are not given, or that it does not take."""
-    name = method.get("name") if isinstance(method, Mapping) else method
-    if not isinstance(name, str) or not registry.known("methods", name):
-        return []
-    about = registry.describe("methods", name)
-    takes = f"it takes: {', '.join(about.roles)}" if about.roles else "it takes none"
-    extra = [
-        Fault(path=("models", role), what=f"method `{name}` takes no model `{role}`", hint=takes, at="key")
-        for role in models
-        if role not in about.roles
-    ]
-    missing = [r for r in about.roles if r not in models and r not in about.optional_roles]
-    hint = "see: perdure list models"
-    given = [role for role in about.one_role_of if role in models]
-    if about.one_role_of and len(given) != 1:
-        takes = f"exactly one model of {' and '.join(f'`{role}`' for role in about.one_role_of)}"
-        found = " and ".join(given) or "none"
-        extra.append(Fault(path=("models",), what=f"method `{name}` takes {takes}, found {found}", hint=hint, at="key"))
-    return extra + [
-        Fault(path=("models",), what=f"method `{name}` needs a model `{r}`", hint=hint, at="key") for r in missing
-    ]
 
 
 def _unknown_metrics(evaluation: Evaluation | None) -> list[Fault]:

@@ -122,7 +122,7 @@ def describe(place: Place, name: str) -> Description:
     head = summarize(place, name)
     if place != "methods":
         return head
-    method = _method_class(_source(place, name), name)
+    method = method_class(name)[1]
     roles, optional = _roles(method)
     named = {key: _kinds(method, key) for key in ("answers", "needs_task_name", "one_role_of", "head_grows")}
     said = {
@@ -154,12 +154,12 @@ def settings(place: Place, name: str) -> type:
         RecipeError: the name is unknown, or `Config` needs more than the standard library, pydantic and
             other settings.
     """
-    return _source(place, name).value("Config")
+    return source(place, name).value("Config")
 
 
 def field_docs(place: Place, name: str) -> dict[str, str]:
     """The docstring under each field of `Config`."""
-    return _source(place, name).field_docs("Config")
+    return source(place, name).field_docs("Config")
 
 
 def load(place: Place, name: str) -> Any:
@@ -242,17 +242,20 @@ def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, str]:
     return {point.name: point.module for point in entry_points(group=group)}
 
 
-def _source(place: Place, name: str) -> Source:
+def source(place: Place, name: str) -> Source:
+    """The file of a name, parsed."""
     return parsed(find(place, name))
 
 
-def _method_class(source: Source, name: str) -> ast.ClassDef:
-    wanted = _plain(source.module.rpartition(".")[2])
-    for key in source.nodes:
+def method_class(name: str) -> tuple[Source, ast.ClassDef]:
+    """The class of a method, and the file that defines it."""
+    own = source("methods", name)
+    wanted = _plain(own.module.rpartition(".")[2])
+    for key in own.nodes:
         if _plain(key) == wanted or _plain(key) == _plain(name):
-            node = source.definition(key)[1]
+            home, node = own.definition(key)
             if isinstance(node, ast.ClassDef):
-                return node
+                return home, node
     raise _no_class(find("methods", name), name)
 
 

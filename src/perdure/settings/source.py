@@ -88,11 +88,16 @@ class Source:
 
     def _module_docs(self, alias: str, name: str) -> dict[str, str]:
         """`field_docs` of a class in an imported module of ours."""
+        module = self.module_of(alias)
+        return {} if module is None else module.field_docs(name)
+
+    def module_of(self, alias: str) -> Source | None:
+        """The module of ours that a name stands for by ``from package import module``; None: it stands for none."""
         node = self.nodes.get(alias)
-        if not isinstance(node, ast.ImportFrom) or (module := self._ours(node)) is None:
-            return {}
+        if not isinstance(node, ast.ImportFrom) or (package := self._ours(node)) is None:
+            return None
         original = next(a.name for a in node.names if (a.asname or a.name) == alias)
-        return parsed(locate(f"{module}.{original}")).field_docs(name)
+        return parsed(locate(f"{package}.{original}"))
 
     def _imported(self, node: ast.Import | ast.ImportFrom, name: str) -> Any:
         alias = next(a for a in node.names if name in (a.asname, a.name.split(".")[0], a.name))

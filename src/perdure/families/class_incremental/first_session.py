@@ -114,7 +114,7 @@ def make(settings: Settings, backbone: Any) -> Session | None:
         raise RecipeError(
             f"a first session ({kind}) needs a vision transformer of role model `vit`",
             where="method.first_session",
-            todo="Set models.backbone.name=vit, or method.first_session=none.",
+            todo="Give `models.vit`, or method.first_session=none.",
         )
     network = backbone.transformer()
     if kind == "adapter":

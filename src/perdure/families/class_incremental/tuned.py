@@ -72,20 +72,22 @@ def network(config: Tuning, clip: Clip | None, vit: Vit | None) -> Network:
     Raises:
         RecipeError: neither or both; or settings that do not go with it.
     """
-    model = one_of(clip, vit)
+    model = one_of(clip=clip, vit=vit)
     return UnderTexts(model, config) if isinstance(model, Clip) else UnderHead(model, config)
 
 
-def one_of(clip: Clip | None, vit: Vit | None) -> Any:
-    """The one that is given.
+def one_of(**roles: Any) -> Any:
+    """The one model that is given.
 
     Raises:
-        RecipeError: neither or both.
+        RecipeError: none or several.
     """
-    if (clip is None) == (vit is None):
-        found = "both `clip` and `vit`" if clip is not None else "neither `clip` nor `vit`"
-        raise RecipeError(found, where="models", expected="one of them")
-    return vit if clip is None else clip
+    given = [role for role, model in roles.items() if model is not None]
+    if len(given) != 1:
+        raise RecipeError(
+            f"found {' and '.join(given) or 'none'}", where="models", expected=f"one of {', '.join(roles)}"
+        )
+    return roles[given[0]]
 
 
 class UnderTexts:
