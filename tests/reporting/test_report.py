@@ -183,7 +183,7 @@ def test_markdown_has_direction_interval_and_seeds(pages):
     lines = pages[1]["report.md"].read_text().splitlines()
     assert lines[0] == "|method|metric||mean||95 % CI|s|n|"
     assert re.fullmatch(
-        r"\|keeps\|average accuracy \(%\)\|↑\|\*\*\d+\.\d\d\*\*\|±\|\d+\.\d\d\|\d+\.\d\d\|3\|", lines[2]
+        r"\|keeps\|average incremental accuracy \(%\)\|↑\|\*\*\d+\.\d\d\*\*\|±\|\d+\.\d\d\|\d+\.\d\d\|3\|", lines[2]
     )
     assert all(line.count("|") == lines[0].count("|") for line in lines[:4])
 
@@ -312,7 +312,9 @@ def test_an_unfinished_run_has_a_page_of_what_is_there_says_so_and_wins_nothing(
     paths = report([*whole, *part], tmp_path / "out")
     text = paths["report.md"].read_text()
     assert "unfinished, 2 of 4 tasks: the numbers are of these" in text and "card.json is missing" not in text
-    (row,) = (line for line in text.splitlines() if line.startswith("|part (2 of 4 tasks)|average accuracy"))
+    (row,) = (
+        line for line in text.splitlines() if line.startswith("|part (2 of 4 tasks)|average incremental accuracy")
+    )
     by_hand = [(m[0][0] + (m[1][0] + m[1][1]) / 2) / 2 for m in (falling(4, start=99.0, seed=s) for s in range(3))]
     assert f"|{sum(by_hand) / 3:.2f}|" in row
     assert "**" not in text and "undecided: part (2 of 4 tasks) is unfinished" in text
@@ -354,7 +356,8 @@ def test_the_terminals_table_by_hand(tmp_path):
     lines = terminal(groups, width=36).splitlines()
     assert lines == [
         "made_up                         mean",
-        "  average accuracy (%) ↑       82.50",
+        "  average incremental          82.50",
+        "    accuracy (%) ↑",
         "  final accuracy (%) ↑         75.00",
         "  accuracy when learned (%)    80.00",
         "    ↑",

@@ -230,12 +230,12 @@ def test_accuracy_with_the_task_known_has_its_own_forgetting_beside_the_headline
     (folder / "scores.json").write_text(json.dumps(scores))
     found = {number.title: value for number, value in tables.run_numbers(load.read(folder)).items()}
     assert found == {
-        "average accuracy": 77.5,
+        "average incremental accuracy": 77.5,
         "final accuracy": 65.0,
         "accuracy when learned": 85.0,
         "forgetting": 40.0,
         "backward transfer": -40.0,
-        "average accuracy in task": 91.25,
+        "average incremental accuracy in task": 91.25,
         "final accuracy in task": 87.5,
         "accuracy in task when learned": 92.5,
         "forgetting, task known": 10.0,

@@ -40,7 +40,7 @@ def table(folder, *metrics):
 
 def test_lines_are_methods_and_bold_is_what_the_report_decides(folder):
     found = table(folder, "average")
-    assert found.streams == ["digits_a", "digits_b"] and found.metrics == ["average accuracy (%) ↑"]
+    assert found.streams == ["digits_a", "digits_b"] and found.metrics == ["average incremental accuracy (%) ↑"]
     assert [line.label for line in found.lines] == ["bad", "good", "good, published"]
     best = {(line.label, stream): v.best for line in found.lines for (_, stream), v in line.values.items()}
     assert [key for key, is_best in best.items() if is_best] == [("good", "digits_a")]
@@ -53,8 +53,10 @@ def test_markdown_has_numbers_with_the_spread_that_was_asked_for(folder):
     found = table(folder, "average", "forgetting")
     text = wide.written(found, "markdown", "sd")
     head, _, bad, good, theirs = text.split("\n")[:5]
-    assert head.startswith("|method|average accuracy (%) ↑: digits_a|average accuracy (%) ↑: digits_b|forgetting")
-    one = found.lines[1].values["average accuracy (%) ↑", "digits_a"].one
+    assert head.startswith(
+        "|method|average incremental accuracy (%) ↑: digits_a|average incremental accuracy (%) ↑: digits_b|forgetting"
+    )
+    one = found.lines[1].values["average incremental accuracy (%) ↑", "digits_a"].one
     assert f"|**{one.mean:.2f}** ± {one.spread:.2f}|" in good and "**" not in bad
     assert f"** ± {one.margin:.2f}|" in wide.written(found, "markdown", "ci")
     assert theirs == "|good, published [1]|91.50|–|–|–|"
@@ -63,7 +65,7 @@ def test_markdown_has_numbers_with_the_spread_that_was_asked_for(folder):
 
 def test_latex_groups_columns_by_metric_and_escapes(folder):
     text = wide.written(table(folder, "average", "last"), "latex", "ci")
-    assert "\\multicolumn{2}{c}{average accuracy (\\%) $\\uparrow$}" in text
+    assert "\\multicolumn{2}{c}{average incremental accuracy (\\%) $\\uparrow$}" in text
     assert "\\cmidrule(lr){2-3}\\cmidrule(lr){4-5}" in text
     assert "method & digits\\_a & digits\\_b & digits\\_a & digits\\_b \\\\" in text
     assert "good & \\textbf{" in text and "$\\pm$" in text and "% [1] Doe et al. 2020, Table 2; one seed" in text

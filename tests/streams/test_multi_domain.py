@@ -71,5 +71,13 @@ run: {{out: {tmp_path}}}
         assert rows[0, 1] == rows[-1, 1]
     matrix = np.array([[rows[t, j] for j in (0, 1)] for t in (0, 1)])
     page = perdure.report(run.folder)["report.md"].read_text()
-    transfer = continual.zero_shot_transfer(matrix)["transfer"]
-    assert f"|accuracy of tasks before they are learned (%)|↑|{transfer:.2f}|" in page
+    papers = continual.zero_shot_transfer(matrix)
+    for name, of in (
+        ("Transfer", "accuracy of tasks before they are learned"),
+        ("Average", "accuracy over all cells"),
+        ("Last", "final accuracy, tasks weighed alike"),
+    ):
+        assert f"|{name} ({of}) (%)|↑|{papers[name.lower()]:.2f}|" in page
+        first, second = papers[f"{name.lower()}_of_tasks"]
+        by_set = f"|rail|{'–' if first is None else f'{first:.2f}'}|{second:.2f}|{papers[name.lower()]:.2f}|"
+        assert f"### {name} by test set" in page and by_set in page

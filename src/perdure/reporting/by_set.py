@@ -1,6 +1,7 @@
 """Methods down, test sets across, with the means that papers print: Markdown, CSV and LaTeX.
 
-Knows groups of runs that were only tested, and which test sets papers draw together. Does not know figures. A mean over
+Knows groups of runs that were only tested, those in which each set was asked after each, and which test sets papers
+draw together. Does not know figures. A mean over
 sets is that of the sets' numbers, unweighed, seed by seed; it is rounded at the end. Corruptions of several severities
 are drawn together by kind, and their mean error is 100 less their mean accuracy, without the weights of a reference
 network.
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Literal, NamedTuple
 
-from perdure.metrics import find
+from perdure.metrics import continual, find
 from perdure.reporting import markdown, plain
 from perdure.reporting.load import Run
-from perdure.reporting.tables import Group, Summary, summarize
+from perdure.reporting.tables import OF_SETS, Group, Summary, summarize
 
 Spread = Literal["sd", "ci"]
 OOD = ("A", "V", "R", "K")
@@ -48,9 +49,10 @@ class Texts(NamedTuple):
 
 
 def tables(groups: Sequence[Group]) -> list[Wide]:
-    """One table for each number that was measured on the test sets; none where runs have learned, or have one set."""
+    """One table for each number that was measured on the test sets; of runs that have learned Transfer, Average and
+    Last, if each set was asked after each; none where there is one set."""
     if not groups or not all(run.only_tests and len(run.tasks) > 1 for group in groups for run in group.runs):
-        return []
+        return [_of_sets(groups, name) for name in OF_SETS] if groups and all(map(_is_of_sets, groups)) else []
     names = list(dict.fromkeys(m for group in groups for run in group.runs for row in run.rows for m in row["values"]))
     names += COSTS
     return [table for name in names if (table := _table(groups, name)) is not None]
@@ -118,6 +120,27 @@ def _table(groups: Sequence[Group], metric: str) -> Wide | None:
         cells = [summarize(list(sets[name].values())) if name in sets else None for name in columns]
         lines.append((label, cells + [_mean_of(sets, names, error=error) for _, names, error in means]))
     return Wide(metric, [*columns, *(title for title, _, _ in means)], lines)
+
+
+def _is_of_sets(group: Group) -> bool:
+    return any(number.aggregate == OF_SETS[0] for number in group.summaries)
+
+
+def _of_sets(groups: Sequence[Group], name: str) -> Wide:
+    """Transfer, Average or Last of each set, and in total."""
+    columns = list(dict.fromkeys(task for group in groups for task in group.runs[0].tasks))
+    lines = []
+    for group in groups:
+        values: dict[str, list[float]] = {}
+        for run in group.runs[:1] if group.deterministic else group.runs:
+            cells = continual.from_rows(run.rows, tasks=len(run.tasks), metric=run.headline, or_first=True)
+            of_tasks = continual.zero_shot_transfer(cells.matrix)[f"{name.lower()}_of_tasks"]
+            for task, value in zip(run.tasks, of_tasks):
+                values.setdefault(task, []).extend([] if value is None else [value])
+        total = [one for n, one in group.summaries.items() if (n.metric, n.aggregate) == (group.runs[0].headline, name)]
+        cells_of = [summarize(values[task]) if values.get(task) else None for task in columns]
+        lines.append((group.label, [*cells_of, *total]))
+    return Wide(name, [*columns, "mean"], lines)
 
 
 def _by_set(group: Group, metric: str) -> dict[str, dict[int, float]]:

@@ -24,6 +24,7 @@ from perdure.reporting.markdown import CAPTION, cell, interval
 from perdure.reporting.plain import csv_text
 from perdure.reporting.published import published
 from perdure.reporting.tables import (
+    OF_SETS,
     Group,
     all_comparisons,
     all_numbers,
@@ -127,6 +128,7 @@ def _headline(groups: Sequence[Group]) -> list[dict[str, Any]]:
         return []
     chosen = [n for n in groups[0].summaries if n.metric == groups[0].runs[0].headline]
     order = {"average": 0, "last": 1, "MFN": 0, "MAA": 1, "BWT": 2, "forgetting": 3, "when_learned": 4, "over_sets": 4}
+    order |= dict.fromkeys(OF_SETS, -1)
     chosen = sorted((n for n in chosen if n.aggregate in order), key=lambda n: order[n.aggregate])[:3]
     return [{"number": number, "summary": groups[0].summaries[number]} for number in chosen]
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from perdure.reporting.expected import expected
-from perdure.reporting.tables import Group, Number, Summary
+from perdure.reporting.tables import OF_SETS, Group, Number, Summary
 
 SHORT = {
     "avg": "average",
@@ -27,6 +27,7 @@ SHORT = {
     "mean over sets": "over_sets",
     "backward transfer": "bwt",
     "forward transfer": "fwt",
+    "transfer": "Transfer",
 }
 """What papers call it -> aggregate in `tables.AGGREGATES`."""
 
@@ -65,10 +66,13 @@ def match(name: str, group: Group) -> Number | None:
     where both are the same."""
     plain = re.sub(r"[\s_-]+", " ", name.lower()).strip()
     numbers = list(group.summaries)
+    headline = [n for n in numbers if n.metric == group.runs[0].headline]
+    for number in headline:
+        if number.aggregate == name.strip() in OF_SETS:  # `Average` is another number than `average`
+            return number
     for number in numbers:
         if plain in (number.title, number.title.replace("final ", "last ")):
             return number
-    headline = [n for n in numbers if n.metric == group.runs[0].headline]
     for number in headline:
         if number.aggregate.lower() == plain and number.aggregate.isupper():
             return number

@@ -30,8 +30,8 @@ ENOUGH = 3
 MOST_IN_LABEL = 3
 """Settings that a label spells out."""
 AGGREGATES = {
-    "average": "average {}",
-    "average_of_tasks": "average {}, tasks weighed alike",
+    "average": "average incremental {}",
+    "average_of_tasks": "average incremental {}, tasks weighed alike",
     "last": "final {}",
     "last_of_tasks": "final {}, tasks weighed alike",
     "when_learned": "{} when learned",
@@ -40,7 +40,9 @@ AGGREGATES = {
     "forgetting": "forgetting",
     "bwt": "backward transfer",
     "fwt": "forward transfer",
-    "transfer": "{} of tasks before they are learned",
+    "Transfer": "Transfer ({} of tasks before they are learned)",
+    "Average": "Average ({} over all cells)",
+    "Last": "Last (final {}, tasks weighed alike)",
     "MFT": "MFT ({} when learned)",
     "MFN": "MFN (final {})",
     "MAA": "MAA (average {})",
@@ -48,7 +50,10 @@ AGGREGATES = {
     "kept": "{}, not taught, at the end",
     "lost": "points lost on {}",
 }
-"""Title of each way to draw a metric together over tasks; MFT to BWT: instruction tuning, the last two: `retention`."""
+"""Title of each way to draw a metric together over tasks. Transfer to Last: streams of data sets, where each is asked
+after each; MFT to BWT: instruction tuning; the last two: `retention`."""
+OF_SETS = ("Transfer", "Average", "Last")
+"""Of ZSCL and those after it: drawn together over data sets, and of each set."""
 AVERAGES = ("average", "MAA", "last", "when_learned", "over_sets")
 """Which of them one number of a whole run is; the later ones where the plan of tests does not give the first."""
 
@@ -326,15 +331,13 @@ def studies(together: Sequence[Group]) -> list[str]:
 
 
 def _aggregates(run: Run, metric: str, *, up: bool) -> dict[str, float | None]:
-    """The numbers over tasks that this run's cells define; transfer and forgetting where all are asked for."""
+    """The numbers over tasks that this run's cells define; all of them for the headline alone."""
     full = up and metric in (run.headline, TASK_KNOWN)
     cells = continual.from_rows(run.rows, tasks=len(run.tasks), metric=metric, or_first=metric == run.headline)
     found = continual.summary(cells.matrix, counts=cells.counts, initial=cells.initial)
     found["when_learned"] = continual.accuracy_when_learned(cells.matrix)
     if len(run.tasks) == 1:
         return {"last": found["last"]}
-    if full and not np.isnan(cells.matrix).any():
-        found["transfer"] = continual.zero_shot_transfer(cells.matrix)["transfer"]
     if full and metric in METRICS and METRICS[metric].module == "instruction":
         return {**continual.sefe(cells.matrix), "forgetting": found["forgetting"], "bwt": found["bwt"]}
     if metric in METRICS and METRICS[metric].module == "audio_visual":  # units differ from task to task
@@ -345,6 +348,10 @@ def _aggregates(run: Run, metric: str, *, up: bool) -> dict[str, float | None]:
         plain = found[f"{weighed}_of_tasks"]
         if plain is None or math.isclose(plain, found[weighed] or 0.0, abs_tol=1e-9):
             del found[f"{weighed}_of_tasks"]
+    if full and not np.isnan(cells.matrix).any():
+        of_sets = continual.zero_shot_transfer(cells.matrix)
+        found |= {name: of_sets[name.lower()] for name in OF_SETS}
+        found.pop("last_of_tasks", None)  # `Last` is the same number
     return {key: found[key] for key in (AGGREGATES if full else ("average", "last")) if key in found}
 
 
