@@ -237,6 +237,12 @@ def _check(method: Method, stream: Stream, evaluation: Evaluation) -> None:
         new_labels_only=getattr(method, "new_labels_only", ""),
         split=evaluation.split,
     )
+    if hasattr(method, "require_names"):  # before a task is learned that a later one's names would spoil
+        named = [task.candidates for task in stream if task.kind == "classify"]
+        apart = stream.task_revealed or not stream.shared_candidates
+        asked = named if apart else [[name for names in named for name in names]]
+        for names in (*asked, *(task.candidates for task in stream.retention)):
+            method.require_names(names)
 
 
 def _save(method: Method, stream: Stream, scores: Scores, task: Task, runtime: Runtime) -> None:

@@ -314,6 +314,7 @@ class Method(Protocol):
     #   head_grows = frozenset({"net"})  roles whose head gets more outputs when an update brings more classes
     #   not_merged = "..."       why weights are not merged with earlier ones (`merge`); else `merged` says which are
     #   not_updatable = "..."    why what was learned cannot be updated with a later task (`perdure update`)
+    #   require_names(names)     DataError where it cannot tell classes that a test asks among apart by their names
     #   new_labels_only = "..."  why a task may not bring examples of earlier tasks' classes
     #   needs_task_name       kinds that it answers only where the query names the task (a frozenset)
     #   one_role_of           optional roles of which exactly one is given (a frozenset)

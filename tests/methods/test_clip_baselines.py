@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from clip_methods import TEMPLATE, fresh_clip, learn, small_stream
+from PIL import Image
 
+import perdure
 from perdure import kept_examples
-from perdure.errors import RecipeError
+from perdure.errors import DataError, RecipeError
 from perdure.families.clip import classifier
 from perdure.loop import run
 from perdure.methods.continual_clip import Config as ContinualClipConfig
@@ -137,3 +141,25 @@ def test_raw_examples_survive_packing():
         assert [(e.id, e.target) for e in back] == [(e.id, e.target) for e in examples]
         for ours, theirs in zip(back, examples):
             assert all(np.array_equal(ours.inputs[name], theirs.inputs[name]) for name in theirs.inputs)
+
+
+@pytest.mark.parametrize("method", ["rail", "bofa", "mg_clip", "lwf", "magmax"])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["red", "blue", "a b", "a_b"], "the classes 'a b' and 'a_b' are the same: they differ in nothing"),
+        (["red", "blue", "xylograph", "qaid"], "are the same: its vocabulary lacks the words"),
+    ],
+)
+def test_class_names_that_the_clip_cannot_tell_apart_are_refused_before_the_first_task(tmp_path, method, names, said):
+    for name in names:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (32, 32), (40 * i, 0, 99)).save(tmp_path / "images" / name / f"{i}.png")
+    data = {"name": "image_folder", "root": str(tmp_path / "images")}
+    stream = {"data": data, "step": None, "tasks": [names[:2], names[2:]]}
+    where = {"out": str(tmp_path / "runs"), "seeds": [], "seed": 0}
+    about = {"clean_names": True}
+    with pytest.raises(DataError, match=re.escape(said)):
+        perdure.run(f"{method}/microworld", quiet=True, stream=stream, method=about, run=where)
+    assert not list(tmp_path.glob("runs/**/predictions/*")) and not list(tmp_path.glob("runs/**/checkpoint/*"))

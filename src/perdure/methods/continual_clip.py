@@ -28,7 +28,7 @@ class Config(settings.Prompts):
     template: Template = "a bad photo of a {}."
 
 
-class ContinualClip(OnFrozenTower):
+class ContinualClip(OnFrozenTower, classifier.OfNames):
     """State: the class names seen, for an export alone; each query brings its own."""
 
     Config = Config

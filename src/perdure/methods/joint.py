@@ -36,7 +36,7 @@ class Config(Tuning):
     """Passes over all images so far."""
 
 
-class Joint:
+class Joint(classifier.OfNames):
     """State: the trained weights, the first ones, the class names and every example so far."""
 
     Config = Config
@@ -49,6 +49,11 @@ class Joint:
         self.initial = classifier.copy_parameters(self.network.parameters)
         self.classes: list[str] = []
         self.examples: list[Example] = []
+
+    @property
+    def clip(self) -> Clip | None:
+        """The CLIP under whose texts it answers; none of a ViT's."""
+        return getattr(self.network, "clip", None)
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return classifier.Preprocessor(self.network.transform)(example, training)

@@ -39,7 +39,7 @@ class Config(Tuning):
     """Temperature T of both softmaxes in the distillation."""
 
 
-class Lwf:
+class Lwf(classifier.OfNames):
     """State: the trained weights and the class names."""
 
     Config = Config
@@ -50,6 +50,11 @@ class Lwf:
     def __init__(self, config: Config, *, clip: Clip | None = None, vit: Vit | None = None) -> None:
         self.config, self.network = config, tuned.network(config, clip, vit)
         self.classes: list[str] = []
+
+    @property
+    def clip(self) -> Clip | None:
+        """The CLIP under whose texts it answers; none of a ViT's."""
+        return getattr(self.network, "clip", None)
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return classifier.Preprocessor(self.network.transform)(example, training)

@@ -55,7 +55,7 @@ class Config(settings.Prompts):
         return 8 * self.width**2 if self.form == "primal" else 0
 
 
-class Rail(OnFrozenTower):
+class Rail(OnFrozenTower, classifier.OfNames):
     """State: sums over all images (primal) or all unit features (dual), the weights, and the class names."""
 
     Config = Config

@@ -82,6 +82,42 @@ def tokenize(clip: Clip, texts: Sequence[str], device: torch.device) -> Int[Tens
     return ids.to(device)
 
 
+def require_distinct(clip: Clip, names: Sequence[str], texts: Sequence[str]) -> None:
+    """Raise a DataError where classes of different names have prompts that are the same to this CLIP.
+
+    Args:
+        texts: the prompt of each class. A name that a data set itself has twice (ImageNet's `missile`) passes.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    for here, row in enumerate(clip.cut(clip.tokenize(texts)).tolist()):
+        there = first.setdefault(tuple(row), here)
+        if names[there] == names[here]:
+            continue
+        same = texts[there].lower() == texts[here].lower()
+        why = "they differ in nothing that it reads" if same else "its vocabulary lacks the words"
+        raise DataError(
+            f"to this CLIP the prompts of the classes {names[there]!r} and {names[here]!r} are the same: {why}",
+            where=f"weights {clip.source.name}" if clip.source else "",
+            expected=f"prompts that differ, found {texts[there]!r} and {texts[here]!r}",
+            todo="Give one of them another name" + ("." if same else ", or take a CLIP with a larger vocabulary."),
+        )
+
+
+class OfNames:
+    """A method that tells classes apart by their prompts, and refuses names for which this CLIP cannot."""
+
+    config: Any
+    """With `template` and `clean_names`."""
+    clip: Any
+    """None where classes are rows of a head."""
+
+    def require_names(self, names: Sequence[str]) -> None:
+        """Raise a DataError where two of the classes that a test may ask among have the same prompt."""
+        if self.clip is not None:
+            texts = prompts(self.config.template, names, clean=self.config.clean_names)
+            require_distinct(self.clip, names, texts)
+
+
 # -- what is trained ----------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,7 @@ class Settings(settings.Prompts):
     """Parts in which a batch is computed: less memory, the same step."""
 
 
-class Tuned:
+class Tuned(classifier.OfNames):
     """A CLIP whose towers are tuned task by task and which answers by prompts: what merging methods have alike."""
 
     scores_are = "logits"

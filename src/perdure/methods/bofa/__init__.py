@@ -174,6 +174,10 @@ class Bofa(OnFrozenTower):
         share = share if self.config.prototype_roles == "official" else 1 - share
         return share * looks + (1 - share) * texts.to(looks)
 
+    def require_names(self, names: Sequence[str]) -> None:
+        texts = classifier.prompts(self.config.templates[0], names, clean=self.config.clean_names)
+        classifier.require_distinct(self.clip, names, texts)
+
     def _texts(self, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "classes dim"]:
         """Unit features of the classes' prompts, averaged over templates."""
         summed = sum(

@@ -107,7 +107,7 @@ class Probe(NamedTuple):
     """The gap was never left: `epochs` is the fallback."""
 
 
-class MgClip:
+class MgClip(classifier.OfNames):
     """State: LoRA, one row a class of the visual classifier, class names, the number of epochs, the memory."""
 
     Config = Config

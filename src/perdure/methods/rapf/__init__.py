@@ -75,7 +75,7 @@ class Config(settings.Prompts):
     """Enlarge covariances before sampling; for data sets with few images a class."""
 
 
-class Rapf(OnFrozenTower):
+class Rapf(OnFrozenTower, classifier.OfNames):
     """State: the adapter, and each class's mean and Cholesky factor in raw feature space; those of a class that comes
     again stay as they were."""
 
