@@ -16,7 +16,7 @@ from tiny_clip import tiny_clip, tiny_model, tiny_tokenizer
 from torch import nn
 
 from perdure.errors import DataError, PerdureError, RecipeError, UnreadableExample, WeightsError
-from perdure.models import clip
+from perdure.models import clip, named_weights
 from perdure.models.clip import source as clip_source
 from perdure.models.clip.convert import from_openai, to_openai
 from perdure.models.clip.tokens import clean, end_positions, openai_encoder
@@ -220,7 +220,7 @@ def test_conversion_back_to_openai_names_loses_nothing():
 
 
 def test_an_embedded_name_is_found_in_the_package(monkeypatch, tmp_path):
-    monkeypatch.setattr(clip_source, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(named_weights, "EMBEDDED", tmp_path)
     tiny_clip(tmp_path / "micro-test")
     assert clip.load(clip.Config(weights="micro-test")).dim == 24
 

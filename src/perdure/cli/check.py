@@ -95,14 +95,11 @@ def _check(recipe: str, overrides: list[str], *, data: bool, quiet: bool) -> Che
     from perdure.recipe.checked import check
 
     found = check(recipe, overrides, data=False)
+    if data:
+        with libraries_aside():
+            found = found.with_data()
     if not quiet:
-        print(found, flush=True)
-    if not data:
-        return found
-    with libraries_aside():
-        found = found.with_data()
-    if not quiet:
-        print("\n".join(_plan(found)), flush=True)
+        print("\n".join([str(found), *(_plan(found) if data else [])]), flush=True)
     return found
 
 

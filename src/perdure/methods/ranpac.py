@@ -70,6 +70,11 @@ class Config:
     prompts: Annotated[int, Field(ge=1)] = 5
     """Tokens a block of `vpt_deep`."""
 
+    def misfits(self, models):
+        clips = [f"models.{role}" for role, (name, _) in models.items() if name in ("clip", "clip_resnet")]
+        if clips and self.first_session != "none":
+            yield "first_session", f"is {self.first_session}, and {clips[0]} is a CLIP; set none, or give `models.vit`"
+
     def bytes_needed(self) -> int:
         return 8 * self.projection_dim**2
 

@@ -182,8 +182,8 @@ def check_fit(recipe: Recipe, stream: Any) -> None:
         raise RecipeError(what, where="merge.how", expected="none")
     classes = max((task.offset + len(task.candidates) for task in stream if task.kind == "classify"), default=0)
     method: Any = config.parse(registry.settings("methods", recipe.method.name), recipe.method.settings, where="method")
-    for role, named in recipe.models.items():
-        settings = config.parse(registry.settings("models", named.name), named.settings, where=f"models.{role}")
+    given_models.require_fitting_settings(recipe, method)
+    for role, (_, settings) in given_models.read(recipe).items():
         if getattr(method, "trains", "") == "all" and getattr(settings, "dtype", "") == "float16":
             raise RecipeError(
                 "is float16, in which the epsilon of Adam (1e-8) is 0, and method.trains is all",

@@ -13,7 +13,7 @@ from typing import Any
 
 from perdure import recipe as recipes
 from perdure.files.folders import require_folder
-from perdure.recipe import Recipe
+from perdure.recipe import Recipe, given_models
 from perdure.recipe.plan import passes
 from perdure.recipe.text import flow
 from perdure.settings import config
@@ -30,6 +30,7 @@ class Checked:
         """The same with its data read, and the method known to fit them. Raises as `check` does."""
         stream = recipes.build_stream(self.recipe)
         recipes.check_fit(self.recipe, stream)
+        given_models.require_weights(self.recipe)
         return replace(self, stream=stream)
 
     @property

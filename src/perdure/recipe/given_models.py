@@ -11,7 +11,7 @@ from typing import Any
 
 from perdure.errors import RecipeError
 from perdure.recipe.sections import Recipe
-from perdure.settings import registry, roles
+from perdure.settings import config, registry, roles
 from perdure.settings.faults import Fault
 
 
@@ -54,6 +54,36 @@ def require_verbs(recipe: Recipe, role: str, model: Any) -> None:
             expected=f"what method {name} asks of its `{role}`",
             todo="docs/add-a-model.md lists it by role.",
         )
+
+
+def require_weights(recipe: Recipe) -> None:
+    """RecipeError where weights are not on this machine and cannot be fetched: what a model's `Config` says in
+    `weights_absent`."""
+    for role, (_, settings) in read(recipe).items():
+        if why := getattr(settings, "weights_absent", str)():
+            raise RecipeError(
+                f"{settings.weights}: {why}",
+                where=f"models.{role}.weights",
+                expected="a folder, a file, an embedded model, or a hub id that can be had",
+            )
+
+
+def require_fitting_settings(recipe: Recipe, method: Any) -> None:
+    """RecipeError where the method's settings do not go with its models: what its `Config` says in `misfits`."""
+    wrong = method.misfits(read(recipe)) if hasattr(method, "misfits") else ()
+    if found := [f"method.{name}: {message}" for name, message in wrong]:
+        raise RecipeError("\n".join(found))
+
+
+def read(recipe: Recipe) -> dict[str, tuple[str, Any]]:
+    """Name and settings of each model by its role."""
+    return {
+        role: (
+            named.name,
+            config.parse(registry.settings("models", named.name), named.settings, where=f"models.{role}"),
+        )
+        for role, named in recipe.models.items()
+    }
 
 
 def _unfit(method: str, role: str, model: str, *, at: str | None) -> list[Fault]:

@@ -28,6 +28,13 @@ class Prompting:
     smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Least share of an image's area in a crop."""
 
+    def misfits(self, models):
+        vit = models["vit"][1] if "vit" in models else None
+        depth = vit.count_blocks() if hasattr(vit, "count_blocks") else None
+        for name in ("blocks", "general_blocks", "expert_blocks"):
+            if depth is not None and (wrong := [block for block in getattr(self, name, ()) if block >= depth]):
+                yield name, f"names block {wrong[0]}; the network has blocks 0 to {depth - 1}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pool(Prompting):
@@ -72,3 +79,7 @@ class Tuning(settings.Training):
     """Role `vit`: a row and a bias a class, or cosines with a row a class times a scale."""
     head_lr: Annotated[float, Field(gt=0)] = 0.001
     """Role `vit`: learning rate of the head, which falls as `lr` does."""
+
+    def misfits(self, models):
+        if self.trains == "head" and "clip" in models:
+            yield "trains", "is head, and a CLIP has none; set lora or all, or give `models.vit`"

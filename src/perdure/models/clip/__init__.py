@@ -49,6 +49,11 @@ class Config:
     """Only for weights files: attention heads of the vision and the text tower; none: as `open_clip_config.json` beside
     them says, else width / 64."""
 
+    def weights_absent(self) -> str:
+        from perdure.models import named_weights
+
+        return named_weights.absent(self.weights, self.revision)
+
 
 def load(config: Config) -> Clip:
     """The CLIP that `config` names, frozen, in evaluation mode, on the CPU.

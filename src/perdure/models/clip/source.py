@@ -16,16 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from perdure.errors import WeightsError
 from perdure.models.clip.archive import check_present
+from perdure.models.named_weights import ALIASES, EMBEDDED, here, is_path
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "micro"
-"""Folders of tiny models that come with perdure, by name."""
-ALIASES = {
-    "ViT-B/32": "openai/clip-vit-base-patch32",
-    "ViT-B/16": "openai/clip-vit-base-patch16",
-    "ViT-L/14": "openai/clip-vit-large-patch14",
-    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
-}
-"""OpenAI's names -> the same weights on the hub."""
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -44,7 +36,6 @@ _DOWNLOADS = (
 """What is fetched from the hub, one form of the weights only."""
 _NETWORK_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 """Base of all errors of the HTTP library that the hub's client uses (httpx or httpx2)."""
-_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}
 
 
 @dataclass(frozen=True)
@@ -97,12 +88,9 @@ def find(weights: str, *, revision: str | None = None) -> Source:
     Raises:
         WeightsError: nothing there, or the hub cannot be reached and has no cached copy.
     """
-    path = Path(weights).expanduser()
-    if path.exists():
+    if path := here(weights):
         source = Source(weights, path)
-    elif "/" not in weights and (EMBEDDED / weights).is_dir():
-        source = Source(weights, EMBEDDED / weights)
-    elif path.suffix in _SUFFIXES or weights.startswith(("/", ".", "~")) or weights.count("/") > 1:
+    elif is_path(weights):
         raise WeightsError("no such file or folder", where=weights)
     else:
         repository = ALIASES.get(weights, weights)

@@ -22,7 +22,7 @@ from transformers import CLIPVisionConfig
 from perdure.errors import RecipeError, WeightsError
 from perdure.models.clip import preprocessor
 from perdure.models.clip.archive import read_tensors
-from perdure.models.clip.source import EMBEDDED, Source, find
+from perdure.models.clip.source import Source, find
 from perdure.models.clip.transform import ClipTransform, channel_triple, read_json
 from perdure.models.vit import weights as formats
 from perdure.models.vit.network import NOTHING, Insertions, VisionTransformer
@@ -78,6 +78,24 @@ class Config:
     """Attention heads, for files that do not say; none: those of the published vision transformer of that width."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Type of weights and activations."""
+
+    def weights_absent(self) -> str:
+        from perdure.models import named_weights
+
+        return named_weights.absent(_named(self.weights), self.revision)
+
+    def count_blocks(self) -> int | None:
+        from perdure.models import named_weights
+
+        return named_weights.count_blocks(_named(self.weights), self.revision)
+
+
+def _named(weights: str) -> str:
+    """A path, an embedded model or a hub id; timm's names are those of its organization there."""
+    from perdure.models import named_weights
+
+    known = "/" in weights or named_weights.here(weights) or named_weights.is_path(weights)
+    return weights if known else f"timm/{weights}"
 
 
 def load(config: Config) -> Vit:
@@ -201,9 +219,7 @@ def _source(config: Config) -> Source:
     path = Path(name).expanduser()
     if path.suffix == ".npz" and path.is_file():
         return Source(name, path)
-    here = path.exists() or (EMBEDDED / name).is_dir() or path.suffix in (".npz", ".pth", ".bin", ".safetensors")
-    found = find(name if here or "/" in name else f"timm/{name}", revision=config.revision)
-    return replace(found, name=name)
+    return replace(find(_named(name), revision=config.revision), name=name)
 
 
 def _file(source: Source, config: Config, notes: list[str]) -> tuple[nn.Module, ClipTransform]:
