@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure import check as perdure_check
 from perdure.cli import commands
 
 MAIN = "from perdure.cli import main; main()"
@@ -260,6 +261,16 @@ def test_check_lists_the_tasks_and_the_steps_that_the_settings_name(folder):
     assert lines[7].split() == ["all", "10", "1258", "0", "539"]  # the 1,797 digits
     assert lines[8].startswith("steps: epochs (4) x train / 100 + visual_epochs (3) x train / 64")
     assert lines[9] == "1 run: runs/my/seed_0"
+
+
+def test_check_names_the_steps_of_a_first_session_alone_and_none_where_there_is_none():
+    small = {"train_per_class": 48, "test_per_class": 2}
+    plain = perdure_check("ranpac/microworld", stream=small)
+    assert {str(task["steps"]) for task in plain.tasks} == {"[]"}
+    vit = ["models.clip=null", "models.vit={name: vit, weights: micro-vit}", "method.first_session=adapter"]
+    session = perdure_check("ranpac/microworld", vit, stream=small)
+    first, *others = [task["steps"] for task in session.tasks]
+    assert first == [20 * session.tasks[0]["train"] // 48] and others and all(steps == [0] for steps in others)
 
 
 @pytest.mark.parametrize("recipe", ["mg_clip/cifar100", "er/seq_cifar10_200", "mg_clip/imagenet_r", "sgd/rot_mnist"])

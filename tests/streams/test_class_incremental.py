@@ -171,7 +171,7 @@ def test_clean_names_are_off_by_default():
 
 def test_a_class_without_training_image_is_named():
     data = dataset([0, 2], test=[0, 1, 2], names=["ant", "bee", "cat"])
-    with pytest.raises(DataError, match=r"task 1 \(class 1\): no training image of 1 class\(es\) of this task: bee"):
+    with pytest.raises(DataError, match=r"task 2 \(class 1\): no training image of 1 class\(es\) of this task: bee"):
         stream(data, [0, 1, 2], [0, 1, 2, 3])
 
 
@@ -181,7 +181,7 @@ def test_zero_shot_streams_need_no_training_image():
 
 
 def test_a_task_without_test_image_is_refused():
-    with pytest.raises(DataError, match="task 1: no test image"):
+    with pytest.raises(DataError, match="task 2: no test image"):
         stream(dataset([0, 1], test=[0], names=["a", "b"]), [0, 1], [0, 1, 2])
 
 
@@ -232,6 +232,19 @@ def test_a_wrong_order_file_is_refused(tmp_path, content, said):
     path.write_text(content)
     with pytest.raises(RecipeError, match=said):
         class_order(str(path), dataset([0], names=["ant", "bee", "cat"]))
+
+
+def test_a_number_that_is_a_label_and_another_class_s_name_is_refused(tmp_path):
+    data = dataset([0], names=sorted(map(str, range(12))))  # 0, 1, 10, 11, 2 ...
+    path = tmp_path / "order.json"
+    path.write_text(json.dumps([0, 1, *range(2, 12)]))
+    with pytest.raises(RecipeError, match=r"entry 2 is 2: label 2, which is the class '10', or the name .*label is 4"):
+        class_order(str(path), data)
+    path.write_text(json.dumps([*map(str, range(12))]))
+    assert class_order(str(path), data) == [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3]
+    plain = dataset([0], names=["0", "1", "2"])  # each is called by its label
+    path.write_text("[2, 0, 1]")
+    assert class_order(str(path), plain) == [2, 0, 1]
 
 
 def test_an_unknown_order_is_refused_with_the_nearest():

@@ -188,7 +188,10 @@ def _plan(found: Checked) -> list[str]:
     rows.append(["all", "", *(str(sum(row[key] for row in tasks)) for key in counted), *[""] * len(shown)])
     lines = columns(rows, total=width())
     if pairs:
-        said = " + ".join(f"{p.setting} ({p.epochs}) x train / {p.batch_size}" for p in pairs)
+        said = " + ".join(
+            f"{p.setting} ({p.epochs}) x train / {p.batch_size}{' of the first task' * p.first_task_only}"
+            for p in pairs
+        )
         lines += text(f"steps: {said}, for the task's own examples; what is kept of earlier tasks comes on top")
         if words := sorted({p.epochs for p in pairs if isinstance(p.epochs, str)}):
             lines += text(f"{', '.join(words)}: the method sets the epochs when a task begins")
@@ -229,7 +232,7 @@ def _told(conversation: Conversation) -> list[str]:
 
 def _tried(trial: Trial, steps: int) -> list[str]:
     """What the first steps gave: parameters, losses, seconds, memory."""
-    tasks = " and ".join(f"task {index} ({n} examples)" for index, n in trial.examples.items())
+    tasks = " and ".join(f"task {index + 1} ({n} examples)" for index, n in trial.examples.items())
     memory = ", ".join(f"{size / 2**30:.1f} GiB {where}" for where, size in trial.peak_memory.items())
     head = (
         f"The first {steps} steps of each stage of {tasks}, on {trial.device} in {trial.precision}; "
@@ -240,7 +243,7 @@ def _tried(trial: Trial, steps: int) -> list[str]:
     rows = [["task", "stage", "trained", "seconds a step", "loss"]]
     for stage in trial.stages:
         losses = " ".join("-" if loss is None else f"{loss:.4g}" for loss in stage.losses)
-        rows.append([str(stage.task), stage.name, f"{stage.parameters:,}", _seconds(stage.seconds), losses])
+        rows.append([str(stage.task + 1), stage.name, f"{stage.parameters:,}", _seconds(stage.seconds), losses])
     return [*text(head), *columns(rows, total=width())]
 
 

@@ -75,6 +75,11 @@ class Config:
         if clips and self.first_session != "none":
             yield "first_session", f"is {self.first_session}, and {clips[0]} is a CLIP; set none, or give `models.vit`"
 
+    def passes(self) -> list[dict[str, Any]]:
+        """What is trained by steps (`perdure.recipe.plan`): the first session alone."""
+        batch = {"epochs": self.epochs, "batch_size": self.session_batch_size}
+        return [] if self.first_session == "none" else [{"setting": "epochs", "first_task_only": True} | batch]
+
     def bytes_needed(self) -> int:
         return 8 * self.projection_dim**2
 

@@ -1,8 +1,9 @@
 """How long a recipe trains, as far as its settings say: steps of each task.
 
 Knows the settings `epochs` and `batch_size` of a method (also with a word in front, ``visual_epochs``, or within
-nested settings). Does not know what a method does with them: the counts are of one pass over a task's own training
-examples an epoch; what is replayed comes on top. Imports no torch.
+nested settings); a `Config` that trains otherwise says how by `passes()`, fields of `Passes` by name. Does not know
+what a method does with them: the counts are of one pass over a task's own training examples an epoch; what is replayed
+comes on top. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ class Passes:
     epochs: int | str
     """A word (`auto`) where the method decides."""
     batch_size: int
+    first_task_only: bool = False
+    """Later tasks are learned without steps."""
 
     def steps(self, task: Task) -> int | None:
         """Steps of a task; None where the method decides. The stream's own batches, where it has them, come first."""
+        if self.first_task_only and task.index:
+            return 0
         if isinstance(self.epochs, str):
             return None
         each = len(task.facts.get("batches", ())) or math.ceil(len(task.train) / self.batch_size)
@@ -38,14 +43,19 @@ class Passes:
 
 def passes(recipe: Recipe) -> list[Passes]:
     """Pairs of epochs and batch size in the method's settings, in their order; those of no epochs are left out."""
-    place = cast(registry.Place, recipe.method.place)
-    cls = registry.settings(place, recipe.method.name)
-    return list(_pairs(config.parse(cls, recipe.method.settings, where="method")))
+    settings = _settings(recipe)
+    return [Passes(**each) for each in settings.passes()] if hasattr(settings, "passes") else list(_pairs(settings))
 
 
 def largest_batch(recipe: Recipe) -> int:
-    """Examples of the largest step that the settings speak of; 1 where they speak of none."""
-    return max((each.batch_size for each in passes(recipe)), default=1)
+    """Examples of the largest step, or batch, that the settings speak of; 1 where they speak of none."""
+    plain = getattr(_settings(recipe), "batch_size", 1)
+    return max([each.batch_size for each in passes(recipe)] or [plain if isinstance(plain, int) else 1])
+
+
+def _settings(recipe: Recipe) -> Any:
+    cls = registry.settings(cast(registry.Place, recipe.method.place), recipe.method.name)
+    return config.parse(cls, recipe.method.settings, where="method")
 
 
 def _pairs(settings: Any) -> Iterator[Passes]:

@@ -79,10 +79,11 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The data set's name, or several, as the recipe states them; empty where the stream has none of its own."""
+        """The data set's name, or several, as the recipe states or names them; empty where the stream has none."""
         stream = self.recipe.get("stream")
         stated = stream.get("data") if isinstance(stream, Mapping) else None
-        names = [name_of(one) for one in (stated if isinstance(stated, list) else [stated])]
+        named = stream.get("names") if isinstance(stream, Mapping) and isinstance(stated, list) else None
+        names = [name_of(one) for one in (named or (stated if isinstance(stated, list) else [stated]))]
         return ", ".join(filter(None, names))
 
     @property

@@ -221,6 +221,8 @@ def _permutation(listed: Any, dataset: Dataset, *, where: str) -> list[int]:
     for place, item in enumerate(listed):
         if isinstance(item, str) and times[item] == 1:
             order.append(names.index(item))
+        elif isinstance(item, int) and not isinstance(item, bool) and str(item) in times and item != _at(item, names):
+            raise _two_readings(item, place, dataset, where=where)
         elif isinstance(item, int) and not isinstance(item, bool) and 0 <= item < count:
             order.append(item)
         else:
@@ -239,6 +241,24 @@ def _permutation(listed: Any, dataset: Dataset, *, where: str) -> list[int]:
         parts += [f"{len(missing)} of {count} classes are missing: {', '.join(missing[:5])}"] if missing else []
         raise RecipeError("; ".join(parts), where=where, expected=f"each of {count} classes once")
     return order
+
+
+def _at(number: int, names: Sequence[str]) -> int:
+    """The label of the class that is called by a number."""
+    return names.index(str(number))
+
+
+def _two_readings(number: int, place: int, dataset: Dataset, *, where: str) -> RecipeError:
+    """A label, and the name of a class that has another: what was meant cannot be known."""
+    names, label = dataset.candidates, _at(number, dataset.candidates)
+    as_label = f"label {number}, which is the class '{names[number]}'" if 0 <= number < len(names) else "no label"
+    return RecipeError(
+        f"entry {place} is {number}: {as_label}, or the name of the class '{number}', whose label is {label}",
+        where=where,
+        expected=f"names in quotes, where classes of {dataset.name} are called by numbers",
+        todo=f'Write "{number}" for the class of that name'
+        + (f', or "{names[number]}" for the class with label {number}.' if 0 <= number < len(names) else "."),
+    )
 
 
 def _tasks(
@@ -261,7 +281,7 @@ def _tasks(
         selection.require_training_images(
             parts["train"].targets,
             dict(enumerate(names[start:stop], start)),
-            where=f"task {index} ({name})",
+            where=f"task {index + 1} ({name})",
             data=dataset.name,
             limit=rules.train_per_class,
         )
@@ -282,6 +302,6 @@ def _require_tests(tasks: Sequence[Task], dataset: Dataset) -> None:
         if not len(task.test):
             raise DataError(
                 f"no test image of any class of this task ({', '.join(task.candidates[:5])} ...)",
-                where=f"{dataset.name}, task {task.index}",
+                where=f"{dataset.name}, task {task.index + 1}",
                 todo="Complete the data, or choose another order or step.",
             )
