@@ -110,7 +110,7 @@ def test_every_stage_of_a_method_is_tried_and_nothing_is_written(tmp_path, capsy
         main(["check", "mg_clip/microworld", *DIGITS, "--steps", "2"])
     out = capsys.readouterr().out
     assert left.value.code == 0
-    rows = dict(re.findall(r"^0 +(\w+) +([\d,]+) +[\d.]+ \(first [\d.]+\) +\S+ \S+$", out, re.MULTILINE))
+    rows = dict(re.findall(r"^1 +(\w+) +([\d,]+) +[\d.]+ \(first [\d.]+\) +\S+ \S+$", out, re.MULTILINE))
     assert list(rows) == ["probe", "lora", "visual"]
     assert int(rows["lora"].replace(",", "")) > 1000
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from perdure import api, prediction, recipe
 from perdure.cli import main
 from perdure.errors import DataError
-from perdure.exports import onnx
+from perdure.exports import card, onnx
 from perdure.run_folder import versions
 from perdure.settings import registry
 from perdure.types import Example
@@ -298,3 +298,9 @@ def test_no_page_is_made_for_clips(exported, folder, capsys):
     assert leaving.value.code == 2
     assert "no page is made for tasks of kind" in capsys.readouterr().err
     assert not (folder / "no_page").exists()
+
+
+def test_an_export_says_how_its_run_is_made_again_where_its_data_lie_elsewhere():
+    assert card.again(recipe.load("er/digits")) == "`perdure run recipe.yaml`"
+    own = recipe.load("l2p/microworld", ["stream.data={name: image_folder, root: pictures}"])
+    assert card.again(own) == "`perdure run recipe.yaml stream.data.root=...`, with the folder of its data"

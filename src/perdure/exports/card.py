@@ -9,11 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from perdure import recipe
 from perdure.api import Opened
 from perdure.calibration import has_logits
 from perdure.files.text_files import read_json
 from perdure.files.written_whole import write_text
 from perdure.metrics import continual
+from perdure.recipe import Recipe
 from perdure.reporting import load
 
 TAGS = {
@@ -54,7 +56,7 @@ def write(opened: Opened, out: Path, usage: str, *, page: bool = False) -> None:
     text = f"""# {name}
 
 Made by perdure from the run in `{opened.folder.name}` (seed {asked.run.seed}). The numbers above are one seed's;
-`recipe.yaml` beside this file makes it again: `perdure run recipe.yaml`.
+`recipe.yaml` beside this file makes it again: {again(asked)}.
 
 ```python
 {usage.strip()}
@@ -70,6 +72,13 @@ def _what_numbers_are(opened: Opened) -> str:
     if opened.temperature is None:
         return "\nThe probabilities are a softmax, not calibrated: they do not say how often an answer is right.\n"
     return f"\nThe probabilities are calibrated on validation images (temperature {opened.temperature:g}).\n"
+
+
+def again(asked: Recipe) -> str:
+    """The command that makes the run again; where its data lie must be said, for an export travels."""
+    roots = [name for name, setting in recipe.resolved(asked).items() if name.endswith(".root") and setting.value]
+    command = " ".join(["perdure run recipe.yaml", *(f"{name}=..." for name in roots)])
+    return f"`{command}`" + (", with the folder of its data" if roots else "")
 
 
 def load_summary(folder: Path) -> dict[str, float | None]:
