@@ -99,16 +99,16 @@ class Ranpac(OnFrozenTower):
         vit: classifier.ImageTower | None = None,
         backbone: classifier.ImageTower | None = None,
     ) -> None:
-        backbone = tuned.one_of(clip=clip, vit=vit, backbone=backbone)
-        self.config, self.backbone = config, backbone
+        tower: classifier.ImageTower = tuned.one_of(clip=clip, vit=vit, backbone=backbone)
+        self.config, self.backbone = config, tower
         self.sums = ridge.Sums()
         self.projection: Float[Tensor, "dim width"] | None = None
         self.weights: Float[Tensor, "width classes"] | None = None
         self.ridges: list[float] = []
         """One a task, as chosen when it was learned."""
         self.classes: list[str] = []
-        self.session = session = first_session.make(config, backbone)
-        self.frozen = FrozenTower(backbone, beside=session.state_dict if session else None)
+        self.session = session = first_session.make(config, tower)
+        self.frozen = FrozenTower(tower, beside=session.state_dict if session else None)
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return backbones.Preprocessor(self.backbone.transform, self.config.augment)(example, training)

@@ -29,8 +29,8 @@ class Prompting:
     """Least share of an image's area in a crop."""
 
     def misfits(self, models):
-        vit = models["vit"][1] if "vit" in models else None
-        depth = vit.count_blocks() if hasattr(vit, "count_blocks") else None
+        settings = models["vit"][1] if "vit" in models else None
+        depth = getattr(settings, "count_blocks", lambda: None)()
         for name in ("blocks", "general_blocks", "expert_blocks"):
             if depth is not None and (wrong := [block for block in getattr(self, name, ()) if block >= depth]):
                 yield name, f"names block {wrong[0]}; the network has blocks 0 to {depth - 1}"
