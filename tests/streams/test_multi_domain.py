@@ -1,12 +1,13 @@
 """Data sets as tasks: labels count through, MTIL asks among one set's classes, X-TAIL among all."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 import perdure
-from perdure.errors import RecipeError
+from perdure.errors import DataError, RecipeError
 from perdure.metrics import continual
 from perdure.settings.config import Named
 from perdure.streams.multi_domain import Config, build
@@ -81,3 +82,15 @@ run: {{out: {tmp_path}}}
         first, second = papers[f"{name.lower()}_of_tasks"]
         by_set = f"|rail|{'–' if first is None else f'{first:.2f}'}|{second:.2f}|{papers[name.lower()]:.2f}|"
         assert f"### {name} by test set" in page and by_set in page
+
+
+def test_all_sets_that_are_not_there_are_named_at_once_and_one_root_places_them_all(tmp_path):
+    for stated, place in (([], "data"), ([f"stream.root={tmp_path}"], str(tmp_path))):
+        with pytest.raises(DataError) as fault:
+            perdure.check("rail/xtail", stated)
+        said = str(fault.value)
+        assert said.startswith("10 of 10 data sets cannot be read")
+        assert f"{place}/fgvc_aircraft" in said and f"{place}/mnist" in said and "`stream.root`" in said
+    own = ["stream.data=[{name: aircraft, root: mine}, mnist]", "stream.names=[a, b]", f"stream.root={tmp_path}"]
+    with pytest.raises(DataError, match=r"mine/variants.txt(.|\n)*" + re.escape(f"{tmp_path}/mnist")):
+        perdure.check("rail/xtail", own)

@@ -9,13 +9,16 @@ Knows a list of data sets. Does not know images or methods.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 
-from perdure.errors import RecipeError
+from perdure.errors import DataError, RecipeError
+from perdure.settings import registry
 from perdure.settings.config import Named
 from perdure.streams import selection
 from perdure.types import Dataset, Stream, Task
@@ -27,6 +30,8 @@ class Config:
 
     data: Annotated[tuple[Annotated[Named, "data"], ...], Field(min_length=1)]
     """Data sets of kind `classify`, in the order of the tasks."""
+    root: Path | None = None
+    """Folder in which the sets lie as they would in `data`, each in its own; null: where each set's `root` says."""
     names: tuple[str, ...] = ()
     """A name for each; empty: its folder or name."""
     phrases: tuple[str, ...] = ()
@@ -60,11 +65,10 @@ def build(config: Config) -> Stream:
 
     Raises:
         RecipeError: a data set is not of kind `classify`, or two have one name.
-        DataError: a class has no training image.
+        DataError: data are not there, of all sets at once; a class has no training image.
     """
     rules, tasks, datasets, offset = selection.rules_of(config), [], [], 0
-    for index, named in enumerate(config.data):
-        dataset = named.build()
+    for index, dataset in enumerate(_read(config)):
         if dataset.kind != "classify":
             where = f"stream.data.{index}"
             raise RecipeError(f"{dataset.name} is of kind {dataset.kind}", where=where, expected="kind classify")
@@ -83,12 +87,43 @@ def build(config: Config) -> Stream:
         scope="seen" if config.task_revealed else "all",
         manifest={
             "stream": "multi_domain",
-            "source": [named.plain() for named in config.data],
+            "source": [_placed(named, config.root).plain() for named in config.data],
             **stated,
             "data": [selection.identity(dataset) for dataset in datasets],
             "tasks": [{"name": task.name, **task.facts["examples"]} for task in tasks],
         },
     )
+
+
+def _read(config: Config) -> list[Dataset]:
+    """The data sets; a DataError names all that cannot be read."""
+    read, wrong = [], []
+    for named in config.data:
+        try:
+            read.append(_placed(named, config.root).build())
+        except DataError as fault:
+            wrong.append(fault)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        said = "\n".join(f"- {fault}" for fault in wrong)
+        raise DataError(
+            f"{len(wrong)} of {len(config.data)} data sets cannot be read",
+            todo="Put them below one folder, each as it would lie in `data`, and set `stream.root` to that folder; or "
+            f"state each set's own: stream.data=[{{name: aircraft, root: ...}}, ...].\n{said}",
+        )
+    return read
+
+
+def _placed(named: Named, root: Path | None) -> Named:
+    """A data set whose place is not stated, where `root` stands for the folder `data`."""
+    if root is None or "root" in named.settings:
+        return named
+    fields = dataclasses.fields(cast(Any, registry.settings("data", named.name)))
+    usual = next((field.default for field in fields if field.name == "root"), None)
+    if not isinstance(usual, Path) or usual.parts[:1] != ("data",):
+        return named
+    return dataclasses.replace(named, settings=named.settings | {"root": str(root / usual.relative_to("data"))})
 
 
 RULES = ("train_per_class", "test_per_class", "validation_share")
