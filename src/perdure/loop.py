@@ -237,12 +237,14 @@ def _check(method: Method, stream: Stream, evaluation: Evaluation) -> None:
         new_labels_only=getattr(method, "new_labels_only", ""),
         split=evaluation.split,
     )
-    if hasattr(method, "require_names"):  # before a task is learned that a later one's names would spoil
-        named = [task.candidates for task in stream if task.kind == "classify"]
-        apart = stream.task_revealed or not stream.shared_candidates
-        asked = named if apart else [[name for names in named for name in names]]
-        for names in (*asked, *(task.candidates for task in stream.retention)):
-            method.require_names(names)
+    require = getattr(method, "require_names", None)
+    if require is None:
+        return
+    named = [task.candidates for task in stream if task.kind == "classify"]
+    apart = stream.task_revealed or not stream.shared_candidates
+    asked = named if apart else [[name for names in named for name in names]]
+    for names in (*asked, *(task.candidates for task in stream.retention)):
+        require(names)  # before a task is learned that a later one's names would spoil
 
 
 def _save(method: Method, stream: Stream, scores: Scores, task: Task, runtime: Runtime) -> None:
