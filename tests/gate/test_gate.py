@@ -185,3 +185,11 @@ def test_a_version_may_cost_no_more_than_is_said():
     assert judged(cost)["outcome"] == "passed" and "grown 1.6 times" in judged(cost)["warnings"][0]
     assert judged({}, seconds=1.3)["outcome"] == "held"  # nothing was measured
     assert judged(cost)["cost"] == cost
+
+
+def test_what_cannot_be_told_is_said_to_be_held_back():
+    from perdure.cli.update import verdict_lines
+
+    row = {"rule": "retention", "task": "old", "n": 9, "outcome": "held"}
+    lines = verdict_lines({"rules": [row], "unknown": [], "classes": [], "turned_wrong": []})
+    assert lines[1].endswith("held back")

@@ -366,5 +366,13 @@ def test_the_terminals_table_by_hand(tmp_path):
     ]
 
 
+def test_the_page_calls_data_sets_as_the_stream_does(tmp_path):
+    folder = write_run(tmp_path / "r", matrix=falling(2))
+    recipe = json.loads((folder / "recipe.yaml").read_text())
+    recipe["stream"] |= {"name": "multi_domain", "data": [{"name": "microworld"}] * 2, "names": ["A", "B"]}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    assert "on A, B (multi_domain)" in Page(html.html(tables.groups([load.read(folder)]))).text
+
+
 def test_the_page_names_data_and_stream(pages):
     assert "on made_up_digits (class_incremental), 4 tasks, 6 runs" in read(pages[1]).text

@@ -87,7 +87,7 @@ def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
         margin = f"at least {rule['margin']:g}" if rule["rule"] == "min_learned" else margin
         if "times" in rule:
             numbers, margin = ["", f"{rule['times']:.2f} times"], f"{rule['margin']:g} times"
-        rows.append([rule["rule"], rule["task"], str(rule["n"]), *numbers, sure, margin, rule["outcome"]])
+        rows.append([rule["rule"], rule["task"], str(rule["n"]), *numbers, sure, margin, _said(rule["outcome"])])
     lines = [*columns(rows, total=width()), ""]
     lines += [f"{name}: no test example was kept, so that nothing is known of it" for name in verdict["unknown"]]
     lines += verdict.get("warnings", [])
@@ -105,7 +105,7 @@ def _class_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def _end(version: Version) -> str:
-    outcome = version.about["gate"]["outcome"]
+    outcome = _said(version.about["gate"]["outcome"])
     if version.current:
         return f"version {version.number} is promoted (gate: {outcome})"
     todo = f"perdure promote {version.run} {version.number}"
@@ -149,3 +149,8 @@ def _gate(file: Path | None, probe: str) -> Any:
 
     rules = gate.read(file)
     return replace(rules, probe=data_set(probe)) if probe else rules
+
+
+def _said(outcome: str) -> str:
+    """`held` alone reads as if the rule had held."""
+    return "held back" if outcome == "held" else outcome
