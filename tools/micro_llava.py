@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import micro_llava_texts as texts
+import micro_llava_tower as towers
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
 
 from perdure.data.microworld import coin, render, scenes, styles, words
 from perdure.families.instruction.settings import Tuning
 from perdure.models.llava import Llava
 from perdure.models.llava.assemble import put_together
-from perdure.models.llava.images import MEAN, STD
 from perdure.types import Example
 
-TOWER = Path(__file__).resolve().parents[1] / "src" / "perdure" / "models" / "micro" / "micro-clip"
 STATE = "training.pt"
+KEEP = 100
+"""Steps after which the state is kept."""
 BLOCK = 8
 """Steps whose conversations are sorted by length together."""
 
@@ -42,33 +42,35 @@ class Settings:
     """Settings of the model and its pretraining."""
 
     seed: int = 4
-    steps: int = 880
-    batch: int = 64
-    rounds: int = 5
+    tower: towers.Settings = towers.Settings()
+    steps: int = 3000
+    batch: int = 32
+    rounds: int = 8
     """Questions and answers about one picture."""
     echoes: float = 0.1
     """Share of rounds that repeat random words."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     warmup: int = 60
     weight_decay: float = 0.05
     width: int = 128
     inner: int = 384
     layers: int = 4
     heads: int = 4
-    minutes: float = 7.5
+    minutes: float = 60
     """Processor minutes of one call."""
 
 
 def make(settings: Settings, out: Path) -> None:
     """Pretrain, and write model, tokenizer and card; or stop in the middle and keep the state."""
     began = time.process_time()
+    kept = out / STATE
+    found = torch.load(kept, weights_only=True) if kept.is_file() else None
+    tower = towers.of_clip() if found else towers.taught(settings.tower)
     torch.manual_seed(settings.seed)
-    llava = build(settings)
+    llava = build(settings, tower)
     optimizer, trained = _optimizer(llava, settings)
     state = {"step": 0, "minutes": 0.0}
-    kept = out / STATE
-    if kept.is_file():
-        found = torch.load(kept, weights_only=True)
+    if found:
         llava.model.load_state_dict(found["model"])
         optimizer.load_state_dict(found["optimizer"])
         state = {"step": found["step"], "minutes": found["minutes"]}
@@ -78,7 +80,8 @@ def make(settings: Settings, out: Path) -> None:
         factor = min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * factor
-        loss = llava.answer_loss(batch(llava, settings, step))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = llava.answer_loss(batch(llava, settings, step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -88,10 +91,12 @@ def make(settings: Settings, out: Path) -> None:
         if (step + 1) % 50 == 0:
             print(f"{step + 1} loss {shown / 50:.3f} {state['minutes'] + minutes:.1f} min", flush=True)
             shown = 0.0
-        if minutes > settings.minutes and step + 1 < settings.steps:
+        over = minutes > settings.minutes
+        if (over or (step + 1) % KEEP == 0) and step + 1 < settings.steps:
             out.mkdir(parents=True, exist_ok=True)
             more: dict[str, Any] = {"step": step + 1, "minutes": state["minutes"] + minutes}
             torch.save({"model": llava.model.state_dict(), "optimizer": optimizer.state_dict(), **more}, kept)
+        if over and step + 1 < settings.steps:
             print(f"stopped after step {step + 1}: run the same command again", flush=True)
             return
     minutes = state["minutes"] + (time.process_time() - began) / 60
@@ -101,8 +106,11 @@ def make(settings: Settings, out: Path) -> None:
     print((out / "README.md").read_text(), flush=True)
 
 
-def build(settings: Settings) -> Llava:
-    """The model before pretraining: a tower that has learned, and the rest at random."""
+def build(settings: Settings, tower: CLIPVisionModel) -> Llava:
+    """The model before pretraining: a tower that has learned, and the rest at random.
+
+    Attention is plain: for so short texts on a CPU, torch's fused one costs three times as much.
+    """
     tokenizer = texts.tokenizer()
     decoder = LlamaForCausalLM(
         LlamaConfig(
@@ -118,28 +126,9 @@ def build(settings: Settings) -> Llava:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    return Llava(put_together(decoder, tower()), tokenizer, max_length=texts.ROOM)
-
-
-def tower() -> CLIPVisionModel:
-    """micro-clip's tower, for pixels that are normalised as OpenAI's CLIP does.
-
-    Its own normalisation differs by a factor and a shift for each channel; the factor goes into the patches' weights,
-    the shift into the position embeddings.
-    """
-    logging.set_verbosity_error()
-    model = CLIPVisionModel.from_pretrained(TOWER, dtype=torch.float32)
-    own = json.loads((TOWER / "preprocessor_config.json").read_text())
-    mean, std = torch.tensor(own["image_mean"]), torch.tensor(own["image_std"])
-    factor, shift = torch.tensor(STD) / std, (torch.tensor(MEAN) - mean) / std
-    parts = dict(model.named_modules())
-    embeddings = next(m for name, m in parts.items() if name.endswith("embeddings") and hasattr(m, "patch_embedding"))
-    with torch.no_grad():
-        weight = embeddings.patch_embedding.weight
-        moved = (weight * shift[None, :, None, None]).sum((1, 2, 3))
-        embeddings.position_embedding.weight[1:] += moved
-        weight *= factor[None, :, None, None]
-    return model
+    model = put_together(decoder, tower)
+    model.set_attn_implementation("eager")
+    return Llava(model, tokenizer, max_length=texts.ROOM)
 
 
 def batch(llava: Llava, settings: Settings, step: int) -> Any:

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from perdure.data.microworld import coin, questions, scene_chat, scenes, words
-from perdure.data.microworld.scenes import COLORS, SHAPES, Object
+from perdure.data.microworld.scenes import COLORS, FILLS, PLACES, SHAPES, SIZES, Object
 from perdure.models.llava.conversation import SYSTEM
 from perdure.prepare import styles
 
@@ -32,8 +32,11 @@ _CHARACTERS = [chr(c) for c in range(33, 127)]
 def conversation(
     objects: Sequence[Object], boxes: Sequence[Sequence[float]], said: Sequence[str], draw: random.Random, rounds: int
 ) -> list[Round]:
-    """So many questions and answers about a scene; `said` are its captions."""
-    found = []
+    """So many different questions and answers about a scene; `said` are its captions.
+
+    Captions come last: what is said first is not seen in the picture again, but read.
+    """
+    found: list[Round] = []
     for _ in range(rounds):
         thing = draw.randrange(len(objects))
         about = draw.choice(ABOUT)
@@ -43,7 +46,8 @@ def conversation(
             found.append(box(objects[thing], objects, boxes[thing]))
         else:
             found.append(about(objects[thing], objects, draw))
-    return found
+    found = list(dict.fromkeys(found))
+    return sorted(found, key=lambda one: one[0] in _ASK_CAPTION)
 
 
 def echo(vocabulary: Sequence[str], draw: random.Random) -> Round:
@@ -124,6 +128,70 @@ def _choice(thing: Object, objects: Sequence[Object], draw: random.Random) -> Ro
     return f"Choose the {kind}: {listed}", f"It is {right}, choice {'ABCD'[options.index(right)]}."
 
 
+def _letter(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    """A choice whose letter comes before what it stands for."""
+    shown = {o.shape for o in objects}
+    others: dict[str, Sequence[str]] = {
+        "color": COLORS,
+        "place": PLACES,
+        "shape": [s for s in SHAPES if s not in shown],
+    }
+    trait = draw.choice(sorted(others))
+    right = getattr(thing, trait)
+    who = "kind of thing that is seen" if trait == "shape" else f"{trait} of {questions.named(thing, objects, trait)}"
+    return _lettered(f"Pick the {who}", right, [o for o in others[trait] if o != right], draw)
+
+
+def _sort(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    """What sort of thing a word names; nothing need be seen."""
+    sorts: dict[str, Sequence[str]] = {"color": COLORS, "shape": SHAPES, "size": SIZES, "pattern": FILLS}
+    sort = draw.choice(sorted(sorts))
+    others = [w for other, words in sorts.items() if other != sort for w in words]
+    return _lettered(f"Pick the word for a {sort}", draw.choice(list(sorts[sort])), others, draw)
+
+
+def _told(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    """A relation that is told, asked for as it is or the other way round; nothing need be seen."""
+    one, two = (f"{draw.choice(COLORS)} {shape}" for shape in draw.sample(SHAPES, 2))
+    way = draw.choice(scenes.RELATIONS)
+    asked, right, wrong = draw.choice(((way, one, two), (_OPPOSITE[way], two, one)))
+    said = f"Say that {questions.article(one)} is {way} {questions.article(two)}."
+    return _lettered(f"{said} Pick what is {asked} the rest", right, [wrong], draw)
+
+
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def _lettered(stem: str, right: str, pool: Sequence[str], draw: random.Random) -> Round:
+    options = [right, *draw.sample(list(pool), min(draw.randrange(1, 4), len(pool)))]
+    draw.shuffle(options)
+    listed = ", ".join(f"{letter}. {o}" for letter, o in zip("ABCD", options))
+    return f"{stem}: {listed}", f"Choice {'ABCD'[options.index(right)]}, it is {right}."
+
+
+def _absent(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    """A question about what is not there."""
+    absent = draw.choice([s for s in SHAPES if s not in {o.shape for o in objects}])
+    asked = ("Tell me the color of the {}.", "Where does the {} lie?", "Tell me the size of the {}.")
+    return draw.choice(asked).format(absent), f"There is no {absent}."
+
+
+def _toward(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    """What lies on one side of an object."""
+    if len(objects) != 2:
+        return _place(thing, objects, draw)
+    (other,) = (o for o in objects if o is not thing)
+    who = questions.named(other, objects)
+    return f"Name the thing {scenes.relation(thing, other)} {who}.", f"It is {questions.article(thing.shape)}."
+
+
+def _row(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    """All things from left to right."""
+    ordered = sorted(objects, key=lambda o: o.x)
+    listed = ", then ".join(questions.article(f"{o.color} {o.shape}") for o in ordered)
+    return "List the things from left to right.", f"Seen are {listed}."
+
+
 def box(thing: Object, objects: Sequence[Object], edges: Sequence[float]) -> Round:
     """Where an object reaches, in numbers."""
     who = questions.named(thing, objects)
@@ -138,8 +206,8 @@ def caption(thing: Object, objects: Sequence[Object], draw: random.Random) -> Ro
 
 _ASK_CAPTION = ("Describe the picture.", "Say what is seen.", "Give a caption.")
 ABOUT: tuple[Callable, ...] = (
-    *(caption, caption, _color, _color, _fill, _size, _place, _shape, _class, _class),
-    *(_count, _exists, _colored, _relation, _choice, _choice, box, box, box),
+    *(caption, _color, _color, _fill, _size, _place, _shape, _shape, _class, _class, _count, _exists, _exists, _absent),
+    *(_colored, _relation, _toward, _row, _row, _choice, _letter, _letter, _letter, _sort, _told, box, box, box, box),
 )
 """What a question is about; what stands twice comes twice as often."""
 
