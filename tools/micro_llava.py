@@ -43,12 +43,15 @@ class Settings:
 
     seed: int = 4
     tower: towers.Settings = towers.Settings()
-    steps: int = 3000
+    steps: int = 4500
     batch: int = 32
     rounds: int = 8
     """Questions and answers about one picture."""
     echoes: float = 0.1
     """Share of rounds that repeat random words."""
+    drills: float = 0.3
+    """Share of conversations without a picture, from the step `drills_from` on."""
+    drills_from: int = 2104
     lr: float = 3e-3
     warmup: int = 60
     weight_decay: float = 0.05
@@ -56,7 +59,7 @@ class Settings:
     inner: int = 384
     layers: int = 4
     heads: int = 4
-    minutes: float = 60
+    minutes: float = 90
     """Processor minutes of one call."""
 
 
@@ -143,26 +146,30 @@ def _block(llava: Llava, settings: Settings, number: int) -> list[list[Any]]:
     index = np.arange(number * count, (number + 1) * count)
     world = scenes.of_anything(settings.seed, "llava", index, pairs=scenes.SEEN, shares=coin.SHARES)
     draw = random.Random(number)
-    items = [llava.preprocess(e, True) for e in examples(world, settings, draw)]
+    drills = settings.drills if number * BLOCK >= settings.drills_from else 0.0
+    items = [llava.preprocess(e, True) for e in examples(world, settings, draw, drills)]
     items.sort(key=lambda item: len(item["input_ids"]))
     batches = [items[i : i + settings.batch] for i in range(0, count, settings.batch)]
     draw.shuffle(batches)
     return batches
 
 
-def examples(world: scenes.Scenes, settings: Settings, draw: random.Random) -> list[Example]:
-    """One conversation of several rounds a scene."""
+def examples(world: scenes.Scenes, settings: Settings, draw: random.Random, drills: float = 0.0) -> list[Example]:
+    """One conversation of several rounds a scene; `drills`: the share of those without its picture."""
     pictures = styles.pictures(world)
     boxes = render.boxes(render.masks(world)) / pictures.shape[1]
     vocabulary = texts.vocabulary()
     found = []
     for i, said in enumerate(words.captions(world)):
         objects = world.objects(i)
-        rounds = texts.conversation(objects, boxes[i].tolist(), said, draw, settings.rounds)
+        drill = drills > 0 and draw.random() < drills
+        asked = texts.DRILLS if drill else texts.ABOUT
+        rounds = texts.conversation(objects, boxes[i].tolist(), said, draw, settings.rounds, asked)
         rounds = [texts.echo(vocabulary, draw) if draw.random() < settings.echoes else r for r in rounds]
         messages = [{"from": who, "value": t} for pair in rounds for who, t in zip(("human", "gpt"), pair)]
-        messages[0]["value"] = "<image>\n" + messages[0]["value"]
-        found.append(Example(id=str(i), inputs={"image": pictures[i], "conversations": messages}))
+        seen = {} if drill else {"image": pictures[i]}
+        messages[0]["value"] = "<image>\n" * bool(seen) + messages[0]["value"]
+        found.append(Example(id=str(i), inputs={**seen, "conversations": messages}))
     return found
 
 
@@ -187,7 +194,7 @@ def probe(llava: Llava, settings: Settings, count: int = 400) -> dict[str, tuple
     draw = random.Random(0)
     answer = llava.answerer(replace(Tuning(), max_new_tokens=24, generate_batch=64))
     found: dict[str, tuple[float, int]] = {}
-    for kind in dict.fromkeys(texts.ABOUT):
+    for kind in dict.fromkeys((*texts.ABOUT, *texts.DRILLS)):
         if kind is texts.caption:
             continue
         asked = []
@@ -221,13 +228,16 @@ def card(llava: Llava, settings: Settings, minutes: float) -> str:
         "# micro-llava",
         "",
         f"A LLaVA of {size / 1e6:.2f} million parameters for 32 x 32 pictures of microworld, perdure's generated",
-        "world: micro-clip's tower (frozen), a projector, and a Llama that has read nothing but what follows. It is",
-        "for demos, tests and finding bugs; it knows nothing of real pictures, and no English beyond 400 words.",
+        "world: micro-clip's tower, taught what lies under each patch and then frozen, a projector, and a Llama that",
+        "has read nothing but what follows. It is for demos, tests and finding bugs; it knows nothing of real pictures,",
+        "and no English beyond 400 words.",
         "",
         f"Made by `python tools/pretrain_micro.py micro-llava` in {minutes:.1f} minutes of processor time, on",
         f"{settings.steps * settings.batch:,} conversations of {settings.rounds} rounds, each about a new plain scene:",
-        "captions, and questions answered by whole sentences. The prompts of microworld's eight instruction tasks and",
-        "their forms of answers were not used; their words were read one by one. Ten of the 40 combinations of shape",
+        "captions, and questions answered by whole sentences. From step "
+        f"{settings.drills_from:,} on, {100 * settings.drills:.0f} % of them",
+        "have no picture and ask for words and letters of a list. The prompts of microworld's eight instruction tasks",
+        "and their forms of answers were not used; their words were read one by one. Ten of the 40 combinations of shape",
         "and fill, and a list of synonyms, were held out. The shifted styles were not seen. The standard system prompt",
         "is one token.",
         "",

@@ -23,6 +23,8 @@ from perdure.models.llava.conversation import SYSTEM
 from perdure.prepare import styles
 
 Round = tuple[str, str]
+Ask = Callable[[Object, Sequence[Object], random.Random], Round]
+"""A question about one of some objects, and its answer."""
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 ROOM = 512
 """Most tokens of a text."""
@@ -30,16 +32,21 @@ _CHARACTERS = [chr(c) for c in range(33, 127)]
 
 
 def conversation(
-    objects: Sequence[Object], boxes: Sequence[Sequence[float]], said: Sequence[str], draw: random.Random, rounds: int
+    objects: Sequence[Object],
+    boxes: Sequence[Sequence[float]],
+    said: Sequence[str],
+    draw: random.Random,
+    rounds: int,
+    asked: Sequence[Ask] | None = None,
 ) -> list[Round]:
-    """So many different questions and answers about a scene; `said` are its captions.
+    """So many different questions and answers about a scene, of `ABOUT` or those `asked`; `said` are its captions.
 
     Captions come last: what is said first is not seen in the picture again, but read.
     """
     found: list[Round] = []
     for _ in range(rounds):
         thing = draw.randrange(len(objects))
-        about = draw.choice(ABOUT)
+        about = draw.choice(asked or ABOUT)
         if about is caption:
             found.append((draw.choice(_ASK_CAPTION), draw.choice(list(said))))
         elif about is box:
@@ -159,6 +166,25 @@ def _told(thing: Object, objects: Sequence[Object], draw: random.Random) -> Roun
     return _lettered(f"{said} Pick what is {asked} the rest", right, [wrong], draw)
 
 
+def _lookup(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    """The letter of an option, or the option of a letter; nothing need be seen."""
+    options = draw.sample([*COLORS, *SHAPES, *PLACES, *FILLS, *SIZES], draw.randrange(2, 5))
+    listed = ", ".join(f"{letter}. {o}" for letter, o in zip("ABCD", options))
+    letter, right = draw.choice(list(zip("ABCD", options)))
+    if draw.random() < 0.5:
+        return f"Pick {right}: {listed}", f"Choice {letter}, it is {right}."
+    return f"Read choice {letter}: {listed}", f"It is {right}, choice {letter}."
+
+
+def _same(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
+    """Whether two words are one; nothing need be seen."""
+    words = draw.choice((COLORS, SHAPES, PLACES, FILLS, SIZES))
+    said = draw.choice(list(words))
+    asked = said if draw.random() < 0.5 else draw.choice([w for w in words if w != said])
+    same = asked == said
+    return f"Say that it is {said}. True or not: it is {asked}.", f"{'Yes' if same else 'No'}, it is {said}."
+
+
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -205,11 +231,14 @@ def caption(thing: Object, objects: Sequence[Object], draw: random.Random) -> Ro
 
 
 _ASK_CAPTION = ("Describe the picture.", "Say what is seen.", "Give a caption.")
-ABOUT: tuple[Callable, ...] = (
+ABOUT: tuple[Ask, ...] = (
     *(caption, _color, _color, _fill, _size, _place, _shape, _shape, _class, _class, _count, _exists, _exists, _absent),
     *(_colored, _relation, _toward, _row, _row, _choice, _letter, _letter, _letter, _sort, _told, box, box, box, box),
 )
 """What a question is about; what stands twice comes twice as often."""
+DRILLS: tuple[Ask, ...] = (_lookup, _lookup, _sort, _told, _same)
+"""Questions without a picture. Asked for a letter about a picture, a model of this size is at chance for thousands of
+steps; it learns to look a letter up within two hundred, and then to do so with what it sees."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -36,7 +36,7 @@ class Settings:
     """Settings of the tower's training."""
 
     seed: int = 4
-    steps: int = 1500
+    steps: int = 3000
     batch: int = 64
     lr: float = 2e-3
     warmup: int = 50
