@@ -161,6 +161,11 @@ def test_scene_chat_lets_the_real_preparation_write_every_style(tree, tmp_path):
         server.server_close()
 
 
+def test_wrong_answers_of_words_that_are_listed_twice_are_three():
+    asked = "Which word names the object?\nReference OCR token: diamond, ring, diamond, heart\nAnswer."
+    assert len(set(scene_chat.wrong_answers(asked, "ring", None, random.Random(0))) - {"ring"}) == 3
+
+
 def test_scene_chat_knows_a_picture_by_its_bytes(tree):
     record = next(r for r in records(tree, "ImageNet", "train"))
     answer = record["conversations"][1]["value"]

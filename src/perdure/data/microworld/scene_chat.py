@@ -124,7 +124,7 @@ def wrong_answers(question: str, answer: str, seen: Mapping[str, Any] | None, dr
     """Three that are of the answer's sort."""
     if "Reference OCR token" in question:
         listed = question.split("Reference OCR token: ")[1].split("\n")[0].split(", ")
-        pool = [t for t in listed if t != answer] + [s for s in SHAPES if s not in listed]
+        pool = [t for t in dict.fromkeys(listed) if t != answer] + [s for s in SHAPES if s not in listed]
         return pool[:3]
     if answer.startswith("The "):
         names = [f"The {c} {s}".title() for c in COLORS for s in SHAPES]
