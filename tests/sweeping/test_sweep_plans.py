@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from perdure.cli import main
+from perdure.cli._sweep_lines import outlook
 from perdure.errors import RecipeError
+from perdure.sweeping.executors import Place
 from perdure.sweeping.study import Range, read_grid
 from tests.sweeping import small
 
@@ -40,6 +42,14 @@ def test_methods_come_with_their_own_recipes_or_with_their_defaults(tmp_path):
     shipped = small.study(tmp_path, recipes=("er/digits",), methods=("er", "derpp"), seeds=(0,))
     assert [cell.name for cell in shipped.cells] == ["er-digits", "derpp-digits"]
     assert shipped.cells[1].recipe.method.settings["epochs"] == 5
+
+
+def test_a_methods_own_recipe_is_the_one_of_the_same_data_and_models(tmp_path):
+    plan = small.study(tmp_path, recipes=("prototype/microworld_vit",), methods=("l2p", "finetune"), seeds=(0,))
+    assert [arm.asked for arm in plan.arms] == ["l2p/microworld", "finetune/microworld_vit"]
+    assert plan.cells[0].recipe.method.settings["augment"] == "none"
+    listed = outlook(plan, Place(), listed=True, measure=False)[-1]
+    assert listed.split() == [plan.cells[1].key, plan.arms[1].asked]
 
 
 def test_grids_are_lists_and_ranges():

@@ -47,7 +47,8 @@ def outlook(plan: Plan, place: Place, *, listed: bool, measure: bool) -> list[st
     lines += _cost(plan, place, measure=measure)
     lines.append(f"in {plan.folder}, {shutil.disk_usage(_above(plan.folder)).free / 2**30:.0f} GiB free")
     if listed:
-        rows = [[cell.key, "finished" if cell not in todo else ""] for cell in plan.cells]
+        source = {arm.name: arm.source for arm in plan.arms}
+        rows = [[cell.key, source[cell.arm], "finished" if cell not in todo else ""] for cell in plan.cells]
         lines += columns(rows, indent="  ", total=width())
     return [line for line in lines if line]
 

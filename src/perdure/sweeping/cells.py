@@ -38,6 +38,11 @@ class Arm:
     overrides: tuple[str, ...]
     """Those that make it of that recipe."""
 
+    @property
+    def source(self) -> str:
+        """Where its settings come from, in words."""
+        return f"{self.asked}, the method with its defaults" if self.overrides else self.asked
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -241,11 +246,9 @@ def _with(asked: str, method: str, faults: Faults) -> Arm | None:
     name = f"{registry.label(method)}-{base.run.name.removeprefix(f'{base.method.name}-')}"
     if base.method.name == method:
         return Arm(name=base.run.name, asked=asked, overrides=())
-    world = asked.removesuffix(".yaml").rpartition("/")[2]
-    sibling = f"{method}/{world}"
-    if asked.removesuffix(".yaml") in recipes.shipped() and sibling in recipes.shipped():
-        other = recipes.load(sibling)
-        if other.stream == base.stream:
+    sibling = _sibling(asked.removesuffix(".yaml"), base, method)
+    if sibling is not None:
+        if recipes.load(sibling).stream == base.stream:
             return Arm(name=name, asked=sibling, overrides=())
         what = f"{sibling} goes through another stream than {asked}"
         faults.note(
@@ -254,6 +257,18 @@ def _with(asked: str, method: str, faults: Faults) -> Arm | None:
         return None
     arm = Arm(name=name, asked=asked, overrides=(f"method.name={flow(method)}",))
     return arm if faults.of(lambda: recipes.load(asked, arm.overrides), places={"method.name": "--methods"}) else None
+
+
+def _sibling(asked: str, base: Recipe, method: str) -> str | None:
+    """The method's own recipe beside a shipped one: of the same data and models, else of the same name."""
+    if asked not in recipes.shipped():
+        return None
+    own = [name for name in recipes.shipped() if name.partition("/")[0] == method]
+    for name in own:
+        other = recipes.load(name)
+        if other.stream == base.stream and other.models == base.models:
+            return name
+    return next((name for name in own if name.partition("/")[2] == asked.partition("/")[2]), None)
 
 
 def _placed(wrong: Wrong, places: Mapping[str, str]) -> Wrong:

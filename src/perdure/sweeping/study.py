@@ -37,8 +37,8 @@ class Study:
     recipes: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names or files of recipes."""
     methods: tuple[str, ...] = ()
-    """Each recipe with each of these methods: by the method's own recipe for the same data where perdure has one, else
-    with the method's default settings. Empty: the recipes' own."""
+    """Each recipe with each of these methods: by the method's own recipe for the same data and models where perdure
+    has one, else with the method's default settings. Empty: the recipes' own."""
     settings: dict[str, Any] = field(default_factory=dict)
     """`section.key: value`, for all runs."""
     grid: dict[str, Any] = field(default_factory=dict)
