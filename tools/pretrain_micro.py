@@ -5,7 +5,7 @@
     python tools/pretrain_micro.py micro-captioner                             # see micro_captioner.py
     python tools/pretrain_micro.py micro-clap                                  # see micro_clap.py
     python tools/pretrain_micro.py micro-vit                                   # see micro_vit.py
-    python tools/pretrain_micro.py micro-llava                                 # twice; see micro_llava.py
+    python tools/pretrain_micro.py micro-llava                                 # an hour; see micro_llava.py
 
 Knows the settings, the contrastive loop and the tokenizer. Training sees scenes of the split "pretraining", close ones
 of one object and wide ones of one to three, without the held-out combinations and synonyms; mostly `plain`, a few
