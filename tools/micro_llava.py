@@ -1,4 +1,4 @@
-"""Pretrains micro-llava: micro-clip's frozen tower, a projector and a tiny Llama, on conversations about plain scenes.
+"""Pretrains micro-llava: a tower of micro-clip's, a projector and a tiny Llama, on conversations about plain scenes.
 
 Knows its settings, the loop and the card. Held-out combinations, synonyms and styles are not seen; neither are the
 prompts of the eight instruction tasks, but for their words one by one (`echo`). It stops after `minutes` of processor
