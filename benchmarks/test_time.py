@@ -36,6 +36,8 @@ from perdure.methods import adapt, tda, tent
 from perdure.models import clip
 
 STYLES = ("plain", "sketch", "inverted", "noise", "blur", "pixelated", "contrast", "textured", "rotated", "tinted")
+SEVERITY = 5
+"""That of the premises R1 to R4 (docs/worlds.md)."""
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 VIEWS = {"views": 32}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -145,7 +147,8 @@ def sets(given: argparse.Namespace, *, anchor: bool) -> dict[str, Any]:
     world = {"name": "microworld", "train_per_class": 0}
     if given.what == "microworld":
         clean = {"clean": {"name": "microworld", "style": "plain", "train_per_class": 20}} if anchor else {}
-        return {"data": [world | {"style": style} for style in STYLES[: given.first]], **clean}
+        data = [world | {"style": style, "severity": SEVERITY} for style in STYLES[: given.first]]
+        return {"data": data, **clean}
     folder = {"name": "image_folder", "test_share": 1}
     data = [folder | {"root": str(given.data / domain)} for domain in DOMAINS[: given.first]]
     clean = {"clean": {"name": "image_folder", "root": str(given.clean), "test_share": 0}} if anchor else {}
