@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from micro_pretraining import lr_factor
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from torch.nn import functional as F
@@ -112,9 +113,8 @@ def pretrain(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> OPTForCa
     generator = torch.Generator().manual_seed(settings.seed)
     began, shown = time.process_time(), 0.0
     for step in range(settings.steps):
-        warm = min(1.0, (step + 1) / settings.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+            group["lr"] = settings.lr * lr_factor(step, settings)
         chosen = torch.randint(len(read), (settings.batch,), generator=generator).tolist()
         loss = next_word(model, batch([read[i] for i in chosen], generator)).mean()
         optimizer.zero_grad(set_to_none=True)

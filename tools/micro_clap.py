@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from micro_pretraining import lr_factor
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F
@@ -83,9 +84,8 @@ def pretrain(settings: Settings) -> Clap:
     draw = torch.Generator().manual_seed(settings.seed)
     shown = 0.0
     for step in range(settings.steps):
-        warm = min(1.0, (step + 1) / settings.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+            group["lr"] = settings.lr * lr_factor(step, settings)
         rows = torch.randint(len(mels), (settings.batch,), generator=draw)
         loss = _loss(clap, *_batch(rows, mels, sentences, true, settings, draw))
         optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import random
 import time
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ import micro_llava_texts as texts
 import micro_llava_tower as towers
 import numpy as np
 import torch
+from micro_pretraining import lr_factor
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
@@ -80,9 +80,8 @@ def make(settings: Settings, out: Path) -> None:
     llava.language_model.train()
     shown = 0.0
     for step in range(state["step"], settings.steps):
-        factor = min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * factor
+            group["lr"] = settings.lr * lr_factor(step, settings)
         with torch.autocast("cpu", torch.bfloat16):
             loss = llava.answer_loss(batch(llava, settings, step))
         optimizer.zero_grad(set_to_none=True)

@@ -131,8 +131,7 @@ def _choice(thing: Object, objects: Sequence[Object], draw: random.Random) -> Ro
     kind, right, pool = draw.choice((("kind of thing", thing.shape, shapes), (f"color of {who}", thing.color, colors)))
     options = [right, *draw.sample(pool, draw.randrange(1, 4))]
     draw.shuffle(options)
-    listed = ", ".join(f"{letter}. {o}" for letter, o in zip("ABCD", options))
-    return f"Choose the {kind}: {listed}", f"It is {right}, choice {'ABCD'[options.index(right)]}."
+    return f"Choose the {kind}: {_listed(options)}", f"It is {right}, choice {'ABCD'[options.index(right)]}."
 
 
 def _letter(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
@@ -169,11 +168,10 @@ def _told(thing: Object, objects: Sequence[Object], draw: random.Random) -> Roun
 def _lookup(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
     """The letter of an option, or the option of a letter; nothing need be seen."""
     options = draw.sample([*COLORS, *SHAPES, *PLACES, *FILLS, *SIZES], draw.randrange(2, 5))
-    listed = ", ".join(f"{letter}. {o}" for letter, o in zip("ABCD", options))
     letter, right = draw.choice(list(zip("ABCD", options)))
     if draw.random() < 0.5:
-        return f"Pick {right}: {listed}", f"Choice {letter}, it is {right}."
-    return f"Read choice {letter}: {listed}", f"It is {right}, choice {letter}."
+        return f"Pick {right}: {_listed(options)}", f"Choice {letter}, it is {right}."
+    return f"Read choice {letter}: {_listed(options)}", f"It is {right}, choice {letter}."
 
 
 def _same(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:
@@ -191,8 +189,11 @@ _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "be
 def _lettered(stem: str, right: str, pool: Sequence[str], draw: random.Random) -> Round:
     options = [right, *draw.sample(list(pool), min(draw.randrange(1, 4), len(pool)))]
     draw.shuffle(options)
-    listed = ", ".join(f"{letter}. {o}" for letter, o in zip("ABCD", options))
-    return f"{stem}: {listed}", f"Choice {'ABCD'[options.index(right)]}, it is {right}."
+    return f"{stem}: {_listed(options)}", f"Choice {'ABCD'[options.index(right)]}, it is {right}."
+
+
+def _listed(options: Sequence[str]) -> str:
+    return ", ".join(f"{letter}. {option}" for letter, option in zip("ABCD", options))
 
 
 def _absent(thing: Object, objects: Sequence[Object], draw: random.Random) -> Round:

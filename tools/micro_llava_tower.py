@@ -9,18 +9,18 @@ fill, color, size and the edges of its box. Scenes and combinations are those of
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from micro_pretraining import lr_factor, pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModel
 from transformers.utils import logging
 
-from perdure.data.microworld import coin, render, scenes, styles
+from perdure.data.microworld import coin, render, scenes
 from perdure.models.llava.images import MEAN, STD
 
 CLIP = Path(__file__).resolve().parents[1] / "src" / "perdure" / "models" / "micro" / "micro-clip"
@@ -73,8 +73,7 @@ def taught(settings: Settings) -> CLIPVisionModel:
     trained = [*tower.parameters(), *told.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     for step in range(settings.steps):
-        factor = min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        optimizer.param_groups[0]["lr"] = settings.lr * factor
+        optimizer.param_groups[0]["lr"] = settings.lr * lr_factor(step, settings)
         at = step % BLOCK * settings.batch
         if at == 0:
             index = np.arange(step * settings.batch, (step + BLOCK) * settings.batch)
@@ -116,13 +115,8 @@ def of_clip() -> CLIPVisionModel:
 def patches(settings: Settings, split: str, index: np.ndarray, side: int) -> Patches:
     """New scenes of one to three objects, in patches of `side` pixels."""
     world = scenes.of_anything(settings.seed, split, index, pairs=scenes.SEEN, shares=coin.SHARES)
-    images, masks = styles.pictures(world), render.masks(world)
     draw = np.random.default_rng((settings.seed, int(index[0])))
-    severity = np.where(draw.random(len(index)) < settings.natural, draw.integers(1, 6, len(index)), 0)
-    for strength in range(1, 6):
-        rows = np.flatnonzero(severity == strength)
-        if len(rows):
-            images[rows] = styles.pictures(world.select(rows), "natural", strength)
+    images, masks = pictures(world, settings.natural, draw), render.masks(world)
     count, most, height, width = masks.shape
     cover = masks.reshape(count, most, height // side, side, width // side, side).sum((3, 5)).reshape(count, most, -1)
     which, row = cover.argmax(1), np.arange(count)[:, None]

@@ -11,7 +11,6 @@ affair. It is not shipped: a run that needs it makes it.
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import time
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import micro_llava
 import numpy as np
 import torch
 import transformers as hf
+from micro_pretraining import lr_factor
 from torch import Tensor, nn
 
 from perdure.data.microworld import coin, scenes
@@ -80,9 +80,8 @@ def make(settings: Settings, out: Path) -> None:
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
     shown = 0.0
     for step in range(settings.steps):
-        factor = min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * factor
+            group["lr"] = settings.lr * lr_factor(step, settings)
         loss = vlm.answer_loss(vlm.collate([vlm.preprocess(e, True) for e in conversations(settings, step)]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -9,7 +9,6 @@ in the card, where frozen features are judged on validation pictures.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from micro_pretraining import lr_factor
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
@@ -79,9 +79,8 @@ def pretrain(settings: Settings) -> ViTModel:
     generator = torch.Generator().manual_seed(settings.seed)
     shown = np.zeros(3)
     for step in range(settings.steps):
-        warm = min(1.0, (step + 1) / settings.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+            group["lr"] = settings.lr * lr_factor(step, settings)
         rows = torch.randint(len(pictures), (settings.batch,), generator=generator)
         feature = model(pixel_values=pixels(pictures[rows])).last_hidden_state[:, 0]
         said = [head(feature) for head in heads]

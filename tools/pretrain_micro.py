@@ -29,6 +29,7 @@ import micro_llava
 import micro_vit
 import numpy as np
 import torch
+from micro_pretraining import lr_factor, pictures
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
@@ -153,8 +154,7 @@ def pretrain(
     generator = torch.Generator().manual_seed(settings.seed)
     started, shown = time.process_time(), 0.0
     for step in range(settings.steps):
-        warm = min(1.0, (step + 1) / settings.warmup)
-        factor = warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        factor = lr_factor(step, settings)
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate * factor
         # All scenes of a batch have equally many objects: counting alone tells nothing apart.
@@ -346,11 +346,7 @@ def _pool(settings: Clip, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, .
             for i in range(len(index))
         ]
         true = torch.tensor(tokenizer(facts, padding="max_length", max_length=CONTEXT)["input_ids"])
-        images = styles.pictures(world)
-        severity = np.where(drawn.random(len(index)) < settings.natural, drawn.integers(1, 6, len(index)), 0)
-        for strength in range(1, 6):
-            rows = np.flatnonzero(severity == strength)
-            images[rows] = styles.pictures(world.select(rows), "natural", strength)
+        images = pictures(world, settings.natural, drawn)
         parts = (torch.from_numpy(images), ids, meaning[ids].amax(2), meaning[true].amax(1))
         for column, part in zip(columns, (*parts, torch.from_numpy(world.count), torch.full((len(index),), close))):
             column.append(part)

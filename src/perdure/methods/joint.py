@@ -46,14 +46,10 @@ class Joint(classifier.OfNames):
 
     def __init__(self, config: Config, *, clip: Clip | None = None, vit: Vit | None = None) -> None:
         self.config, self.network = config, tuned.network(config, clip, vit)
+        self.clip = self.network.clip
         self.initial = classifier.copy_parameters(self.network.parameters)
         self.classes: list[str] = []
         self.examples: list[Example] = []
-
-    @property
-    def clip(self) -> Clip | None:
-        """The CLIP under whose texts it answers; none of a ViT's."""
-        return getattr(self.network, "clip", None)
 
     def preprocess(self, example: Example, training: bool) -> Batch:
         return classifier.Preprocessor(self.network.transform)(example, training)

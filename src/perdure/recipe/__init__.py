@@ -182,8 +182,9 @@ def check_fit(recipe: Recipe, stream: Any) -> None:
         raise RecipeError(what, where="merge.how", expected="none")
     classes = max((task.offset + len(task.candidates) for task in stream if task.kind == "classify"), default=0)
     method: Any = config.parse(registry.settings("methods", recipe.method.name), recipe.method.settings, where="method")
-    given_models.require_fitting_settings(recipe, method)
-    for role, (_, settings) in given_models.read(recipe).items():
+    models = given_models.read(recipe)
+    given_models.require_fitting_settings(method, models)
+    for role, (_, settings) in models.items():
         if getattr(method, "trains", "") == "all" and getattr(settings, "dtype", "") == "float16":
             raise RecipeError(
                 "is float16, in which the epsilon of Adam (1e-8) is 0, and method.trains is all",

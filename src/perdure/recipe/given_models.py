@@ -68,9 +68,10 @@ def require_weights(recipe: Recipe) -> None:
             )
 
 
-def require_fitting_settings(recipe: Recipe, method: Any) -> None:
-    """RecipeError where the method's settings do not go with its models: what its `Config` says in `misfits`."""
-    wrong = method.misfits(read(recipe)) if hasattr(method, "misfits") else ()
+def require_fitting_settings(method: Any, models: Mapping[str, tuple[str, Any]]) -> None:
+    """RecipeError where the method's settings do not go with its models (`read`): what its `Config` says in
+    `misfits`."""
+    wrong = method.misfits(models) if hasattr(method, "misfits") else ()
     if found := [f"method.{name}: {message}" for name, message in wrong]:
         raise RecipeError("\n".join(found))
 

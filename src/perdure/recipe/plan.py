@@ -43,19 +43,23 @@ class Passes:
 
 def passes(recipe: Recipe) -> list[Passes]:
     """Pairs of epochs and batch size in the method's settings, in their order; those of no epochs are left out."""
-    settings = _settings(recipe)
-    return [Passes(**each) for each in settings.passes()] if hasattr(settings, "passes") else list(_pairs(settings))
+    return _passes(_settings(recipe))
 
 
 def largest_batch(recipe: Recipe) -> int:
     """Examples of the largest step, or batch, that the settings speak of; 1 where they speak of none."""
-    plain = getattr(_settings(recipe), "batch_size", 1)
-    return max([each.batch_size for each in passes(recipe)] or [plain if isinstance(plain, int) else 1])
+    settings = _settings(recipe)
+    plain = getattr(settings, "batch_size", 1)
+    return max([each.batch_size for each in _passes(settings)] or [plain if isinstance(plain, int) else 1])
 
 
 def _settings(recipe: Recipe) -> Any:
     cls = registry.settings(cast(registry.Place, recipe.method.place), recipe.method.name)
     return config.parse(cls, recipe.method.settings, where="method")
+
+
+def _passes(settings: Any) -> list[Passes]:
+    return [Passes(**each) for each in settings.passes()] if hasattr(settings, "passes") else list(_pairs(settings))
 
 
 def _pairs(settings: Any) -> Iterator[Passes]:

@@ -246,9 +246,10 @@ def _with(asked: str, method: str, faults: Faults) -> Arm | None:
     name = f"{registry.label(method)}-{base.run.name.removeprefix(f'{base.method.name}-')}"
     if base.method.name == method:
         return Arm(name=base.run.name, asked=asked, overrides=())
-    sibling = _sibling(asked.removesuffix(".yaml"), base, method)
-    if sibling is not None:
-        if recipes.load(sibling).stream == base.stream:
+    found = _sibling(asked.removesuffix(".yaml"), base, method)
+    if found is not None:
+        sibling, other = found
+        if other.stream == base.stream:
             return Arm(name=name, asked=sibling, overrides=())
         what = f"{sibling} goes through another stream than {asked}"
         faults.note(
@@ -259,16 +260,15 @@ def _with(asked: str, method: str, faults: Faults) -> Arm | None:
     return arm if faults.of(lambda: recipes.load(asked, arm.overrides), places={"method.name": "--methods"}) else None
 
 
-def _sibling(asked: str, base: Recipe, method: str) -> str | None:
+def _sibling(asked: str, base: Recipe, method: str) -> tuple[str, Recipe] | None:
     """The method's own recipe beside a shipped one: of the same data and models, else of the same name."""
     if asked not in recipes.shipped():
         return None
-    own = [name for name in recipes.shipped() if name.partition("/")[0] == method]
-    for name in own:
-        other = recipes.load(name)
+    own = {name: recipes.load(name) for name in recipes.shipped() if name.partition("/")[0] == method}
+    for name, other in own.items():
         if other.stream == base.stream and other.models == base.models:
-            return name
-    return next((name for name in own if name.partition("/")[2] == asked.partition("/")[2]), None)
+            return name, other
+    return next((one for one in own.items() if one[0].partition("/")[2] == asked.partition("/")[2]), None)
 
 
 def _placed(wrong: Wrong, places: Mapping[str, str]) -> Wrong:

@@ -34,6 +34,8 @@ ATTENTION = r"blocks\.\d+\.attn\.(qkv|proj)"
 class Network(Protocol):
     """A network whose logits are learned. `parameters` are those that are there before any class is."""
 
+    clip: Clip | None
+    """The CLIP under whose texts it answers; none of a head."""
     transform: Any
     parameters: dict[str, nn.Parameter]
 
@@ -142,6 +144,8 @@ class UnderTexts:
 
 class UnderHead:
     """An image backbone and a head over its features that gets rows when classes come."""
+
+    clip: Clip | None = None
 
     def __init__(self, vit: Vit, config: Tuning) -> None:
         self.vit, self.config, self.transform = vit, config, vit.transform
