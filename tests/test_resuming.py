@@ -1,6 +1,8 @@
 """A run goes on only with the settings and the data that it began with; what moves no number may change."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -83,6 +85,21 @@ def test_another_picture_in_the_place_of_one_is_seen(asked, images, monkeypatch)
     Image.new("RGB", (64, 64)).save(images / "train" / "ant" / "0.png")
     with pytest.raises(RecipeError, match=r"its files or labels are others|but others"):
         api.execute(asked(), quiet=True)
+
+
+def test_a_signal_while_the_last_lines_are_written_lets_the_run_end_and_the_next_seed_wait(asked, monkeypatch):
+    def card(recipe, built, *given):
+        if built.stream.tasks[-1].index == 1:  # not the version that the first task leaves
+            os.kill(os.getpid(), signal.SIGINT)
+        return written(recipe, built, *given)
+
+    written = api.recording.card
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"stopped after seed 0 \(1 of 2\)"):
+        patch.setattr(api.recording, "card", card)
+        api.execute(asked("run.seeds=[0, 1]"), quiet=True)
+    first, second = (asked().folder(seed) for seed in (0, 1))
+    assert (first / "card.json").exists() and not (first / "lock").exists() and not second.exists()
+    assert [one.fresh for one in api.execute(asked("run.seeds=[0, 1]"), quiet=True)] == [False, True]
 
 
 def test_data_may_lie_elsewhere_and_unreadable_files_be_skipped_from_now_on(asked, images, monkeypatch):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure import checkpoint, device_memory, loop, recipe, recording, resuming
-from perdure.errors import CheckpointError, DataError, MissingExtra, PerdureError, RecipeError
+from perdure.errors import CheckpointError, DataError, Interrupted, MissingExtra, PerdureError, RecipeError
 from perdure.files.written_whole import write_json, write_text
 from perdure.loop import Scores, load_into, saved_state
 from perdure.recipe import Built, Recipe
@@ -242,6 +242,8 @@ def _execute_one(
         return Finished(folder=folder, scores=finished, fresh=False, main=runtime.main)
     runtime.of_runs, runtime.runs_after = place
     scores = go_through(asked, recipe.build(asked, asked.run.seed), runtime, folder, leaves=True, **part)
+    if runtime.runs_after and runtime.agreed(runtime.stop_requested):
+        raise Interrupted(f"stopped after {runtime.of_runs}")
     return Finished(folder=folder, scores=scores, fresh=True, main=runtime.main)
 
 
@@ -284,9 +286,9 @@ def go_through(
         if watch is not None:
             given["left"] = _watched(given.get("left"), watch, runtime)
         scores = loop.run(built.method, built.stream, **given)
-    if runtime.main:
-        card = recording.card(asked, built, scores, runtime, folder)
-        write_json(folder / "card.json", card if study is None else card | {"study": study})
+        if runtime.main:
+            card = recording.card(asked, built, scores, runtime, folder)
+            write_json(folder / "card.json", card if study is None else card | {"study": study})
     runtime.wait()
     return scores
 
