@@ -4,14 +4,15 @@
     python benchmarks/claims.py shifts --seeds 0 1 2 3 4 --limit 100 --out benchmarks/results/claims_shifts.csv
     python benchmarks/claims.py instruction --seeds 0 1 2 --out benchmarks/results/claims_instruction.csv
     python benchmarks/claims.py replay --out benchmarks/results/claims_replay.csv
+    python benchmarks/claims.py mnist --seeds 0 1 2 --set stream.data.root=DIR --out benchmarks/results/claims_mnist.csv
     python benchmarks/claims.py classes --table benchmarks/results/claims_classes.csv
 
 A seed is another draw of pictures and of all that a method draws. `classes`: the class stream of docs/worlds.md, with a
 set that is never taught (`evaluate.retention`). `shifts`: nine shifted looks, means over sets. `instruction`: eight
 instruction tasks, by `sefe_microworld`. `replay`: scikit-learn's digits, two a task, and one gated convolutional
-network, whose gates only Dynamos uses; a seed is another start and order of the same images. Runs are kept in --work,
-and go on where they stopped. The CSV has a line for each (way, seed, number). Knows recipes by name; does not know any
-method's inside.
+network, whose gates only Dynamos uses; a seed is another start and order of the same images. `mnist`: the same on all
+of MNIST, with 500 slots. Runs are kept in --work, and go on where they stopped. The CSV has a line for each (way, seed,
+number). Knows recipes by name; does not know any method's inside.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ WAYS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "dynamos": ("dynamos/digits", REPLAYED),
         "joint": ("joint_net/digits", ()),
     },
+    "mnist": {name: (f"{name}/seq_mnist_500", ()) for name in ("er", "derpp", "cls_er", "dynamos")},
 }
 
 
@@ -100,6 +102,13 @@ class Claim:
     b: str
 
 
+REPLAY = [
+    Claim("Dynamos ends above ER", "last", "dynamos", "er"),
+    Claim("above DER++", "last", "dynamos", "derpp"),
+    Claim("above CLS-ER", "last", "dynamos", "cls_er"),
+    Claim("with fewer active channels in gated layers (of 100)", "active", "dynamos", "er"),
+    Claim("and fewer multiply-adds (of 100 of the network without gates)", "multiply-adds", "dynamos", "er"),
+]
 CLAIMS = {
     "classes": [
         Claim("MG-CLIP improves on the frozen model, on average", "average", "mg_clip", "zero-shot"),
@@ -144,13 +153,8 @@ CLAIMS = {
         Claim("on average", "MAA", "sefe", "lora"),
         Claim("and forgets less", "BWT", "sefe", "lora"),
     ],
-    "replay": [
-        Claim("Dynamos ends above ER", "last", "dynamos", "er"),
-        Claim("above DER++", "last", "dynamos", "derpp"),
-        Claim("above CLS-ER", "last", "dynamos", "cls_er"),
-        Claim("with fewer active channels in gated layers (of 100)", "active", "dynamos", "er"),
-        Claim("and fewer multiply-adds (of 100 of the network without gates)", "multiply-adds", "dynamos", "er"),
-    ],
+    "replay": REPLAY,
+    "mnist": REPLAY,
 }
 FEWER = (
     *("lost", "forgetting", "lost superficially", "lost essentially", "errors learned", "errors final"),
@@ -200,7 +204,7 @@ def numbers(given: argparse.Namespace, way: str, seed: int) -> dict[str, float]:
     short |= {"when_learned": "when learned", "kept": "kept", "lost": "lost"}
     wanted = ("accuracy", "microworld-colored_shapes")
     scores = {short[n.aggregate]: v for n, v in found.items() if n.aggregate in short and n.metric in wanted}
-    return scores | (work(folder) if given.what == "replay" else {})
+    return scores | (work(folder) if given.what in ("replay", "mnist") else {})
 
 
 def classes(given: argparse.Namespace, seed: int) -> list[str]:
@@ -222,7 +226,12 @@ def replay(given: argparse.Namespace, seed: int) -> list[str]:
     return [*schedule, "models.net={name: gated_resnet, width: 16}"]
 
 
-WORLDS = {"classes": classes, "vit": classes, "shifts": shifts, "replay": replay}
+def mnist(given: argparse.Namespace, seed: int) -> list[str]:
+    """Dynamos' network and its tests for all; all else is each recipe's own: the settings published for 500 slots."""
+    return ["models.net={name: gated_resnet}", "evaluate.plan=seen", "evaluate.start=false"]
+
+
+WORLDS = {"classes": classes, "vit": classes, "shifts": shifts, "replay": replay, "mnist": mnist}
 """What settings make a seed's world."""
 
 

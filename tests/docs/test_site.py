@@ -86,9 +86,9 @@ def test_links_follow_their_pages_and_dead_ones_are_faults():
     from tools import make_site
 
     places, faults = make_site.published(), []
-    page = "[a](../../benchmarks/results/microworld.md#x) [b](../../pyproject.toml) [c](nowhere.md)"
+    page = "[a](../../benchmarks/results/claims.md#x) [b](../../pyproject.toml) [c](nowhere.md)"
     made = make_site.transformed(page, source=ROOT / "docs" / "methods" / "clip.md", places=places, faults=faults)
-    assert made == "[a](../results/microworld.md#x) b c"
+    assert made == "[a](../results/claims.md#x) b c"
     assert faults == ["docs/methods/clip.md: nowhere.md is not there"]
 
 
