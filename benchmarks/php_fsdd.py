@@ -30,7 +30,7 @@ from PIL import Image
 from perdure import api, recipe
 from perdure.data import mnist
 from perdure.data.microworld.scenes import SHAPES
-from perdure.reporting import report
+from perdure.reporting import load, report, tables
 
 RATE = 32_000
 SIZES = {"mask_dim": 64, "mask_heads": 4, "pixel_statistics": "clip", "cache_gigabytes": 1}
@@ -75,7 +75,8 @@ def main() -> None:
             asked = recipe.load(_write(name, given, clips), [f"run.seed={seed}", f"stream.seed={seed}", *given.set])
             finished = api.execute(asked, quiet=True)[0]
             runs.append(finished.folder)
-            print(name, seed, json.dumps(api.load_summary(finished.folder)), flush=True)
+            numbers = {n.title: round(v, 2) for n, v in tables.run_numbers(load.read(finished.folder)).items()}
+            print(name, seed, json.dumps(numbers), flush=True)
     pages = report(runs, given.out)
     print(pages["report.md"].read_text())
 

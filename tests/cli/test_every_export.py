@@ -18,6 +18,7 @@ from perdure import api, prediction, recipe
 from perdure.cli import main
 from perdure.errors import DataError
 from perdure.exports import card, onnx
+from perdure.reporting import load, tables
 from perdure.run_folder import versions
 from perdure.settings import registry
 from perdure.types import Example
@@ -157,7 +158,10 @@ def test_every_method_that_can_learn_is_exported_with_weights_recipe_and_lines_t
         exec(lines_for(made, folder), {})
     said = front(made)
     assert said["license"] and said["pipeline_tag"] and method in said["tags"]
-    dataset = said["model-index"][0]["results"][0]["dataset"]["name"]
+    result = said["model-index"][0]["results"][0]
+    shown = {number.title: round(value, 3) for number, value in tables.run_numbers(load.read(run)).items()}
+    assert {metric["name"]: metric["value"] for metric in result["metrics"]} == shown != {}
+    dataset = result["dataset"]["name"]
     assert dataset not in ("class_incremental", "audio_visual", "captions"), "the data's name, not the stream's"
 
 

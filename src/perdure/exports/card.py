@@ -14,9 +14,8 @@ from perdure.api import Opened
 from perdure.calibration import has_logits
 from perdure.files.text_files import read_json
 from perdure.files.written_whole import write_text
-from perdure.metrics import continual
 from perdure.recipe import Recipe
-from perdure.reporting import load
+from perdure.reporting import load, tables
 
 TAGS = {
     "classify": "image-classification",
@@ -81,13 +80,6 @@ def again(asked: Recipe) -> str:
     return f"`{command}`" + (", with the folder of its data" if roots else "")
 
 
-def load_summary(folder: Path) -> dict[str, float | None]:
-    """Average, last, forgetting and so on of a run's headline metric."""
-    read = load.read(folder)
-    measured = continual.from_rows(read.rows, tasks=len(read.tasks), metric=read.headline)
-    return continual.summary(measured.matrix, counts=measured.counts, initial=measured.initial)
-
-
 def _data(ran: dict[str, Any]) -> str:
     """The data set's own name, or those of several, or of the tasks where each is a data set."""
     data = ran.get("data", {})
@@ -112,6 +104,7 @@ def _license(bases: list[str]) -> list[str]:
 
 
 def _numbers(folder: Path | None) -> list[str]:
-    values = {} if folder is None else load_summary(folder)
-    rows = [f"      - type: {k}\n        value: {v:.3f}" for k, v in values.items() if v is not None]
+    """Those of the report, under the titles that they have there."""
+    found = {} if folder is None else tables.run_numbers(load.read(folder))
+    rows = [f"      - {{type: {n.metric}, name: {json.dumps(n.title)}, value: {v:.3f}}}" for n, v in found.items()]
     return ["    metrics:", *rows] if rows else ["    metrics: []"]
