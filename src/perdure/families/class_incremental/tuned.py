@@ -34,10 +34,12 @@ ATTENTION = r"blocks\.\d+\.attn\.(qkv|proj)"
 class Network(Protocol):
     """A network whose logits are learned. `parameters` are those that are there before any class is."""
 
-    clip: Clip | None
-    """The CLIP under whose texts it answers; none of a head."""
     transform: Any
     parameters: dict[str, nn.Parameter]
+
+    @property
+    def clip(self) -> Clip | None:
+        """The CLIP under whose texts it answers; none of a head."""
 
     def logits(self, classes: Sequence[str], runtime: Runtime, *, labels: Sequence[int] | None = None) -> Logits:
         """Logits of a batch in training, with gradients.
