@@ -106,5 +106,5 @@ def _license(bases: list[str]) -> list[str]:
 def _numbers(folder: Path | None) -> list[str]:
     """Those of the report, under the titles that they have there."""
     found = {} if folder is None else tables.run_numbers(load.read(folder))
-    rows = [f"      - {{type: {n.metric}, name: {json.dumps(n.title)}, value: {v:.3f}}}" for n, v in found.items()]
-    return ["    metrics:", *rows] if rows else ["    metrics: []"]
+    rows = [{"type": n.metric, "name": n.title, "value": round(v, 3)} for n, v in found.items()]
+    return ["    metrics:", *(f"      - {json.dumps(row)}" for row in rows)] if rows else ["    metrics: []"]
