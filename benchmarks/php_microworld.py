@@ -48,6 +48,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "av_finetune": ("av_finetune", []),
     "av_l2p": ("av_l2p", []),
     "av_dualprompt": ("av_dualprompt", []),
+    "av_coda_prompt": ("av_coda_prompt", []),
     "av_joint": ("av_joint", []),
     "zero_shot_av": ("zero_shot_av", []),
 }
