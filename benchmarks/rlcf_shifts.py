@@ -6,10 +6,10 @@
     python benchmarks/rlcf_shifts.py pacs --pacs DIR --split W --policy small_clip_a --reward small_clip_b \\
         --out benchmarks/results/rlcf_pacs.csv
 
-`microworld`: ten styles, embedded micro-clip and micro-clip-reward. `pacs`: DIR holds ``photo``, ``art_painting``,
-``cartoon`` and ``sketch`` with a folder a class. ``--split W`` makes folders of links: W/train/photo and W/train/all
-to train small CLIPs on (by pretrain_small_clip.py), W/test/<domain> to test on: a quarter of the photos, half of the
-others. A seed draws other test images (where --limit leaves a choice), other views and samples. ``--choose`` tries
+`microworld`: ten styles at severity 5, embedded micro-clip and micro-clip-reward. `pacs`: DIR holds ``photo``,
+``art_painting``, ``cartoon`` and ``sketch`` with a folder a class. ``--split W`` makes folders of links: W/train/photo
+and W/train/all to train small CLIPs on (by pretrain_small_clip.py), W/test/<domain> to test on: a quarter of the
+photos, half of the others. A seed draws other test images (where --limit leaves a choice), other views and samples. ``--choose`` tries
 learning rates on other pictures than those that are reported: another seed of microworld, the training photos of PACS.
 Runs are kept in --work, and go on where they stopped.
 
@@ -136,7 +136,7 @@ def sets(given: argparse.Namespace) -> dict[str, Any]:
     """The stream's test sets."""
     if given.what == "microworld":
         world = {"name": "microworld", "train_per_class": 0, "seed": int(given.choose)}
-        return {"data": [world | {"style": style} for style in STYLES]}
+        return {"data": [world | {"style": style, "severity": 5} for style in STYLES]}
     folders = ["train/photo"] if given.choose else [f"test/{domain}" for domain in DOMAINS]
     data = [{"name": "image_folder", "root": str(given.split / folder), "test_share": 1} for folder in folders]
     return {"data": data, "names": [folder.split("/")[1] for folder in folders]}

@@ -68,6 +68,7 @@ def test_weights_have_the_residual_of_float64(strength, scale):
     sums.add(features[:50], targets[:50], same)
     sums.add(features[50:], F.pad(targets[50:], (0, 2)), same)  # classes without an image
     weights = sums.solve(strength)
+    assert sums.gram is not None and sums.cross is not None
     rest = sums.gram @ weights + strength * weights - sums.cross
     size = (sums.gram.norm() + strength) * weights.norm()
     assert weights.dtype == torch.float64 and float(rest.norm() / size) < 1e-14
@@ -80,5 +81,6 @@ def test_sums_that_float32_cannot_factor_are_solved_all_the_same():
     sums = ridge.Sums()
     sums.add(features, targets, same)
     weights = sums.solve(1e-6)
+    assert sums.gram is not None and sums.cross is not None
     one = torch.eye(40, dtype=torch.float64)
     torch.testing.assert_close(weights, torch.linalg.solve(sums.gram + 1e-6 * one, sums.cross), rtol=1e-3, atol=1e-9)

@@ -95,8 +95,8 @@ def errors(
 ) -> Float[Tensor, " ridges"]:
     """Mean squared error on the rows after the first `fit`, of the weights that those fit under each ridge.
 
-    Of few rows the kernel is solved, ``H'(HH' + rI)^-1 Y``, of many ``(H'H + rI)^-1 H'Y``. With no row to fit all weights
-    are 0.
+    Of few rows the kernel is solved, ``H'(HH' + rI)^-1 Y``, of many ``(H'H + rI)^-1 H'Y``. With no row to fit all
+    weights are 0.
     """
     held = targets[fit:]
     if fit == 0:
