@@ -9,9 +9,9 @@
 `microworld`: ten styles at severity 5, embedded micro-clip and micro-clip-reward. `pacs`: DIR holds ``photo``,
 ``art_painting``, ``cartoon`` and ``sketch`` with a folder a class. ``--split W`` makes folders of links: W/train/photo
 and W/train/all to train small CLIPs on (by pretrain_small_clip.py), W/test/<domain> to test on: a quarter of the
-photos, half of the others. A seed draws other test images (where --limit leaves a choice), other views and samples. ``--choose`` tries
-learning rates on other pictures than those that are reported: another seed of microworld, the training photos of PACS.
-Runs are kept in --work, and go on where they stopped.
+photos, half of the others. A seed draws other test images (where --limit leaves a choice), other views and samples.
+``--choose`` tries learning rates on other pictures than those that are reported: another seed of microworld, the
+training photos of PACS. Runs are kept in --work, and go on where they stopped.
 
 The CSV has a line for each (set, method, seed): accuracy in percent; how many answers are right where the policy's were
 wrong (`better`) and the other way round (`worse`); the same two counts for the reward model alone (`reward_knows`,
