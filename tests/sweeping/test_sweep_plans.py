@@ -53,12 +53,21 @@ def test_a_methods_own_recipe_is_the_one_of_the_same_data_and_models(tmp_path):
 
 
 def test_grids_are_lists_and_ranges():
-    found = read_grid(["method.lr=1e-4,3e-4", "method.epochs=2", "method.name=er", "method.momentum=0.1..0.9"])
+    found = read_grid(
+        [
+            "method.lr=1e-4,3e-4",
+            "method.epochs=2",
+            "method.name=er",
+            "method.momentum=0.1..0.9",
+            "models.vit.weights=a,b/c",
+        ]
+    )
     assert found == {
         "method.lr": [1e-4, 3e-4],
         "method.epochs": [2],
         "method.name": ["er"],
         "method.momentum": "0.1..0.9",
+        "models.vit.weights": ["a", "b/c"],
     }
     assert Range(low=1e-4, high=1e-2, whole=False).log and not Range(low=0.1, high=0.9, whole=False).log
 
@@ -85,6 +94,10 @@ FAULTS = {
     "small.yaml --leave --yes": ["--leave: nobody else would run them"],
     "small.yaml --select validation --search 3 --grid method.epochs=1..0 stream.validation_share=0.2": ["is empty"],
     "small.yaml --select validation --search 3 --grid stream.validation_share=0.1..1.5": ["expected a number below 1"],
+    "ranpac/microworld --grid models.clip.weights=micro-clip,no/where --yes": [
+        "models.clip.weights",
+        "weights: no/where: ",
+    ],
     "small.yaml --slurm partition=gpu": ["--slurm: has no use here"],
     "small.yaml": ["nobody can be asked", "Add --yes."],
     "status nowhere": ["nowhere: this is not a sweep's folder"],

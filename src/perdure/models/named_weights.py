@@ -57,7 +57,8 @@ def absent(weights: str, revision: str | None = None) -> str:
         return "neither a path nor a hub id"
     if cached is not None and any(file.suffix in SUFFIXES for file in cached.iterdir()):
         return ""
-    return f"{name} is not in the cache of this machine, and HF_HUB_OFFLINE forbids to fetch it"
+    which = "it" if name == weights else name
+    return f"{which} is not in the cache of this machine, and HF_HUB_OFFLINE forbids to fetch it"
 
 
 def count_blocks(weights: str, revision: str | None = None) -> int | None:

@@ -93,9 +93,14 @@ def _with_whole_paths(value: Any, folder: Path) -> Any:
     return value
 
 
-def read_overrides(overrides: Sequence[str]) -> tuple[Layer, list[Wrong]]:
+def read_overrides(overrides: Sequence[str], *, paths: bool = False) -> tuple[Layer, list[Wrong]]:
     """``section.key=value`` arguments as one layer; each value is YAML 1.2, or a list without its brackets (``0,1,2``),
-    which some shells take for themselves."""
+    which some shells take for themselves.
+
+    Args:
+        paths: such a list may hold folders and hub ids, too (``a/b,c/d``). Else that is one path with a comma.
+    """
+    item = r"[\w./~+-]+" if paths else r"[\w.+-]+"
     layer = Layer(values={}, files=(COMMAND_LINE,))
     wrong: list[Wrong] = []
     for number, argument in enumerate(overrides, start=1):
@@ -104,7 +109,7 @@ def read_overrides(overrides: Sequence[str]) -> tuple[Layer, list[Wrong]]:
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             wrong.append(Wrong(mark=whole, what=f"`{key}` is not a setting", hint="write section.key=value"))
             continue
-        bare = int(re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", value) is not None)
+        bare = int(re.fullmatch(rf"{item}(,{item})+", value) is not None)
         value = f"[{value}]" if bare else value
         reader = _Reader(value, file=COMMAND_LINE, line=number - 1, column=len(key) + 1 - bare, shown=argument)
         path: Keys = tuple(key.split("."))

@@ -10,7 +10,7 @@ Knows a list of data sets. Does not know images or methods.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -68,7 +68,8 @@ def build(config: Config) -> Stream:
         DataError: data are not there, of all sets at once; a class has no training image.
     """
     rules, tasks, datasets, offset = selection.rules_of(config), [], [], 0
-    for index, dataset in enumerate(_read(config)):
+    placed = [_placed(named, config.root) for named in config.data]
+    for index, dataset in enumerate(_read(placed)):
         if dataset.kind != "classify":
             where = f"stream.data.{index}"
             raise RecipeError(f"{dataset.name} is of kind {dataset.kind}", where=where, expected="kind classify")
@@ -87,7 +88,7 @@ def build(config: Config) -> Stream:
         scope="seen" if config.task_revealed else "all",
         manifest={
             "stream": "multi_domain",
-            "source": [_placed(named, config.root).plain() for named in config.data],
+            "source": [named.plain() for named in placed],
             **stated,
             "data": [selection.identity(dataset) for dataset in datasets],
             "tasks": [{"name": task.name, **task.facts["examples"]} for task in tasks],
@@ -95,12 +96,12 @@ def build(config: Config) -> Stream:
     )
 
 
-def _read(config: Config) -> list[Dataset]:
+def _read(placed: Sequence[Named]) -> list[Dataset]:
     """The data sets; a DataError names all that cannot be read."""
     read, wrong = [], []
-    for named in config.data:
+    for named in placed:
         try:
-            read.append(_placed(named, config.root).build())
+            read.append(named.build())
         except DataError as fault:
             wrong.append(fault)
     if len(wrong) == 1:
@@ -108,7 +109,7 @@ def _read(config: Config) -> list[Dataset]:
     if wrong:
         said = "\n".join(f"- {fault}" for fault in wrong)
         raise DataError(
-            f"{len(wrong)} of {len(config.data)} data sets cannot be read",
+            f"{len(wrong)} of {len(placed)} data sets cannot be read",
             todo="Put them below one folder, each as it would lie in `data`, and set `stream.root` to that folder; or "
             f"state each set's own: stream.data=[{{name: aircraft, root: ...}}, ...].\n{said}",
         )

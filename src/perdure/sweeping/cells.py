@@ -17,7 +17,7 @@ from typing import Any, Literal
 from perdure import recipe as recipes
 from perdure import resuming
 from perdure.errors import PerdureError, RecipeError
-from perdure.recipe import Recipe
+from perdure.recipe import Recipe, given_models
 from perdure.recipe.source import COMMAND_LINE, Unreadable, Wrong
 from perdure.recipe.text import flow
 from perdure.settings import registry
@@ -189,11 +189,11 @@ def of_seeds(
 def require(
     cells: Sequence[Cell], faults: Faults, *, data: bool = True, also: Callable[[Recipe, Any], None] | None = None
 ) -> list[Any]:
-    """Note all that keeps a cell from being run: its data, what its method cannot answer, a folder that holds another
-    run, or that nothing can be written to.
+    """Note all that keeps a cell from being run: its data, what its method cannot answer, weights that cannot be had, a
+    folder that holds another run, or that nothing can be written to.
 
     Args:
-        data: read the data, once for each stream.
+        data: read the data, once for each stream, and look for the weights.
         also: asserts more of a recipe and its stream.
 
     Returns:
@@ -207,6 +207,7 @@ def require(
         if not data or plain in fitted:
             continue
         fitted.append(plain)
+        faults.of(lambda cell=cell: given_models.require_weights(cell.recipe))
         stream = next((made for asked, made in streams if asked == cell.recipe.stream), None)
         if stream is None and all(asked != cell.recipe.stream for asked, _ in streams):
             stream = faults.of(lambda cell=cell: recipes.build_stream(cell.recipe))

@@ -146,7 +146,7 @@ def read_grid(options: Sequence[str]) -> dict[str, Any]:
     Raises:
         RecipeError: all faults at once.
     """
-    layer, wrong = read_overrides(options)
+    layer, wrong = read_overrides(options, paths=True)
     if wrong:
         raise Unreadable([replace(w, mark=replace(w.mark, file="--grid")) for w in wrong])
     found = {}
