@@ -161,6 +161,7 @@ FEWER = (
     *("active", "multiply-adds"),
 )
 """Numbers of which less is better."""
+KNOWN = tables.Number(tables.TASK_KNOWN, "last")
 Table = Mapping[str, Mapping[int, Mapping[str, float]]]
 """Way -> seed -> number -> value."""
 
@@ -204,11 +205,16 @@ def numbers(given: argparse.Namespace, way: str, seed: int) -> dict[str, float]:
     short |= {"when_learned": "when learned", "kept": "kept", "lost": "lost"}
     wanted = ("accuracy", "microworld-colored_shapes")
     scores = {short[n.aggregate]: v for n, v in found.items() if n.aggregate in short and n.metric in wanted}
+    scores |= {f"{n.aggregate}, task known": v for n, v in found.items() if n == KNOWN}
     return scores | (work(folder) if given.what in ("replay", "mnist") else {})
 
 
 def classes(given: argparse.Namespace, seed: int) -> list[str]:
     return [f"stream.data.seed={seed}"]
+
+
+def vit(given: argparse.Namespace, seed: int) -> list[str]:
+    return [*classes(given, seed), f"evaluate.metrics=accuracy,{tables.TASK_KNOWN}"]
 
 
 def shifts(given: argparse.Namespace, seed: int) -> list[str]:
@@ -231,7 +237,7 @@ def mnist(given: argparse.Namespace, seed: int) -> list[str]:
     return ["models.net={name: gated_resnet}", "evaluate.plan=seen", "evaluate.start=false"]
 
 
-WORLDS = {"classes": classes, "vit": classes, "shifts": shifts, "replay": replay, "mnist": mnist}
+WORLDS = {"classes": classes, "vit": vit, "shifts": shifts, "replay": replay, "mnist": mnist}
 """What settings make a seed's world."""
 
 
