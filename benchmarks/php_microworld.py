@@ -57,6 +57,10 @@ CLAIMS = [
     Claim("PHP ends above sequential fine-tuning, mean of the tasks", "mean", "php", "av_finetune"),
     Claim("PHP forgets less", "forgetting", "php", "av_finetune"),
     *(
+        Claim(f"PHP ends above {name}", "mean", "php", method)
+        for method, name in (("av_l2p", "L2P"), ("av_dualprompt", "DualPrompt"), ("av_coda_prompt", "CODA-Prompt"))
+    ),
+    *(
         Claim(f"Without its {part} it ends lower", "mean", "php", f"php without {name}")
         for name, part in (("shallow", "shallow adapters"), ("mid", "generator"), ("deep", "static prompts"))
     ),
