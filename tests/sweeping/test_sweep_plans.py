@@ -96,7 +96,7 @@ FAULTS = {
     "small.yaml --select validation --search 3 --grid stream.validation_share=0.1..1.5": ["expected a number below 1"],
     "ranpac/microworld --grid models.clip.weights=micro-clip,no/where --yes": [
         "models.clip.weights",
-        "weights: no/where: ",
+        "weights: no/where is not",
     ],
     "small.yaml --slurm partition=gpu": ["--slurm: has no use here"],
     "small.yaml": ["nobody can be asked", "Add --yes."],

@@ -57,8 +57,7 @@ def absent(weights: str, revision: str | None = None) -> str:
         return "neither a path nor a hub id"
     if cached is not None and any(file.suffix in SUFFIXES for file in cached.iterdir()):
         return ""
-    which = "it" if name == weights else name
-    return f"{which} is not in the cache of this machine, and HF_HUB_OFFLINE forbids to fetch it"
+    return f"{name} is not in the cache of this machine, and HF_HUB_OFFLINE forbids to fetch it"
 
 
 def count_blocks(weights: str, revision: str | None = None) -> int | None:

@@ -62,7 +62,7 @@ def require_weights(recipe: Recipe) -> None:
     for role, (_, settings) in read(recipe).items():
         if why := getattr(settings, "weights_absent", str)():
             raise RecipeError(
-                f"{settings.weights}: {why}",
+                why if why.startswith(settings.weights) else f"{settings.weights}: {why}",
                 where=f"models.{role}.weights",
                 expected="a folder, a file, an embedded model, or a hub id that can be had",
             )
