@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import tarfile
+import shutil
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -100,8 +100,7 @@ def unpack(packs: Path, images: Path) -> None:
     """The images below `images`, in folders called like their packs."""
     for pack, archive in (("tiny_imagenet_subset", "tiny_imagenet_subset.tar.xz"), ("coco_mini", "images.tar.xz")):
         if not (images / pack).is_dir():
-            with tarfile.open(packs / pack / archive) as file:
-                file.extractall(images / pack, filter="data")
+            shutil.unpack_archive(packs / pack / archive, images / pack)
 
 
 def answering_llm(source: Path, folder: Path) -> None:

@@ -19,7 +19,6 @@ import random
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -138,8 +137,7 @@ def _weeks(pack: Path, work: Path) -> dict[str, Path]:
     source = pack
     if pack.is_file():
         source = work / "pack"
-        with tarfile.open(pack) as archive:
-            archive.extractall(source, filter="data")
+        shutil.unpack_archive(pack, source)
     domains = {p.name: p for p in source.rglob("*") if p.is_dir() and p.name in ("photo", "sketch", "cartoon")}
     classes = sorted(p.name for p in domains["photo"].iterdir() if p.is_dir())
     old, new = classes[:FIRST], classes[FIRST:]

@@ -1,7 +1,7 @@
 """The readers on real images: parts of Tiny ImageNet, Caltech-101 and PACS, and all of MNIST."""
 
 import gzip
-import tarfile
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,7 @@ def unpacked(tmp_path_factory):
     def unpack(name):
         archive = pack(name) / f"{name}.tar.xz"
         folder = tmp_path_factory.mktemp(name)
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+        shutil.unpack_archive(archive, folder)
         return folder
 
     return unpack

@@ -130,10 +130,16 @@ def test_a_version_that_cannot_be_used_leaves_the_old_one_and_is_named(run, mode
         assert health["refused"] == {"version": 2, "why": "versions/000002: the file is damaged"}
         assert client.form(("file", PICTURES[0]))[1]["version"] == 1
         monkeypatch.setattr(following, "load", sound)
-        versions.point(run, 1, by="a test")
-        versions.point(run, 2, by="a test")
+        refused = []  # as it stood whenever a model began to answer
+
+        def spied(this, name, value):
+            refused.extend([this.refused] if name == "model" else [])
+            object.__setattr__(this, name, value)
+
+        monkeypatch.setattr(following.Served, "__setattr__", spied)
+        versions.point(run, 2, by="a test again")
         wait_for(lambda: client.ask("GET", "/health")[1]["version"] == 2)
-        assert client.ask("GET", "/health")[1]["refused"] is None
+        assert client.ask("GET", "/health")[1]["refused"] is None and refused == [{}]
 
 
 def test_drained_requests_are_refused_while_a_version_is_loaded(run, monkeypatch):

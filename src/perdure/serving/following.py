@@ -169,14 +169,14 @@ class Served:
             if self.drain:
                 self.model = None  # requests are refused until the new one is there
             began = time.monotonic()
-            self.model = self._ready(number)
+            ready = self._ready(number)
         except FAULTS as error:
             self.refused = {"version": self._promoted(), "why": str(error)}
             log.error("version %s cannot be used: %s", self.refused["version"], error)
             if self.model is None and before is not None:
                 self.model = self._ready(before)
             return
-        self.refused = {}
+        self.refused, self.model = {}, ready  # in this order: nobody sees the new version refused
         self.changed(number)
         log.info("version %d answers since now (loaded in %.1f s)", number, time.monotonic() - began)
 
