@@ -55,15 +55,13 @@ class Sums:
         """``(G + ridge I)^-1 Q``, by Cholesky, or by LU where rounding has taken G's definiteness. A factor in float32
         is tried first: where its refinement reaches float64's residual, it does so in about half of the time."""
         assert self.gram is not None and self.cross is not None
-        near = _factor(self.gram.float(), ridge)
+        near = _factor(self.gram, ridge, torch.float32)
         if near is not None and (found := _refined(self.gram, self.cross, [ridge], near)):
             return found[ridge]
         factor = _factor(self.gram, ridge)
         if factor is not None:
             return torch.cholesky_solve(self.cross, factor)
-        system = self.gram.clone()
-        system.diagonal().add_(ridge)
-        return torch.linalg.solve(system, self.cross)
+        return torch.linalg.solve(_shifted(self.gram, ridge), self.cross)
 
 
 def _add_symmetric(total: Float[Tensor, "n n"], rows: Float[Tensor, "n inner"]) -> None:
@@ -135,12 +133,19 @@ def _solutions(square: Float[Tensor, "n n"], right: Float[Tensor, "n classes"], 
     return [found[r] for r in ridges]
 
 
-def _factor(square: Float[Tensor, "n n"], ridge: float) -> Float[Tensor, "n n"] | None:
+def _factor(
+    square: Float[Tensor, "n n"], ridge: float, dtype: torch.dtype = torch.float64
+) -> Float[Tensor, "n n"] | None:
     """The Cholesky factor of ``square + ridge I``; None where rounding leaves it indefinite."""
-    system = square.clone()
-    system.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(system)
+    factor, failed = torch.linalg.cholesky_ex(_shifted(square, ridge, dtype))
     return None if int(failed) else factor
+
+
+def _shifted(square: Float[Tensor, "n n"], ridge: float, dtype: torch.dtype = torch.float64) -> Float[Tensor, "n n"]:
+    """``square + ridge I``, a copy."""
+    system = square.to(dtype, copy=True)
+    system.diagonal().add_(ridge)
+    return system
 
 
 def _refined(
